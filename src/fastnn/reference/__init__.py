@@ -1,0 +1,1 @@
+"""NumPy references: every operator from its definition, forward and backward."""
