@@ -1,0 +1,133 @@
+// DLPack exchange (https://dmlc.github.io/dlpack): CPU tensors in and out without a copy.
+// The structs below are the protocol's C ABI, version 0 ("dltensor" capsules).
+#include "bindings/module.h"
+
+#include "core/error.h"
+
+namespace fastnn {
+namespace {
+
+struct DLDevice {
+  int32_t device_type;  // 1 = CPU, 3 = pinned CPU memory
+  int32_t device_id;
+};
+struct DLDataType {
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  int32_t ndim;
+  DLDataType dtype;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor dl_tensor;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensor* self);
+};
+
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6;
+
+DLDataType to_dlpack_dtype(DType dtype) {
+  const auto bits = static_cast<uint8_t>(8 * item_size(dtype));
+  switch (dtype) {
+    case DType::float32:
+      return {kFloat, bits, 1};
+    case DType::bfloat16:
+      return {kBfloat, bits, 1};
+    case DType::uint8:
+      return {kUInt, bits, 1};
+    case DType::boolean:
+      return {kBool, bits, 1};
+    default:
+      return {kInt, bits, 1};
+  }
+}
+
+DType from_dlpack_dtype(const DLDataType& t) {
+  if (t.lanes == 1) {
+    if (t.code == kFloat && t.bits == 32) return DType::float32;
+    if (t.code == kBfloat && t.bits == 16) return DType::bfloat16;
+    if (t.code == kInt && t.bits == 64) return DType::int64;
+    if (t.code == kInt && t.bits == 32) return DType::int32;
+    if (t.code == kUInt && t.bits == 8) return DType::uint8;
+    if (t.code == kBool && t.bits == 8) return DType::boolean;
+  }
+  throw TypeError(
+      text("from_dlpack: expected float32, bfloat16, int64, int32, uint8 or bool, got "
+           "DLPack type code ",
+           int{t.code}, " with ", int{t.bits}, " bits and ", t.lanes, " lanes"));
+}
+
+struct Exported {
+  DLManagedTensor managed;
+  Array array;
+  Dims shape, strides;
+};
+
+py::capsule to_dlpack(const Array& x) {
+  if (!x.storage()->writable)
+    throw py::buffer_error(
+        "__dlpack__: this tensor views read-only memory, which this DLPack version cannot "
+        "express; export a .clone()");
+  auto* out = new Exported{{}, x, x.shape(), x.strides()};
+  DLTensor& t = out->managed.dl_tensor;
+  t.data = x.raw();
+  t.device = {1, 0};
+  t.ndim = x.rank();
+  t.dtype = to_dlpack_dtype(x.dtype());
+  t.shape = &out->shape[0];
+  t.strides = &out->strides[0];
+  t.byte_offset = 0;
+  out->managed.manager_ctx = out;
+  out->managed.deleter = [](DLManagedTensor* self) {
+    delete static_cast<Exported*>(self->manager_ctx);
+  };
+  return py::capsule(&out->managed, "dltensor", [](PyObject* capsule) {
+    // A consumer renames the capsule to "used_dltensor" and takes over the deleter.
+    if (!PyCapsule_IsValid(capsule, "dltensor")) return;
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+    managed->deleter(managed);
+  });
+}
+
+Array from_dlpack(const py::capsule& capsule) {
+  check(PyCapsule_IsValid(capsule.ptr(), "dltensor"),
+        "from_dlpack: expected an unused \"dltensor\" capsule, got one named \"",
+        PyCapsule_GetName(capsule.ptr()) ? PyCapsule_GetName(capsule.ptr()) : "", "\"");
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  const DLTensor& t = managed->dl_tensor;
+  check<NotImplementedError>(t.device.device_type == 1 || t.device.device_type == 3,
+                             "from_dlpack: expected a CPU tensor, got device type ",
+                             t.device.device_type);
+  const DType dtype = from_dlpack_dtype(t.dtype);
+  Dims shape, strides;
+  for (int i = 0; i < t.ndim; ++i) shape.push_back(t.shape[i]);
+  if (t.strides)
+    for (int i = 0; i < t.ndim; ++i) strides.push_back(t.strides[i]);
+  else
+    strides = row_major_strides(shape);
+  auto storage = std::make_shared<Storage>();
+  storage->data = static_cast<char*>(t.data) + t.byte_offset;
+  storage->release = [managed] {
+    if (!managed->deleter || !Py_IsInitialized()) return;
+    py::gil_scoped_acquire gil;  // the producer's deleter may drop Python references
+    managed->deleter(managed);
+  };
+  PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+  return Array(std::move(storage), 0, shape, strides, dtype);
+}
+
+}  // namespace
+
+void bind_dlpack(py::module_& m) {
+  m.def("to_dlpack", &to_dlpack);
+  m.def("from_dlpack", &from_dlpack);
+}
+
+}  // namespace fastnn

@@ -1,0 +1,142 @@
+#include "core/allocator.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "core/error.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%
+// waste), then whole huge pages. Equal sizes recur, so exact classes reuse blocks almost always.
+int64_t size_class(int64_t bytes) {
+  if (bytes <= 1024) return (bytes + 63) / 64 * 64;
+  if (bytes >= kHugePage) return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  int64_t step = 128;
+  while (step * 16 < bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+struct Cache {
+  std::mutex mutex;
+  std::map<int64_t, std::vector<void*>> free_blocks;
+  MemoryStats stats{};
+};
+
+// Never destroyed: arrays may outlive static destructors at interpreter exit.
+Cache& cache() {
+  static Cache* instance = new Cache;
+  return *instance;
+}
+
+int64_t physical_memory() {
+  static const int64_t bytes =
+      static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+void* from_system(int64_t bytes) {
+  if (bytes < kHugePage) return std::aligned_alloc(64, static_cast<size_t>(bytes));
+  // Map one huge page more than asked and trim both ends to a 2 MiB boundary.
+  const size_t span = static_cast<size_t>(bytes + kHugePage);
+  void* raw = mmap(nullptr, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(raw);
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  char* const aligned = begin + (kHugePage - address % kHugePage) % kHugePage;
+  const size_t head = static_cast<size_t>(aligned - begin);
+  const size_t tail = span - head - static_cast<size_t>(bytes);
+  if (head) munmap(begin, head);
+  if (tail) munmap(aligned + bytes, tail);
+#ifdef MADV_HUGEPAGE
+  madvise(aligned, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  return aligned;
+}
+
+void to_system(void* block, int64_t bytes) {
+  if (bytes < kHugePage)
+    std::free(block);
+  else
+    munmap(block, static_cast<size_t>(bytes));
+}
+
+void release_all(Cache& c) {
+  for (auto& [bytes, blocks] : c.free_blocks)
+    for (void* block : blocks) to_system(block, bytes);
+  c.free_blocks.clear();
+  c.stats.cached = 0;
+}
+
+}  // namespace
+
+void* allocate(int64_t bytes) {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  const bool absurd = bytes > physical_memory();
+  const int64_t size = absurd ? bytes : size_class(bytes > 0 ? bytes : 1);
+  ++c.stats.allocations;
+  void* block = nullptr;
+  auto found = c.free_blocks.find(size);
+  if (!absurd && found != c.free_blocks.end() && !found->second.empty()) {
+    block = found->second.back();
+    found->second.pop_back();
+    c.stats.cached -= size;
+    ++c.stats.cache_hits;
+  } else if (!absurd) {
+    // Cached blocks of other sizes must not push the process out of memory.
+    if (c.stats.allocated + c.stats.cached + size > physical_memory() / 10 * 9) release_all(c);
+    block = from_system(size);
+    if (!block) {
+      release_all(c);
+      block = from_system(size);
+    }
+  }
+  check<MemoryError>(block != nullptr, "cannot allocate ", bytes, " bytes: ", c.stats.allocated,
+                     " bytes are in use, ", c.stats.cached, " cached, and this machine has ",
+                     physical_memory());
+  c.stats.allocated += size;
+  if (c.stats.allocated > c.stats.peak_allocated) c.stats.peak_allocated = c.stats.allocated;
+  return block;
+}
+
+void deallocate(void* block, int64_t bytes) noexcept {
+  Cache& c = cache();
+  const int64_t size = size_class(bytes > 0 ? bytes : 1);
+  std::lock_guard<std::mutex> lock(c.mutex);
+  c.stats.allocated -= size;
+  try {
+    c.free_blocks[size].push_back(block);
+    c.stats.cached += size;
+  } catch (...) {
+    to_system(block, size);
+  }
+}
+
+MemoryStats memory_stats() {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  return c.stats;
+}
+
+void reset_peak_memory_stats() {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  c.stats.peak_allocated = c.stats.allocated;
+}
+
+void empty_cache() {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  release_all(c);
+}
+
+}  // namespace fastnn

@@ -1,0 +1,116 @@
+#include "core/array.h"
+
+#include <algorithm>
+
+#include "core/allocator.h"
+#include "core/error.h"
+
+namespace fastnn {
+
+Dims::Dims(std::initializer_list<int64_t> values) {
+  for (int64_t value : values) push_back(value);
+}
+
+Dims::Dims(int rank, int64_t fill) {
+  for (int i = 0; i < rank; ++i) push_back(fill);
+}
+
+void Dims::push_back(int64_t value) {
+  check(rank_ < kMaxRank, "expected at most ", kMaxRank, " dimensions, got more");
+  values_[rank_++] = value;
+}
+
+bool Dims::operator==(const Dims& other) const {
+  return rank_ == other.rank_ && std::equal(begin(), end(), other.begin());
+}
+
+std::string Dims::str() const {
+  std::string out = "(";
+  for (int i = 0; i < rank_; ++i) {
+    if (i) out += ", ";
+    out += std::to_string(values_[i]);
+  }
+  return out + (rank_ == 1 ? ",)" : ")");
+}
+
+int64_t element_count(const Dims& shape) {
+  int64_t count = 1;
+  bool zero = false;
+  for (int64_t size : shape) {
+    check(size >= 0, "expected sizes >= 0, got shape ", shape.str());
+    zero = zero || size == 0;
+  }
+  if (zero) return 0;
+  for (int64_t size : shape) {
+    check<MemoryError>(size <= (int64_t{1} << 62) / count, "cannot allocate a tensor of shape ",
+                       shape.str(), ": its size exceeds 2^62 elements");
+    count *= size;
+  }
+  return count;
+}
+
+Dims row_major_strides(const Dims& shape) {
+  Dims strides(shape.rank(), 1);
+  for (int i = shape.rank() - 2; i >= 0; --i)
+    strides[i] = strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);
+  return strides;
+}
+
+Dims canonical_strides(const Dims& shape) {
+  if (shape.rank() != 4) return row_major_strides(shape);
+  const int64_t c = std::max<int64_t>(shape[1], 1);
+  const int64_t h = std::max<int64_t>(shape[2], 1);
+  const int64_t w = std::max<int64_t>(shape[3], 1);
+  return {h * w * c, 1, w * c, c};
+}
+
+Storage::~Storage() {
+  if (release)
+    release();
+  else if (data)
+    deallocate(data, bytes);
+}
+
+int64_t Array::count() const {
+  int64_t count = 1;
+  for (int64_t size : shape_) count *= size;
+  return count;
+}
+
+bool Array::has_strides(const Dims& strides) const {
+  if (count() == 0) return true;
+  for (int i = 0; i < rank(); ++i)
+    if (shape_[i] != 1 && strides_[i] != strides[i]) return false;
+  return true;
+}
+
+bool Array::is_dense() const {
+  int order[kMaxRank];
+  int kept = 0;
+  for (int i = 0; i < rank(); ++i) {
+    if (shape_[i] == 0) return true;
+    if (shape_[i] != 1) order[kept++] = i;
+  }
+  std::stable_sort(order, order + kept, [&](int a, int b) { return strides_[a] < strides_[b]; });
+  int64_t expected = 1;
+  for (int i = 0; i < kept; ++i) {
+    if (strides_[order[i]] != expected) return false;
+    expected *= shape_[order[i]];
+  }
+  return true;
+}
+
+Array empty_strided(const Dims& shape, const Dims& strides, DType dtype) {
+  const int64_t bytes = element_count(shape) * item_size(dtype);
+  auto storage = std::make_shared<Storage>();
+  storage->data = allocate(bytes);
+  storage->bytes = bytes;
+  return Array(std::move(storage), 0, shape, strides, dtype);
+}
+
+Array empty(const Dims& shape, DType dtype) {
+  element_count(shape);  // before strides, which multiply the sizes
+  return empty_strided(shape, canonical_strides(shape), dtype);
+}
+
+}  // namespace fastnn

@@ -1,0 +1,15 @@
+// ISA levels: which were compiled, which this machine has, which is in use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fastnn {
+
+std::vector<std::string> compiled_isas();   // lowest first
+std::vector<std::string> available_isas();  // compiled and runnable here, lowest first
+std::string active_isa();
+// Throws ValueError for a level that is not available. Not to be called while kernels run.
+void set_isa(const std::string& name);
+
+}  // namespace fastnn

@@ -1,0 +1,135 @@
+#include "core/parallel.h"
+
+#include <omp.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/error.h"
+
+namespace fastnn {
+namespace {
+
+int default_threads() {
+  if (const char* text = std::getenv("FASTNN_NUM_THREADS")) {
+    const int value = std::atoi(text);
+    if (value > 0) return value;
+  }
+  return omp_get_max_threads();
+}
+
+std::atomic<int>& thread_count() {
+  static std::atomic<int> count{default_threads()};
+  return count;
+}
+
+// libgomp's pool does not survive fork(): a child that enters a parallel region waits for threads
+// that no longer exist. A forked child therefore computes on one thread.
+std::atomic<bool> forked_child{false};
+std::atomic<bool> pool_started{false};
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  if (pool_started.load()) forked_child.store(true);
+});
+
+// Subnormal inputs and results are treated as zero inside kernels: arithmetic on them is a hundred
+// times slower. The caller's floating-point mode is restored.
+struct FlushDenormals {
+#if defined(__x86_64__)
+  unsigned saved = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(saved | 0x8040u); }
+  ~FlushDenormals() { _mm_setcsr(saved); }
+#elif defined(__aarch64__)
+  uint64_t saved;
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved));
+    asm volatile("msr fpcr, %0" ::"r"(saved | (1ull << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
+#endif
+};
+
+thread_local bool inside_region = false;
+
+int threads_for(int64_t chunks) {
+  if (chunks <= 1 || inside_region || forked_child.load(std::memory_order_relaxed)) return 1;
+  const int allowed = thread_count().load(std::memory_order_relaxed);
+  return static_cast<int>(chunks < allowed ? chunks : allowed);
+}
+
+void run_serial(int64_t chunks, void (*body)(void*, int64_t), void* context) {
+  FlushDenormals flush;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
+}
+
+struct Scratch {
+  void* data[4] = {};
+  int64_t bytes[4] = {};
+  ~Scratch() {
+    for (void* block : data) std::free(block);
+  }
+};
+
+}  // namespace
+
+int get_num_threads() { return thread_count().load(); }
+
+void set_num_threads(int count) {
+  check(count >= 1 && count <= 4096, "set_num_threads: expected 1 to 4096 threads, got ", count);
+  thread_count().store(count);
+}
+
+void run_chunks(int64_t chunks, void (*body)(void*, int64_t), void* context) {
+  const int threads = threads_for(chunks);
+  if (threads <= 1) return run_serial(chunks, body, context);
+  pool_started.store(true);
+#pragma omp parallel num_threads(threads)
+  {
+    FlushDenormals flush;
+    inside_region = true;
+    // The runtime may grant fewer threads than asked for.
+    const int64_t team = omp_get_num_threads();
+    const int64_t id = omp_get_thread_num();
+    for (int64_t chunk = chunks * id / team; chunk < chunks * (id + 1) / team; ++chunk)
+      body(context, chunk);
+    inside_region = false;
+  }
+}
+
+void run_chunks_dynamic(int64_t chunks, void (*body)(void*, int64_t), void* context) {
+  const int threads = threads_for(chunks);
+  if (threads <= 1) return run_serial(chunks, body, context);
+  pool_started.store(true);
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  {
+    FlushDenormals flush;
+    inside_region = true;
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
+      body(context, chunk);
+    inside_region = false;
+  }
+}
+
+void* thread_scratch(int64_t bytes, int slot) {
+  static thread_local Scratch scratch;
+  if (scratch.bytes[slot] < bytes) {
+    std::free(scratch.data[slot]);
+    scratch.bytes[slot] = 0;
+    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+    scratch.data[slot] = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    // Kernels cannot unwind; scratch is bounded by cache sizes, so failing here means the process
+    // is out of memory for good.
+    if (!scratch.data[slot]) std::abort();
+    scratch.bytes[slot] = rounded;
+  }
+  return scratch.data[slot];
+}
+
+}  // namespace fastnn

@@ -1,0 +1,28 @@
+// The process-wide generator (seed and call offset) and the fills that draw from it.
+#pragma once
+
+#include <cstdint>
+
+#include "core/array.h"
+
+namespace fastnn {
+
+struct RandomState {
+  uint64_t seed;
+  uint64_t offset;
+};
+
+void manual_seed(uint64_t seed);
+RandomState random_state();
+void set_random_state(RandomState state);
+// The state of this call; the offset moves on by one.
+RandomState next_random();
+
+// float32, canonical. Uniform in [low, high) with 24 random bits; normal by Box-Muller in double,
+// so that every ISA level gives the same bits.
+Array random_uniform(const Dims& shape, double low, double high);
+Array random_normal(const Dims& shape, double mean, double std);
+// int64 permutation of [0, n): Fisher-Yates.
+Array random_permutation(int64_t n);
+
+}  // namespace fastnn

@@ -1,0 +1,160 @@
+// Strided copies with dtype conversion.
+//
+// ops/copy.cpp sorts and merges the dimensions so that dst's innermost stride is the smallest.
+// Three loop nests follow: (1) both innermost strides are 1: rows are contiguous; (2) another
+// dimension has source stride 1: a transpose, walked in square tiles so that each cache line of
+// both sides is used fully while it is in L1; (3) anything else: a plain strided row. Cost: bytes
+// read plus bytes written; the floor is the streaming copy bandwidth.
+#include "cpu/simd/vec.h"
+#include "ops/slots.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kTile = 32;
+
+FASTNN_INLINE void convert(float& y, bfloat16 x) { y = to_float(x); }
+FASTNN_INLINE void convert(bfloat16& y, bfloat16 x) { y = x; }
+template <class S>
+FASTNN_INLINE void convert(bfloat16& y, S x) {
+  y = to_bfloat16(static_cast<float>(x));
+}
+template <class D>
+FASTNN_INLINE void convert(D& y, bfloat16 x) {
+  y = static_cast<D>(to_float(x));
+}
+template <class D, class S>
+FASTNN_INLINE void convert(D& y, S x) {
+  y = static_cast<D>(x);
+}
+FASTNN_INLINE void convert(bool& y, bfloat16 x) { y = to_float(x) != 0.0f; }
+template <class S>
+FASTNN_INLINE void convert(bool& y, S x) {
+  y = x != 0;
+}
+
+template <class D, class S>
+FASTNN_INLINE void copy_row(D* dst, int64_t to, const S* src, int64_t from, int64_t n) {
+  if (to == 1 && from == 1) {
+    for (int64_t i = 0; i < n; ++i) convert(dst[i], src[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) convert(dst[i * to], src[i * from]);
+  }
+}
+
+// dst[i][j] = src[i][j] over rows x columns, in tiles.
+template <class D, class S>
+void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t src_row,
+                int64_t src_col, int64_t rows, int64_t columns) {
+  for (int64_t i0 = 0; i0 < rows; i0 += kTile)
+    for (int64_t j0 = 0; j0 < columns; j0 += kTile) {
+      const int64_t i1 = i0 + kTile < rows ? i0 + kTile : rows;
+      const int64_t j1 = j0 + kTile < columns ? j0 + kTile : columns;
+      for (int64_t i = i0; i < i1; ++i)
+        copy_row(dst + i * dst_row + j0 * dst_col, dst_col, src + i * src_row + j0 * src_col,
+                 src_col, j1 - j0);
+    }
+}
+
+template <class D, class S>
+void copy_typed(const CopyParams& p) {
+  D* const dst = static_cast<D*>(p.dst);
+  const S* const src = static_cast<const S*>(p.src);
+  if (p.rank == 0) return convert(*dst, *src);
+  if (p.rank == 1) {
+    parallel_ranges(p.shape[0], kGrain, [&](int64_t begin, int64_t end) {
+      copy_row(dst + begin * p.dst_strides[0], p.dst_strides[0], src + begin * p.src_strides[0],
+               p.src_strides[0], end - begin);
+    });
+    return;
+  }
+  // The row dimension is the one whose source stride is smallest, the last one apart; the others
+  // form the outer loop.
+  const int column = p.rank - 1;
+  int row = column - 1;
+  for (int i = 0; i < column; ++i) {
+    const int64_t a = p.src_strides[i] < 0 ? -p.src_strides[i] : p.src_strides[i];
+    const int64_t b = p.src_strides[row] < 0 ? -p.src_strides[row] : p.src_strides[row];
+    if (a < b) row = i;
+  }
+  int64_t outer = 1;
+  for (int i = 0; i < column; ++i)
+    if (i != row) outer *= p.shape[i];
+  const int64_t rows = p.shape[row], columns = p.shape[column];
+  // Chunks: whole outer indices, each cut into blocks of rows where they are large.
+  int64_t row_block = kGrain / (columns > 0 ? columns : 1);
+  row_block = row_block < kTile ? kTile : (row_block > rows ? rows : row_block);
+  const int64_t blocks = (rows + row_block - 1) / row_block;
+  const int64_t per_chunk = rows * columns >= kGrain ? 1 : kGrain / (rows * columns + 1) + 1;
+  parallel_ranges(outer * blocks, per_chunk, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t rest = task / blocks;
+      const int64_t first = task % blocks * row_block;
+      const int64_t last = first + row_block < rows ? first + row_block : rows;
+      int64_t to = first * p.dst_strides[row], from = first * p.src_strides[row];
+      for (int i = column - 1; i >= 0; --i) {
+        if (i == row) continue;
+        const int64_t index = rest % p.shape[i];
+        rest /= p.shape[i];
+        to += index * p.dst_strides[i];
+        from += index * p.src_strides[i];
+      }
+      copy_tiles(dst + to, p.dst_strides[row], p.dst_strides[column], src + from,
+                 p.src_strides[row], p.src_strides[column], last - first, columns);
+    }
+  });
+}
+
+template <class D>
+void copy_to(const CopyParams& p) {
+  switch (p.src_dtype) {
+    case DType::float32:
+      return copy_typed<D, float>(p);
+    case DType::bfloat16:
+      return copy_typed<D, bfloat16>(p);
+    case DType::int64:
+      return copy_typed<D, int64_t>(p);
+    case DType::int32:
+      return copy_typed<D, int32_t>(p);
+    case DType::uint8:
+      return copy_typed<D, uint8_t>(p);
+    case DType::boolean:
+      return copy_typed<D, bool>(p);
+  }
+}
+
+void strided(const CopyParams& p) {
+  switch (p.dst_dtype) {
+    case DType::float32:
+      return copy_to<float>(p);
+    case DType::bfloat16:
+      return copy_to<bfloat16>(p);
+    case DType::int64:
+      return copy_to<int64_t>(p);
+    case DType::int32:
+      return copy_to<int32_t>(p);
+    case DType::uint8:
+      return copy_to<uint8_t>(p);
+    case DType::boolean:
+      return copy_to<bool>(p);
+  }
+}
+
+template <class T>
+void add_into(T* dst, const T* src, int64_t count) {
+  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
+    vector_loop(begin, end, [&](int64_t i, int n) {
+      store_any(dst + i, load_any(dst + i, n) + load_any(src + i, n), n);
+    });
+  });
+}
+
+}  // namespace
+
+void fill_copy(Slots& slots) {
+  slots.copy.strided = strided;
+  slots.copy.add_into = add_into<float>;
+  slots.copy.add_into_bf16 = add_into<bfloat16>;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA

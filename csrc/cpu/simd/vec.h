@@ -1,0 +1,166 @@
+// The vector type kernels are written in: GCC/Clang vector extensions, so that one source serves
+// every ISA level (4, 8 or 16 float lanes). Arithmetic operators work elementwise; a * b + c
+// contracts to a fused multiply-add where the ISA has one. The only intrinsics are masked tails.
+//
+// Every kernel source has this shape, which keeps the levels apart without any macro but
+// FASTNN_ISA:
+//
+//   namespace fastnn::cpu::FASTNN_ISA {
+//   namespace { ... kernels ... }
+//   void fill_<stem>(Slots& slots) { slots.<family>.<entry> = ...; }
+//   }
+//
+// No STL here or in any kernel source: an inline STL function compiled with AVX-512 flags could be
+// the copy that the linker keeps for the whole module.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/parallel.h"
+
+#if defined(FASTNN_ISA_avx2) || defined(FASTNN_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+#if defined(FASTNN_ISA_avx512)
+constexpr int LANES = 16;
+#elif defined(FASTNN_ISA_avx2)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vuint __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vhalf __attribute__((vector_size(2 * LANES)));
+
+FASTNN_INLINE vfloat set1(float x) { return x - vfloat{}; }
+FASTNN_INLINE vint as_int(vfloat x) { return reinterpret_cast<vint>(x); }
+FASTNN_INLINE vuint as_uint(vfloat x) { return reinterpret_cast<vuint>(x); }
+FASTNN_INLINE vfloat as_float(vint x) { return reinterpret_cast<vfloat>(x); }
+FASTNN_INLINE vfloat as_float(vuint x) { return reinterpret_cast<vfloat>(x); }
+
+// Comparisons of vfloat give vint lanes of 0 or -1; select picks a where the mask is set.
+FASTNN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
+// std::max's semantics: b where the comparison is false, so a NaN in b survives.
+FASTNN_INLINE vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
+FASTNN_INLINE vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+FASTNN_INLINE vfloat vabs(vfloat a) { return as_float(as_int(a) & 0x7fffffff); }
+FASTNN_INLINE vfloat vsqrt(vfloat a) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_sqrt_ps(a);
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_sqrt_ps(a);
+#else
+  for (int i = 0; i < LANES; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+#endif
+}
+
+// Horizontal sum in a fixed tree, and maximum.
+FASTNN_INLINE float sum(vfloat v) {
+  float lane[LANES];
+  __builtin_memcpy(lane, &v, sizeof(v));
+  for (int step = LANES / 2; step; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+FASTNN_INLINE float max_lane(vfloat v) {
+  float best = v[0];
+  for (int i = 1; i < LANES; ++i) best = v[i] > best || v[i] != v[i] ? v[i] : best;
+  return best;
+}
+
+// Loads and stores, unaligned; the _n forms touch the first n (0 <= n <= LANES) elements only and
+// load zeros elsewhere. bfloat16 widens on load and rounds once on store.
+FASTNN_INLINE vfloat load(const float* p) {
+  vfloat v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+FASTNN_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+FASTNN_INLINE vfloat widen(vhalf h) { return as_float(__builtin_convertvector(h, vuint) << 16); }
+FASTNN_INLINE vhalf narrow(vfloat v) {
+  const vuint bits = as_uint(v);
+  const vuint rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const vuint quiet = bits | 0x400000u;
+  const vint nan = v != v;
+  const vuint kept = nan ? quiet : rounded;
+  return __builtin_convertvector(kept >> 16, vhalf);
+}
+FASTNN_INLINE vfloat load(const bfloat16* p) {
+  vhalf h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  return widen(h);
+}
+FASTNN_INLINE void store(bfloat16* p, vfloat v) {
+  const vhalf h = narrow(v);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+
+#if defined(FASTNN_ISA_avx512)
+FASTNN_INLINE vfloat load_n(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+FASTNN_INLINE void store_n(float* p, vfloat v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+#elif defined(FASTNN_ISA_avx2)
+FASTNN_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTNN_INLINE vfloat load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+FASTNN_INLINE void store_n(float* p, vfloat v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+#else
+FASTNN_INLINE vfloat load_n(const float* p, int n) {
+  vfloat v{};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+FASTNN_INLINE void store_n(float* p, vfloat v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
+  vhalf h{};
+  __builtin_memcpy(&h, p, sizeof(uint16_t) * static_cast<size_t>(n));
+  return widen(h);
+}
+FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
+  const vhalf h = narrow(v);
+  __builtin_memcpy(p, &h, sizeof(uint16_t) * static_cast<size_t>(n));
+}
+
+// body(i, n) over [begin, end) in steps of LANES; n < LANES for the last, partial step.
+template <class Body>
+FASTNN_INLINE void vector_loop(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) body(i, LANES);
+  if (i < end) body(i, static_cast<int>(end - i));
+}
+
+// With n known to be LANES at compile time after inlining, these become plain loads and stores.
+template <class T>
+FASTNN_INLINE vfloat load_any(const T* p, int n) {
+  return n == LANES ? load(p) : load_n(p, n);
+}
+template <class T>
+FASTNN_INLINE void store_any(T* p, vfloat v, int n) {
+  if (n == LANES)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+
+// Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
+constexpr int64_t kGrain = 65536;
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA

@@ -1,0 +1,121 @@
+// The ISA levels and their kernel tables. Adding a kernel source adds one line to FASTNN_STEMS.
+#include "ops/slots.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <sstream>
+
+#include "core/error.h"
+#include "core/isa.h"
+
+// One per source in csrc/cpu, each defining fill_<stem>().
+#define FASTNN_STEMS(X)   \
+  X(activation)           \
+  X(conv_forward)         \
+  X(conv_backward_data)   \
+  X(conv_backward_weight) \
+  X(copy)                 \
+  X(dropout)              \
+  X(elementwise)          \
+  X(interpolate)          \
+  X(loss)                 \
+  X(matmul)               \
+  X(norm)                 \
+  X(optim)                \
+  X(pool)                 \
+  X(reduce)               \
+  X(shape)                \
+  X(softmax)
+
+#define FASTNN_DECLARE(stem) void fill_##stem(Slots&);
+#define FASTNN_CALL(stem) fill_##stem(slots);
+#define FASTNN_LEVEL(isa)      \
+  namespace fastnn::cpu::isa { \
+  FASTNN_STEMS(FASTNN_DECLARE) \
+  static Slots fill() {        \
+    Slots slots{};             \
+    FASTNN_STEMS(FASTNN_CALL)  \
+    return slots;              \
+  }                            \
+  }
+
+FASTNN_LEVEL(portable)
+#if FASTNN_HAVE_avx2
+FASTNN_LEVEL(avx2)
+#endif
+#if FASTNN_HAVE_avx512
+FASTNN_LEVEL(avx512)
+#endif
+
+namespace fastnn {
+namespace {
+
+struct Level {
+  const char* name;
+  bool available;
+  Slots slots;
+};
+
+const std::vector<Level>& levels() {
+  static const std::vector<Level> table = [] {
+    std::vector<Level> out;
+    out.push_back({"portable", true, cpu::portable::fill()});
+#if FASTNN_HAVE_avx2
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    out.push_back({"avx2", avx2, cpu::avx2::fill()});
+#endif
+#if FASTNN_HAVE_avx512
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    out.push_back({"avx512", avx512, cpu::avx512::fill()});
+#endif
+    return out;
+  }();
+  return table;
+}
+
+const Level& find(const std::string& name, const char* asked_by) {
+  std::string known;
+  for (const Level& level : levels()) {
+    if (level.available && name == level.name) return level;
+    if (level.available) known += (known.empty() ? "" : ", ") + std::string(level.name);
+  }
+  throw ValueError(text(asked_by, ": expected one of this machine's ISA levels (", known,
+                        "), got '", name, "'"));
+}
+
+const Level& initial() {
+  if (const char* name = std::getenv("FASTNN_ISA")) return find(name, "FASTNN_ISA");
+  const Level* best = &levels().front();
+  for (const Level& level : levels())
+    if (level.available) best = &level;
+  return *best;
+}
+
+std::atomic<const Level*>& active() {
+  static std::atomic<const Level*> level{&initial()};
+  return level;
+}
+
+}  // namespace
+
+const Slots& cpu_slots() { return active().load(std::memory_order_relaxed)->slots; }
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Level& level : levels()) names.push_back(level.name);
+  return names;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Level& level : levels())
+    if (level.available) names.push_back(level.name);
+  return names;
+}
+
+std::string active_isa() { return active().load()->name; }
+
+void set_isa(const std::string& name) { active().store(&find(name, "set_isa")); }
+
+}  // namespace fastnn

@@ -1,0 +1,123 @@
+#include "ops/copy.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "ops/slots.h"
+
+namespace fastnn::ops {
+namespace {
+
+// Orders dimensions by falling dst stride, drops sizes of 1, and merges neighbours that both sides
+// step through without a gap. A copy between equal dense layouts becomes one dimension.
+CopyParams plan(const Array& dst, const Array& src) {
+  CopyParams p{src.raw(), dst.raw(), src.dtype(), dst.dtype(), 0, {}, {}, {}};
+  int order[kMaxRank];
+  int kept = 0;
+  for (int i = 0; i < dst.rank(); ++i)
+    if (dst.size(i) != 1) order[kept++] = i;
+  std::stable_sort(order, order + kept, [&](int a, int b) {
+    return std::abs(dst.strides()[a]) > std::abs(dst.strides()[b]);
+  });
+  for (int k = 0; k < kept; ++k) {
+    const int64_t size = dst.size(order[k]);
+    const int64_t to = dst.strides()[order[k]];
+    const int64_t from = src.strides()[order[k]];
+    const int last = p.rank - 1;
+    if (last >= 0 && p.dst_strides[last] == to * size && p.src_strides[last] == from * size) {
+      p.shape[last] *= size;
+      p.dst_strides[last] = to;
+      p.src_strides[last] = from;
+    } else {
+      p.shape[p.rank] = size;
+      p.dst_strides[p.rank] = to;
+      p.src_strides[p.rank] = from;
+      ++p.rank;
+    }
+  }
+  return p;
+}
+
+template <class T>
+void fill(const Array& x, T value) {
+  std::fill_n(x.data<T>(), x.count(), value);
+}
+
+}  // namespace
+
+void copy_into(const Array& dst, const Array& src) {
+  check(dst.shape() == src.shape(), "copy: expected source shape ", dst.shape().str(), ", got ",
+        src.shape().str());
+  check(dst.storage()->writable, "copy: the destination is a view of read-only memory");
+  if (dst.count() == 0) return;
+  cpu_slots().copy.strided(plan(dst, src));
+  ++dst.storage()->version;
+}
+
+Array canonical(const Array& x) { return x.is_canonical() ? x : clone(x); }
+
+Array row_major(const Array& x) {
+  if (x.is_row_major()) return x;
+  Array out = empty_strided(x.shape(), row_major_strides(x.shape()), x.dtype());
+  copy_into(out, x);
+  return out;
+}
+
+Array astype(const Array& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  Array out = empty(x.shape(), dtype);
+  copy_into(out, x);
+  return out;
+}
+
+Array clone(const Array& x) {
+  Array out = empty(x.shape(), x.dtype());
+  copy_into(out, x);
+  return out;
+}
+
+Array full(const Dims& shape, double value, DType dtype) {
+  Array out = empty(shape, dtype);
+  switch (dtype) {
+    case DType::float32:
+      fill(out, static_cast<float>(value));
+      break;
+    case DType::bfloat16:
+      fill(out, to_bfloat16(static_cast<float>(value)));
+      break;
+    case DType::int64:
+      fill(out, static_cast<int64_t>(value));
+      break;
+    case DType::int32:
+      fill(out, static_cast<int32_t>(value));
+      break;
+    case DType::uint8:
+      fill(out, static_cast<uint8_t>(value));
+      break;
+    case DType::boolean:
+      fill(out, static_cast<uint8_t>(value != 0));
+      break;
+  }
+  return out;
+}
+
+void accumulate(const Array& x, const Array& y) {
+  check(x.shape() == y.shape(), "accumulate: expected shape ", x.shape().str(), ", got ",
+        y.shape().str());
+  check_floating("accumulate", "gradient", x);
+  check(x.is_canonical(), "accumulate: expected a canonical destination");
+  const Array addend = canonical(astype(y, x.dtype()));
+  if (x.dtype() == DType::float32)
+    cpu_slots().copy.add_into(x.data<float>(), addend.data<float>(), x.count());
+  else
+    cpu_slots().copy.add_into_bf16(x.data<bfloat16>(), addend.data<bfloat16>(), x.count());
+  ++x.storage()->version;
+}
+
+void check_floating(const char* op, const char* argument, const Array& x) {
+  check<TypeError>(is_floating(x.dtype()), op, ": ", argument,
+                   " expects dtype float32 or bfloat16, got ", name_of(x.dtype()),
+                   "; convert it with .to(fastnn.float32)");
+}
+
+}  // namespace fastnn::ops

@@ -1,0 +1,50 @@
+// Copies between layouts and dtypes: what contiguous(), to() and every canonicalisation run.
+#pragma once
+
+#include "core/array.h"
+
+namespace fastnn {
+
+// A copy of elements between two strided arrays of one shape, dimensions already sorted and merged
+// so that dst's strides fall from first to last.
+struct CopyParams {
+  const void* src;
+  void* dst;
+  DType src_dtype;
+  DType dst_dtype;
+  int rank;
+  int64_t shape[kMaxRank];
+  int64_t src_strides[kMaxRank];
+  int64_t dst_strides[kMaxRank];
+};
+
+struct CopySlots {
+  void (*strided)(const CopyParams&);
+  void (*add_into)(float* dst, const float* src, int64_t count);  // dst += src
+  void (*add_into_bf16)(bfloat16* dst, const bfloat16* src, int64_t count);
+};
+
+namespace ops {
+
+// dst[...] = src[...] with conversion; shapes must be equal. Float to integer truncates; anything
+// to bool is `!= 0`.
+void copy_into(const Array& dst, const Array& src);
+
+// x itself where it is already so, else a copy.
+Array canonical(const Array& x);
+Array row_major(const Array& x);
+Array astype(const Array& x, DType dtype);
+
+// A fresh canonical copy.
+Array clone(const Array& x);
+
+Array full(const Dims& shape, double value, DType dtype);
+
+// x += y for arrays of equal shape and floating dtype; x must be canonical. Sums gradients.
+void accumulate(const Array& x, const Array& y);
+
+// TypeError unless x is float32 or bfloat16: "<op>: <argument> expects ...".
+void check_floating(const char* op, const char* argument, const Array& x);
+
+}  // namespace ops
+}  // namespace fastnn

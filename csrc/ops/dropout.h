@@ -1,0 +1,8 @@
+// Kernel slots of the dropout family.
+#pragma once
+
+namespace fastnn {
+
+struct DropoutSlots {};
+
+}  // namespace fastnn

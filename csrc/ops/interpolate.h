@@ -1,0 +1,8 @@
+// Kernel slots of the interpolate family.
+#pragma once
+
+namespace fastnn {
+
+struct InterpolateSlots {};
+
+}  // namespace fastnn

@@ -1,0 +1,8 @@
+// Kernel slots of the matmul family.
+#pragma once
+
+namespace fastnn {
+
+struct MatmulSlots {};
+
+}  // namespace fastnn

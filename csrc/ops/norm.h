@@ -1,0 +1,8 @@
+// Kernel slots of the norm family.
+#pragma once
+
+namespace fastnn {
+
+struct NormSlots {};
+
+}  // namespace fastnn

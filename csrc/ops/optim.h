@@ -1,0 +1,8 @@
+// Kernel slots of the optim family.
+#pragma once
+
+namespace fastnn {
+
+struct OptimSlots {};
+
+}  // namespace fastnn

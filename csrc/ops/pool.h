@@ -1,0 +1,8 @@
+// Kernel slots of the pool family.
+#pragma once
+
+namespace fastnn {
+
+struct PoolSlots {};
+
+}  // namespace fastnn

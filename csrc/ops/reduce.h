@@ -1,0 +1,8 @@
+// Kernel slots of the reduce family.
+#pragma once
+
+namespace fastnn {
+
+struct ReduceSlots {};
+
+}  // namespace fastnn

@@ -1,0 +1,8 @@
+// Kernel slots of the shape family.
+#pragma once
+
+namespace fastnn {
+
+struct ShapeSlots {};
+
+}  // namespace fastnn

@@ -1,0 +1,8 @@
+// Kernel slots of the softmax family.
+#pragma once
+
+namespace fastnn {
+
+struct SoftmaxSlots {};
+
+}  // namespace fastnn

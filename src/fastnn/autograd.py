@@ -1,0 +1,386 @@
+"""Reverse-mode differentiation: a tape of coarse operators, each with a hand-written backward.
+
+An operator's functional calls its kernel on arrays and then :func:`record`, which wraps the result
+and, where a gradient can be asked for, notes a :class:`Node`: the inputs, what the backward needs
+(``saved``), and the backward itself, a module-level function
+``backward(saved, grad_output, needs)`` that returns one array or None per input. Gradients are arrays, not tensors, so a backward is never
+recorded: double backward is refused with a clear error instead of being half right.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator
+from typing import TYPE_CHECKING, Any
+
+from fastnn import _core
+
+if TYPE_CHECKING:
+    from fastnn.tensor import Tensor
+
+Backward = Callable[[Any, Any, tuple[bool, ...]], Any]
+
+
+class _State(threading.local):
+    grad = True
+    autocast = False
+
+
+_state = _State()
+
+
+class _Mode(ContextDecorator):
+    """Sets one field of the thread's state while the block runs; also a decorator."""
+
+    field = ""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._stack: list[bool] = []
+
+    def __enter__(self) -> _Mode:
+        self._stack.append(getattr(_state, self.field))
+        setattr(_state, self.field, self.enabled)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        setattr(_state, self.field, self._stack.pop())
+
+
+class set_grad_enabled(_Mode):
+    """Turns recording on or off within a block: ``with fastnn.set_grad_enabled(False): ...``."""
+
+    field = "grad"
+
+
+class no_grad(set_grad_enabled):
+    """Nothing is recorded within the block (or the decorated function)."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(set_grad_enabled):
+    """Recording is on within the block, also inside :class:`no_grad`."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class autocast(_Mode):
+    """Convolutions and matrix products run on, and give, bfloat16 within the block.
+
+    Parameters and their gradients stay float32; norm statistics and losses compute in float32.
+    """
+
+    field = "autocast"
+
+
+def is_grad_enabled() -> bool:
+    """Whether operators are being recorded in this thread."""
+    return _state.grad
+
+
+def is_autocast_enabled() -> bool:
+    """Whether this thread is inside :class:`autocast`."""
+    return _state.autocast
+
+
+class Node:
+    """One recorded operator.
+
+    Attributes:
+        name: the operator's public name, for error messages.
+        inputs: per input the tensor's edge: a Node with an output index, a leaf Tensor, or None
+            where no gradient is wanted.
+        saved: what the backward needs; None once it has been freed.
+        backward: ``backward(saved, grad_output, needs) -> tuple of arrays or None``. For an
+            operator with several outputs ``grad_output`` is a tuple with None for unused ones.
+        outputs: number of outputs.
+        hooks: per output index, functions applied to the gradient on its way through.
+    """
+
+    __slots__ = ("name", "inputs", "needs", "saved", "versions", "backward", "outputs", "hooks")
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Tensor | None],
+        saved: tuple[Any, ...],
+        backward: Backward,
+        outputs: int,
+    ) -> None:
+        self.name = name
+        self.needs = tuple(t is not None and t.requires_grad for t in inputs)
+        self.inputs: tuple[Any, ...] = tuple(
+            None if t is None or not t.requires_grad else (t._node, t._index) if t._node else t
+            for t in inputs
+        )
+        self.saved: tuple[Any, ...] | None = saved
+        self.versions = [a.version if isinstance(a, _core.Array) else None for a in saved]
+        self.backward = backward
+        self.outputs = outputs
+        self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} backward>"
+
+    def run(self, grads: list[Any]) -> tuple[Any, ...]:
+        """Gradients of the inputs, given those of the outputs."""
+        if self.saved is None:
+            raise RuntimeError(
+                f"{self.name}: backward ran a second time through a graph whose saved tensors "
+                "were freed; call backward(retain_graph=True) the first time"
+            )
+        for value, version in zip(self.saved, self.versions, strict=True):
+            if version is not None and value.version != version:
+                raise RuntimeError(
+                    f"{self.name}: a tensor of shape {value.shape} needed for the gradient was "
+                    f"changed in place (version {value.version}, expected {version}); "
+                    "change a .clone() of it instead"
+                )
+        grad_output = grads[0] if self.outputs == 1 else tuple(grads)
+        found = self.backward(self.saved, grad_output, self.needs)
+        return found if isinstance(found, tuple) else (found,)
+
+
+def record(
+    name: str,
+    output: Any,
+    inputs: Sequence[Tensor | None],
+    saved: tuple[Any, ...],
+    backward: Backward,
+) -> Tensor:
+    """Wraps ``output`` (an array) and records the operator if any input wants a gradient."""
+    from fastnn.tensor import Tensor
+
+    out = Tensor._wrap(output)
+    if _state.grad and any(t is not None and t.requires_grad for t in inputs):
+        out._node = Node(name, inputs, saved, backward, 1)
+        out.requires_grad = True
+    return out
+
+
+def record_many(
+    name: str,
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor | None],
+    saved: tuple[Any, ...],
+    backward: Backward,
+) -> tuple[Tensor, ...]:
+    """As :func:`record` for several outputs; integer outputs take no part in gradients."""
+    from fastnn.tensor import Tensor
+
+    wrapped = tuple(Tensor._wrap(output) for output in outputs)
+    if _state.grad and any(t is not None and t.requires_grad for t in inputs):
+        node = Node(name, inputs, saved, backward, len(wrapped))
+        for index, out in enumerate(wrapped):
+            if out.dtype.is_floating_point:
+                out._node, out._index, out.requires_grad = node, index, True
+    return wrapped
+
+
+def _topological(root: Node) -> list[Node]:
+    """Nodes reachable from ``root``, every node before the nodes of its inputs."""
+    order: list[Node] = []
+    seen = {id(root)}
+    stack: list[tuple[Node, Iterator[Any]]] = [(root, iter(root.inputs))]
+    while stack:
+        node, edges = stack[-1]
+        for edge in edges:
+            if isinstance(edge, tuple) and id(edge[0]) not in seen:
+                seen.add(id(edge[0]))
+                stack.append((edge[0], iter(edge[0].inputs)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    order.reverse()
+    return order
+
+
+def _hooked(hooks: Sequence[Callable[[Tensor], Tensor | None]], grad: Any) -> Any:
+    from fastnn.tensor import Tensor
+
+    with no_grad():
+        for hook in hooks:
+            replaced = hook(Tensor._wrap(grad))
+            if replaced is not None:
+                grad = replaced._array
+    return grad
+
+
+class _Sum:
+    """A gradient under accumulation; ``owned`` while nothing else can see its array."""
+
+    __slots__ = ("array", "owned")
+
+    def __init__(self, array: Any, owned: bool) -> None:
+        self.array = array
+        self.owned = owned and array.is_canonical()
+
+    def add(self, array: Any) -> None:
+        self.own()
+        _core.accumulate(self.array, array)
+
+    def own(self) -> Any:
+        """The array, copied first if anything else could see it change."""
+        if not self.owned:
+            self.array = _core.clone(self.array)
+            self.owned = True
+        return self.array
+
+
+def _is_fresh(array: Any, results: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether a backward's result is held by nothing but ``results``, and there once."""
+    return (
+        array.owners == 1
+        and sum(array is r for r in results) == 1
+        and not any(array is other for other in others)
+    )
+
+
+def run_backward(
+    root: Tensor,
+    grad: Any,
+    retain_graph: bool,
+    targets: dict[int, Any] | None = None,
+) -> None:
+    """Propagates ``grad`` from ``root``.
+
+    Args:
+        root: the tensor differentiated.
+        grad: array, the gradient of the result with respect to ``root``.
+        retain_graph: keep saved tensors for another pass.
+        targets: if given, ``{key of tensor: None}``; filled with their gradients, and leaves'
+            ``.grad`` are left alone.
+    """
+    if root._node is None:
+        _reach_leaf(root, _Sum(grad, False), targets)
+        return
+    order = _topological(root._node)
+    pending: dict[int, list[_Sum | None]] = {id(node): [None] * node.outputs for node in order}
+    leaves: dict[int, tuple[Any, _Sum]] = {}
+    pending[id(root._node)][root._index] = _Sum(grad, False)
+    for node in order:
+        sums = pending.pop(id(node))
+        if all(s is None for s in sums):
+            continue
+        grads = [None if s is None else s.array for s in sums]
+        if node.hooks:
+            for index, hooks in node.hooks.items():
+                if grads[index] is not None:
+                    grads[index] = _hooked(hooks, grads[index])
+        if targets is not None:
+            for index, g in enumerate(grads):
+                key = _key(node, index)
+                if key in targets and g is not None:
+                    targets[key] = g
+        results = node.run(grads)
+        held = (*grads, *(node.saved or ()))
+        for edge, g in zip(node.inputs, results, strict=True):
+            if edge is None or g is None:
+                continue
+            if isinstance(edge, tuple):
+                slot = pending[id(edge[0])]
+                known = slot[edge[1]]
+                if known is None:
+                    slot[edge[1]] = _Sum(g, _is_fresh(g, results, held))
+                else:
+                    known.add(g)
+            elif id(edge) in leaves:
+                leaves[id(edge)][1].add(g)
+            else:
+                leaves[id(edge)] = (edge, _Sum(g, _is_fresh(g, results, held)))
+        if not retain_graph:
+            node.saved = None
+    for leaf, total in leaves.values():
+        _reach_leaf(leaf, total, targets)
+
+
+def _key(node: Node | None, index: int, leaf: Any = None) -> int:
+    return hash((id(node), index)) if node is not None else id(leaf)
+
+
+def _reach_leaf(leaf: Tensor, total: _Sum, targets: dict[int, Any] | None) -> None:
+    from fastnn.tensor import Tensor
+
+    if leaf._hooks:
+        total = _Sum(_hooked(leaf._hooks, total.array), False)
+    if targets is not None:
+        if id(leaf) in targets:
+            targets[id(leaf)] = total.own()
+    elif leaf.grad is None:
+        leaf.grad = Tensor._wrap(total.own())
+    else:
+        # Out of place where the user's own view of .grad is not in canonical layout.
+        if not leaf.grad._array.is_canonical():
+            leaf.grad = Tensor._wrap(_core.clone(leaf.grad._array))
+        _core.accumulate(leaf.grad._array, total.array)
+
+
+def grad(
+    output: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    grad_output: Tensor | None = None,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``output`` with respect to ``inputs``, leaving every ``.grad`` alone.
+
+    Args:
+        output: a scalar, or any tensor with ``grad_output`` of its shape.
+        inputs: tensors that require gradients.
+        grad_output: float tensor of ``output``'s shape; ones for a scalar.
+        retain_graph: keep the graph for another pass.
+        create_graph: must be False; double backward is not supported.
+        allow_unused: give None for an input that ``output`` does not depend on.
+
+    Raises:
+        RuntimeError: an input takes no part in ``output`` and ``allow_unused`` is False.
+        NotImplementedError: ``create_graph=True``.
+    """
+    from fastnn.tensor import Tensor
+
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    seed = _seed("grad", output, grad_output, create_graph)
+    keys = []
+    for i, t in enumerate(inputs):
+        if not t.requires_grad:
+            raise RuntimeError(f"grad: input {i} does not require a gradient")
+        keys.append(_key(t._node, t._index, t))
+    targets: dict[int, Any] = dict.fromkeys(keys)
+    run_backward(output, seed, retain_graph, targets)
+    found = []
+    for i, key in enumerate(keys):
+        if targets[key] is None and not allow_unused:
+            raise RuntimeError(
+                f"grad: output does not depend on input {i}; pass allow_unused=True to get None"
+            )
+        found.append(None if targets[key] is None else Tensor._wrap(targets[key]))
+    return tuple(found)
+
+
+def _seed(name: str, root: Tensor, grad_output: Tensor | None, create_graph: bool) -> Any:
+    if create_graph:
+        raise NotImplementedError(
+            f"{name}: create_graph=True (double backward) is not supported; every operator's "
+            "backward is a hand-written kernel that is not itself recorded"
+        )
+    if not root.requires_grad:
+        raise RuntimeError(
+            f"{name}: the tensor does not require a gradient and has no recorded operator; "
+            "was it computed under no_grad() or from tensors without requires_grad?"
+        )
+    if grad_output is None:
+        if root._array.count != 1:
+            raise RuntimeError(
+                f"{name}: a gradient can be left out only for a scalar, got shape {root.shape}; "
+                f"pass gradient=... of that shape"
+            )
+        return _core.full(root._array.shape, 1.0, root.dtype.name)
+    if grad_output.shape != root.shape:
+        raise ValueError(f"{name}: gradient expects shape {root.shape}, got {grad_output.shape}")
+    return _core.astype(grad_output._array, root.dtype.name)

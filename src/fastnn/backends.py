@@ -1,0 +1,71 @@
+"""What this build and this machine can run on, and switches of the CPU backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastnn import _core
+
+
+class cpu:
+    """Switches of the CPU kernels."""
+
+    @staticmethod
+    def compiled_isas() -> list[str]:
+        """ISA levels in this build, lowest first."""
+        return _core.compiled_isas()
+
+    @staticmethod
+    def available_isas() -> list[str]:
+        """ISA levels of this build that this machine can run, lowest first."""
+        return _core.available_isas()
+
+    @staticmethod
+    def active_isa() -> str:
+        """The level in use: the highest available, or what ``FASTNN_ISA`` asked for."""
+        return _core.active_isa()
+
+    @staticmethod
+    def set_isa(name: str) -> None:
+        """Uses another level. Not to be called while kernels run in other threads.
+
+        Raises:
+            ValueError: this machine does not have it.
+        """
+        _core.set_isa(name)
+
+    @staticmethod
+    @contextmanager
+    def isa(name: str) -> Iterator[None]:
+        """Uses a level within a block."""
+        before = _core.active_isa()
+        _core.set_isa(name)
+        try:
+            yield
+        finally:
+            _core.set_isa(before)
+
+
+def get_num_threads() -> int:
+    """Threads that kernels may use: all cores, or ``FASTNN_NUM_THREADS`` or ``OMP_NUM_THREADS``."""
+    return _core.get_num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Sets the number of threads that kernels may use. Results do not depend on it."""
+    _core.set_num_threads(count)
+
+
+def check_device(device: str) -> None:
+    """Raises unless tensors can live on ``device``.
+
+    Raises:
+        RuntimeError: it is a CUDA device and this build has no CUDA kernels.
+        ValueError: there is no such kind of device.
+    """
+    kind = str(device).split(":")[0]
+    if kind == "cuda":
+        raise RuntimeError(f"device 'cuda' is not available: {_core.cuda_status}")
+    if kind != "cpu":
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")

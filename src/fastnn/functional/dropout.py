@@ -1,0 +1,7 @@
+"""The dropout family."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+TENSOR_METHODS: dict = {}

@@ -1,0 +1,3 @@
+"""Layers and containers."""
+
+from fastnn.nn import functional as functional

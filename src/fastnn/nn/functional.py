@@ -1,0 +1,3 @@
+"""The operators as functions of tensors."""
+
+from fastnn.functional import *

@@ -1,0 +1,61 @@
+"""The process-wide generator: Philox4x32-10, keyed by a seed and the count of random calls.
+
+The same seed gives the same numbers on every ISA level and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastnn import _core
+from fastnn.dtypes import as_dtype, float32
+from fastnn.tensor import Tensor, _sizes
+
+
+def manual_seed(seed: int) -> None:
+    """Restarts the generator from ``seed`` (taken modulo 2**64)."""
+    _core.manual_seed(int(seed) % 2**64)
+
+
+def get_rng_state() -> tuple[int, int]:
+    """Seed and number of random calls so far."""
+    return _core.random_state()
+
+
+def set_rng_state(state: tuple[int, int]) -> None:
+    """Continues from a state of :func:`get_rng_state`."""
+    _core.set_random_state(*state)
+
+
+def rand(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """Uniform values in [0, 1)."""
+    array = _core.random_uniform(_sizes("rand", sizes), 0.0, 1.0)
+    return Tensor._wrap(_core.astype(array, as_dtype(dtype).name)).requires_grad_(requires_grad)
+
+
+def randn(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """Standard normal values."""
+    array = _core.random_normal(_sizes("randn", sizes), 0.0, 1.0)
+    return Tensor._wrap(_core.astype(array, as_dtype(dtype).name)).requires_grad_(requires_grad)
+
+
+def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Overwrites the values with uniform ones in [low, high)."""
+    tensor._check_in_place("uniform_")
+    _core.copy_into(tensor._array, _core.random_uniform(tensor.shape, float(low), float(high)))
+    return tensor
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Overwrites the values with normal ones of that mean and standard deviation."""
+    tensor._check_in_place("normal_")
+    _core.copy_into(tensor._array, _core.random_normal(tensor.shape, float(mean), float(std)))
+    return tensor
+
+
+def randperm(n: int) -> Tensor:
+    """A random permutation of 0 .. n-1, int64."""
+    return Tensor._wrap(_core.random_permutation(int(n)))
+
+
+TENSOR_METHODS = {"uniform_": uniform_, "normal_": normal_}

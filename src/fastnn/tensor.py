@@ -1,0 +1,420 @@
+"""The tensor: a strided array with a place on the autograd tape.
+
+Rank-4 tensors are logically NCHW and physically NHWC. Operators accept any strides and return this
+layout; :meth:`Tensor.numpy` and DLPack give strided views of it without a copy. Methods that are
+operators (arithmetic, reductions, views) are functions of ``fastnn.nn.functional``, attached by
+:func:`attach_methods` from each family's ``TENSOR_METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastnn import _core
+from fastnn import autograd as _autograd
+from fastnn.dtypes import DType, as_dtype, bfloat16, float32
+
+Array = _core.Array
+
+
+class Tensor:
+    """An n-dimensional array of one dtype, at most 8 dimensions.
+
+    Make one with :func:`fastnn.tensor`, :func:`fastnn.from_numpy`, :func:`fastnn.zeros` ...
+
+    Attributes:
+        requires_grad: whether operators on this tensor are recorded for :meth:`backward`.
+        grad: gradient accumulated by :meth:`backward` (leaf tensors only), or None.
+    """
+
+    __slots__ = ("_array", "_node", "_index", "_requires_grad", "_hooks", "grad", "__weakref__")
+    __array_priority__ = 1000  # ndarray + Tensor asks Tensor first
+
+    def __init__(self) -> None:
+        raise TypeError("Tensor: make one with fastnn.tensor(data) or fastnn.from_numpy(array)")
+
+    @classmethod
+    def _wrap(cls, array: Any, requires_grad: bool = False) -> Tensor:
+        self = object.__new__(cls)
+        self._array = array
+        self._node = None
+        self._index = 0
+        self._requires_grad = requires_grad
+        self._hooks = None
+        self.grad = None
+        return self
+
+    # What it is.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> DType:
+        return as_dtype(self._array.dtype)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def ndim(self) -> int:
+        return len(self._array.shape)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether this tensor was made by the user, not by a recorded operator."""
+        return self._node is None
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and not self.dtype.is_floating_point:
+            raise TypeError(
+                f"requires_grad: expected dtype float32 or bfloat16, got {self.dtype.name}"
+            )
+        if not value and self._node is not None:
+            raise RuntimeError("requires_grad: only leaf tensors can be set; use .detach()")
+        self._requires_grad = bool(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets :attr:`requires_grad` and returns the tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of one dimension."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._array.count
+
+    def element_size(self) -> int:
+        """Bytes per element."""
+        return self.dtype.itemsize
+
+    def stride(self) -> tuple[int, ...]:
+        """Steps in elements between neighbours of each dimension."""
+        return self._array.strides
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie densely in row-major order."""
+        return self._array.is_row_major()
+
+    def data_ptr(self) -> int:
+        """Address of the first element."""
+        return self._array.pointer
+
+    # Values out.
+
+    def numpy(self) -> np.ndarray:
+        """A NumPy view of the same memory (bfloat16 through ml_dtypes).
+
+        Raises:
+            RuntimeError: the tensor requires a gradient; use ``.detach().numpy()``.
+        """
+        if self._requires_grad:
+            raise RuntimeError("numpy: the tensor requires a gradient; use .detach().numpy()")
+        return _to_numpy(self._array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = _to_numpy(self._array)
+        if dtype is not None and np.dtype(dtype) != out.dtype:
+            if copy is False:
+                raise ValueError(f"__array__: {out.dtype} to {dtype} needs a copy")
+            return out.astype(dtype)
+        return out.copy() if copy else out
+
+    def item(self) -> float | int | bool:
+        """The value of a one-element tensor as a Python number."""
+        if self._array.count != 1:
+            raise ValueError(f"item: expected one element, got shape {self.shape}")
+        return _to_numpy(self._array).reshape(()).item()
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers."""
+        return _to_numpy(self._array).tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_floating_point:
+            raise TypeError(f"__index__: expected an integer tensor, got {self.dtype.name}")
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        if self._array.count != 1:
+            raise ValueError(
+                f"bool: a tensor of shape {self.shape} has no truth value; use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: expected at least one dimension, got a scalar tensor")
+        return self.shape[0]
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        values = _to_numpy(self._array)
+        if self.dtype is bfloat16:
+            values = values.astype(np.float32)
+        body = np.array2string(values, precision=4, separator=", ", threshold=200, prefix="tensor(")
+        notes = "" if self.dtype is float32 else f", dtype={self.dtype}"
+        if self._node is not None:
+            notes += f", grad_fn=<{self._node.name}>"
+        elif self._requires_grad:
+            notes += ", requires_grad=True"
+        return f"tensor({body}{notes})"
+
+    # Exchange.
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        if self._requires_grad:
+            raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
+        return _core.to_dlpack(self._array)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    # Autograd.
+
+    @property
+    def grad_fn(self) -> Any:
+        """The recorded operator that made this tensor, or None for a leaf."""
+        return self._node
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory outside the tape."""
+        return self.detach()
+
+    def detach(self) -> Tensor:
+        """The same memory outside the tape."""
+        return Tensor._wrap(self._array)
+
+    def backward(
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: bool = False,
+        create_graph: bool = False,
+    ) -> None:
+        """Adds the gradients of this tensor to the ``.grad`` of every leaf it was computed from.
+
+        Args:
+            gradient: float tensor of this shape; may be left out for a scalar (ones).
+            retain_graph: keep what the backward needs, to run it again.
+            create_graph: must be False; double backward is not supported.
+        """
+        seed = _autograd._seed("backward", self, gradient, create_graph)
+        _autograd.run_backward(self, seed, retain_graph)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+        """Calls ``hook(gradient)`` in every backward; its result, if any, replaces the gradient.
+
+        For a leaf the hook sees the whole gradient of one backward, once: where data-parallel
+        training exchanges it. Returns a function that removes the hook.
+        """
+        if not self._requires_grad:
+            raise RuntimeError("register_hook: the tensor does not require a gradient")
+        if self._node is None:
+            if self._hooks is None:
+                self._hooks = []
+            hooks = self._hooks
+        else:
+            if self._node.hooks is None:
+                self._node.hooks = {}
+            hooks = self._node.hooks.setdefault(self._index, [])
+        hooks.append(hook)
+        return lambda: hooks.remove(hook)
+
+    def retain_grad(self) -> None:
+        """Keeps the gradient of this (non-leaf) tensor in ``.grad``."""
+        if self._node is not None:
+
+            def keep(gradient: Tensor) -> None:
+                self.grad = gradient.clone() if self.grad is None else self.grad + gradient
+
+            self.register_hook(keep)
+
+    # In-place changes of the values, outside the tape.
+
+    def copy_(self, source: Any) -> Tensor:
+        """Overwrites the values with ``source``'s, converting the dtype."""
+        values = source if isinstance(source, Tensor) else tensor(source)
+        self._check_in_place("copy_")
+        if values.shape != self.shape:
+            values = values.expand(*self.shape)
+        _core.copy_into(self._array, values._array)
+        return self
+
+    def fill_(self, value: float) -> Tensor:
+        """Overwrites every value."""
+        self._check_in_place("fill_")
+        _core.copy_into(self._array, _core.full(self.shape, float(value), self.dtype.name))
+        return self
+
+    def zero_(self) -> Tensor:
+        """Overwrites every value with 0."""
+        return self.fill_(0.0)
+
+    def _check_in_place(self, name: str) -> None:
+        if self._requires_grad and _autograd.is_grad_enabled():
+            raise RuntimeError(
+                f"{name}: a tensor that requires a gradient is changed in place; "
+                "do it under fastnn.no_grad(), or on .detach()"
+            )
+
+
+def attach_methods(methods: dict[str, Callable[..., Any]]) -> None:
+    """Makes functions whose first argument is a tensor into methods of :class:`Tensor`."""
+    for name, function in methods.items():
+        setattr(Tensor, name, function)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    out = array.numpy()
+    if array.dtype == "bfloat16":
+        import ml_dtypes
+
+        out = out.view(ml_dtypes.bfloat16)
+    return out
+
+
+def _array_of(values: np.ndarray) -> Any:
+    """An Array over a NumPy array's memory, or over a copy where no view can express it."""
+    is_bfloat16 = values.dtype.name == "bfloat16"
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    steps_whole = all(step % values.itemsize == 0 for step in values.strides)
+    if not values.flags.aligned or not steps_whole:
+        values = values.copy()
+    return _core.from_numpy(values.view(np.uint16) if is_bfloat16 else values, is_bfloat16)
+
+
+def from_numpy(values: np.ndarray) -> Tensor:
+    """A tensor over the memory of a NumPy array, of any strides.
+
+    Changes through one are seen by the other. Memory that is misaligned or byte-swapped is copied;
+    over a read-only array the tensor is read-only too.
+
+    Raises:
+        TypeError: not a NumPy array, or of a dtype fastnn does not have (use :func:`tensor`).
+    """
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"from_numpy: expected a numpy.ndarray, got {type(values).__name__}")
+    return Tensor._wrap(_array_of(values))
+
+
+def from_dlpack(source: Any) -> Tensor:
+    """A tensor over the memory of any CPU tensor that speaks DLPack, such as PyTorch's."""
+    capsule = source.__dlpack__() if hasattr(source, "__dlpack__") else source
+    return Tensor._wrap(_core.from_dlpack(capsule))
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of ``data``: a number, nested lists, a NumPy array or a tensor.
+
+    Args:
+        data: float64 becomes float32; other integer types become int64.
+        dtype: target dtype; inferred if left out.
+        requires_grad: whether to record operators on it.
+    """
+    if isinstance(data, Tensor):
+        array = _core.clone(data._array)
+    else:
+        values = np.asarray(data)
+        if values.dtype.name not in ("float32", "bfloat16", "int64", "int32", "uint8", "bool"):
+            if values.dtype.kind == "f":
+                values = values.astype(np.float32)
+            elif values.dtype.kind in "iu":
+                values = values.astype(np.int64)
+            else:
+                raise TypeError(f"tensor: expected numbers, got data of type {values.dtype}")
+        array = _core.clone(_array_of(values))
+    if dtype is not None:
+        array = _core.astype(array, as_dtype(dtype).name)
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def as_tensor(data: Any, dtype: Any = None) -> Tensor:
+    """``data`` itself if it is a tensor of that dtype; a NumPy array's memory; else a copy."""
+    if isinstance(data, Tensor):
+        return data if dtype is None else data.to(dtype)
+    if isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize in (4,):
+        out = from_numpy(data)
+        return out if dtype is None else out.to(dtype)
+    return tensor(data, dtype)
+
+
+def _sizes(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = sizes[0]
+    for size in sizes:
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise TypeError(f"{name}: expected integer sizes, got {tuple(sizes)}")
+        if not -(2**63) <= int(size) < 2**63:
+            raise MemoryError(f"{name}: cannot allocate a tensor of shape {tuple(sizes)}")
+        if int(size) < 0:
+            raise ValueError(f"{name}: expected sizes >= 0, got shape {tuple(sizes)}")
+    return tuple(int(size) for size in sizes)
+
+
+def empty(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """A tensor with unset values."""
+    array = _core.empty(_sizes("empty", sizes), as_dtype(dtype).name)
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def full(size: Any, fill_value: float, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """A tensor with every value ``fill_value``; ``size`` is an int or a tuple."""
+    array = _core.full(_sizes("full", (size,)), float(fill_value), as_dtype(dtype).name)
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def zeros(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
+    array = _core.full(_sizes("zeros", sizes), 0.0, as_dtype(dtype).name)
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def ones(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones: ``ones(2, 3)`` or ``ones((2, 3))``."""
+    array = _core.full(_sizes("ones", sizes), 1.0, as_dtype(dtype).name)
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def zeros_like(other: Tensor, dtype: Any = None) -> Tensor:
+    """Zeros of ``other``'s shape and dtype."""
+    return zeros(other.shape, dtype=other.dtype if dtype is None else dtype)
+
+
+def ones_like(other: Tensor, dtype: Any = None) -> Tensor:
+    """Ones of ``other``'s shape and dtype."""
+    return ones(other.shape, dtype=other.dtype if dtype is None else dtype)
+
+
+def empty_like(other: Tensor, dtype: Any = None) -> Tensor:
+    """Unset values of ``other``'s shape and dtype."""
+    return empty(other.shape, dtype=other.dtype if dtype is None else dtype)
+
+
+def arange(*bounds: float, dtype: Any = None) -> Tensor:
+    """Evenly spaced values, as :func:`numpy.arange`; int64 for integer bounds, else float32."""
+    return tensor(np.arange(*bounds), dtype)

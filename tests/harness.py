@@ -1,0 +1,17 @@
+"""What every family's tests share: one call that checks a case line and prints its reproducer."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from fastnn.verify import Result, run_case
+
+#: Property tests: the same examples in every run; no deadline, for machines are noisy.
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def check(op: str, line: str) -> Result:
+    """Runs a case on the active ISA level and fails with its one-line reproducer."""
+    result = run_case(op, line)
+    assert result.ok, result.explain()
+    return result
