@@ -3,8 +3,9 @@
 An operator's functional calls its kernel on arrays and then :func:`record`, which wraps the result
 and, where a gradient can be asked for, notes a :class:`Node`: the inputs, what the backward needs
 (``saved``), and the backward itself, a module-level function
-``backward(saved, grad_output, needs)`` that returns one array or None per input. Gradients are arrays, not tensors, so a backward is never
-recorded: double backward is refused with a clear error instead of being half right.
+``backward(saved, grad_output, needs)`` that returns one array or None per input. Gradients are
+arrays, not tensors, so a backward is never recorded: double backward is refused with a clear error
+instead of being half right.
 """
 
 from __future__ import annotations
