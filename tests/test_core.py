@@ -1,0 +1,210 @@
+"""The runtime under the operators: ISA levels, threads, fork, allocator, generator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_every_level_is_compiled_and_the_lowest_always_available():
+    compiled, available = (
+        fastnn.backends.cpu.compiled_isas(),
+        fastnn.backends.cpu.available_isas(),
+    )
+    assert compiled[0] == available[0] == "portable"
+    assert set(available) <= set(compiled)
+
+
+def test_environment_lowers_the_isa_level():
+    code = "import fastnn; print(fastnn.backends.cpu.active_isa())"
+    assert run_python(code, FASTNN_ISA="portable").stdout.strip() == "portable"
+
+
+def test_an_unknown_isa_level_is_refused_clearly():
+    with pytest.raises(ValueError, match=r"set_isa: expected one of .*portable.*, got 'sse9'"):
+        fastnn.backends.cpu.set_isa("sse9")
+    result = run_python("import fastnn; fastnn.backends.cpu.active_isa()", FASTNN_ISA="sse9")
+    assert result.returncode != 0
+    assert "FASTNN_ISA: expected one of this machine's ISA levels" in result.stderr
+
+
+@pytest.mark.parametrize("count", [0, -1, 5000])
+def test_absurd_thread_counts_are_refused(count):
+    with pytest.raises(ValueError, match="set_num_threads: expected 1 to 4096"):
+        fastnn.set_num_threads(count)
+
+
+def test_threads_can_be_set_and_read():
+    fastnn.set_num_threads(3)
+    assert fastnn.get_num_threads() == 3
+
+
+def test_many_python_threads_call_kernels_at_once():
+    x = fastnn.randn(64, 33, 9, 9)
+    expected = F.relu(x).numpy().tobytes()
+    wrong = []
+
+    def work() -> None:
+        for _ in range(20):
+            if F.relu(x).numpy().tobytes() != expected:
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_after_the_parent_used_threads():
+    code = """
+import os, warnings
+import fastnn
+warnings.simplefilter("ignore")
+fastnn.set_num_threads(4)
+x = fastnn.randn(256, 64, 8, 8)
+expected = fastnn.nn.functional.relu(x).numpy().tobytes()
+child = os.fork()
+if child == 0:
+    os._exit(0 if fastnn.nn.functional.relu(x).numpy().tobytes() == expected else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_freed_blocks_are_reused():
+    fastnn.empty(1000, 1000)
+    hits = fastnn.memory_stats()["cache_hits"]
+    fastnn.empty(1000, 1000)
+    assert fastnn.memory_stats()["cache_hits"] == hits + 1
+
+
+def test_empty_cache_returns_what_is_cached():
+    fastnn.empty(1000, 1000)
+    assert fastnn.memory_stats()["cached"] >= 4_000_000
+    fastnn.empty_cache()
+    assert fastnn.memory_stats()["cached"] == 0
+
+
+def test_memory_statistics_count_what_is_alive():
+    before = fastnn.memory_stats()["allocated"]
+    held = fastnn.empty(1 << 20)
+    stats = fastnn.memory_stats()
+    assert stats["allocated"] - before >= held.numel() * 4
+    assert stats["peak_allocated"] >= stats["allocated"]
+    del held
+    assert fastnn.memory_stats()["allocated"] == before
+
+
+def test_blocks_are_aligned():
+    for shape in [(1,), (3, 5), (100, 100), (1 << 20,)]:
+        assert fastnn.empty(*shape).data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize(
+    "sizes", [(10**13,), (2**40, 2**40), (2**62, 2), (2**63 - 1,), (2**80,), (10**9, 10**9, 0, 5)]
+)
+def test_absurd_sizes_are_a_memory_error_and_the_process_lives_on(sizes):
+    if 0 in sizes:
+        assert fastnn.empty(*sizes).numel() == 0
+    else:
+        with pytest.raises(MemoryError, match="cannot allocate"):
+            fastnn.empty(*sizes)
+    assert fastnn.zeros(3).tolist() == [0, 0, 0]
+
+
+def test_negative_and_fractional_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"zeros: expected sizes >= 0, got shape \(2, -1\)"):
+        fastnn.zeros(2, -1)
+    with pytest.raises(TypeError, match="ones: expected integer sizes"):
+        fastnn.ones(2.5)
+
+
+def test_same_seed_same_numbers_on_any_number_of_threads():
+    drawn = []
+    for threads in (1, 2, 5):
+        fastnn.set_num_threads(threads)
+        fastnn.manual_seed(7)
+        drawn.append((fastnn.randn(100_003).numpy(), fastnn.rand(50_001).numpy()))
+    for normal, uniform in drawn[1:]:
+        assert normal.tobytes() == drawn[0][0].tobytes()
+        assert uniform.tobytes() == drawn[0][1].tobytes()
+
+
+def test_generator_state_can_be_saved_and_restored():
+    fastnn.manual_seed(3)
+    fastnn.rand(5)
+    state = fastnn.get_rng_state()
+    first = fastnn.rand(5).tolist()
+    fastnn.set_rng_state(state)
+    assert fastnn.rand(5).tolist() == first
+    assert fastnn.rand(5).tolist() != first
+
+
+def test_random_numbers_have_the_right_moments():
+    normal = fastnn.randn(1_000_000).numpy().astype(np.float64)
+    uniform = fastnn.rand(1_000_000).numpy().astype(np.float64)
+    # Five standard errors of each estimate.
+    assert abs(normal.mean()) < 5e-3 and abs(normal.std() - 1) < 4e-3
+    assert abs((normal**3).mean()) < 2e-2 and abs((normal**4).mean() - 3) < 5e-2
+    assert abs(uniform.mean() - 0.5) < 1.5e-3 and abs(uniform.var() - 1 / 12) < 4e-4
+    assert uniform.min() >= 0 and uniform.max() < 1
+
+
+def test_permutations_hold_every_index_once():
+    assert sorted(fastnn.randperm(1000).tolist()) == list(range(1000))
+    assert fastnn.randperm(0).shape == (0,)
+    with pytest.raises(ValueError, match="randperm: expected n >= 0, got -1"):
+        fastnn.randperm(-1)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5,), (3, 4), (2, 3, 5, 7), (2, 33, 1, 1), (1, 3, 64, 65), (2, 3, 4, 5, 6), ()]
+)
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "int64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("target", ["float32", "bfloat16", "int64", "int32", "uint8", "bool"])
+def test_conversion_between_all_dtypes_and_layouts(shape, source, target, isa):
+    rng = np.random.default_rng(0)
+    plain = np.asarray(rng.integers(0, 2 if source == "bool" else 200, shape))
+    values = plain.astype(fastnn.dtypes.as_dtype(source).numpy())
+    for view in (values, values.T, values[::-1] if shape else values):
+        got = np.asarray(fastnn.from_numpy(view).to(target).clone())
+        assert np.array_equal(got, view.astype(fastnn.dtypes.as_dtype(target).numpy()))
+
+
+def test_asking_for_cuda_gives_one_clear_error():
+    with pytest.raises(RuntimeError, match="device 'cuda' is not available: not built"):
+        fastnn.ones(3).to("cuda")
+    with pytest.raises(ValueError, match="expected 'cpu' or 'cuda', got 'cpu9'"):
+        fastnn.backends.check_device("cpu9")
+
+
+def test_import_is_light():
+    """Importing pulls in NumPy and nothing else that is heavy."""
+    code = """
+import sys, fastnn
+heavy = {"torch", "matplotlib", "sklearn", "PIL", "tqdm", "safetensors", "ml_dtypes", "scipy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run_python(code).stdout.strip() == "[]"
