@@ -1,4 +1,4 @@
-"""The tree keeps its promises: an operator is in every file of its family, and nothing is left out."""
+"""The tree keeps its promises: an operator is in every file of its family, none left out."""
 
 from __future__ import annotations
 
