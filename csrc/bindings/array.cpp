@@ -20,14 +20,6 @@ DType dtype_of(const py::dtype& dtype) {
            py::str(dtype).cast<std::string>(), "; fastnn.tensor(...) converts other types"));
 }
 
-DType dtype_named(const std::string& name) {
-  for (DType dtype :
-       {DType::float32, DType::bfloat16, DType::int64, DType::int32, DType::uint8, DType::boolean})
-    if (name == name_of(dtype)) return dtype;
-  throw TypeError(
-      text("expected dtype float32, bfloat16, int64, int32, uint8 or bool, got ", name));
-}
-
 // bfloat16 travels through NumPy as uint16; Python's side views it as ml_dtypes.bfloat16.
 py::dtype numpy_dtype(DType dtype) {
   return py::dtype(dtype == DType::bfloat16  ? "uint16"
@@ -80,15 +72,13 @@ Array reshape(const Array& x, const Dims& shape) {
   return flat;
 }
 
-void write_into(const Array& dst, const Array& src) { ops::copy_into(dst, src); }
-
 }  // namespace
 
 void bind_array(py::module_& m) {
   py::class_<Array>(m, "Array")
       .def_property_readonly("shape", [](const Array& x) { return x.shape(); })
       .def_property_readonly("strides", [](const Array& x) { return x.strides(); })
-      .def_property_readonly("dtype", [](const Array& x) { return name_of(x.dtype()); })
+      .def_property_readonly("dtype", &Array::dtype)
       .def_property_readonly("offset", &Array::offset)
       .def_property_readonly("count", &Array::count)
       .def_property_readonly("pointer",
@@ -107,19 +97,13 @@ void bind_array(py::module_& m) {
       .def("numpy", &to_numpy);
 
   m.def("from_numpy", &from_numpy);
-  m.def("empty", [](const Dims& shape, const std::string& dtype) {
-    return empty(shape, dtype_named(dtype));
-  });
-  m.def("full", [](const Dims& shape, double value, const std::string& dtype) {
-    return ops::full(shape, value, dtype_named(dtype));
-  });
-  m.def("astype", [](const Array& x, const std::string& dtype) {
-    return ops::astype(x, dtype_named(dtype));
-  });
+  m.def("empty", &empty);
+  m.def("full", &ops::full);
+  m.def("astype", &ops::astype, NoGil());
   m.def("canonical", &ops::canonical, NoGil());
   m.def("row_major", &ops::row_major, NoGil());
   m.def("clone", &ops::clone, NoGil());
-  m.def("copy_into", &write_into, NoGil());
+  m.def("copy_into", &ops::copy_into, NoGil());
   m.def("accumulate", &ops::accumulate, NoGil());
 }
 

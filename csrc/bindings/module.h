@@ -40,4 +40,24 @@ struct type_caster<fastnn::Dims> {
   }
 };
 
+// DType <-> its name.
+template <>
+struct type_caster<fastnn::DType> {
+  PYBIND11_TYPE_CASTER(fastnn::DType, const_name("str"));
+
+  bool load(handle source, bool) {
+    if (!isinstance<str>(source)) return false;
+    const auto name = reinterpret_borrow<str>(source).cast<std::string>();
+    for (int i = 0; i <= static_cast<int>(fastnn::DType::boolean); ++i) {
+      value = static_cast<fastnn::DType>(i);
+      if (name == fastnn::name_of(value)) return true;
+    }
+    return false;
+  }
+
+  static handle cast(fastnn::DType dtype, return_value_policy, handle) {
+    return str(fastnn::name_of(dtype)).release();
+  }
+};
+
 }  // namespace pybind11::detail

@@ -139,4 +139,8 @@ void empty_cache() {
   release_all(c);
 }
 
+Workspace::Workspace(int64_t bytes) : data_(allocate(bytes)), bytes_(bytes) {}
+
+Workspace::~Workspace() { deallocate(data_, bytes_); }
+
 }  // namespace fastnn

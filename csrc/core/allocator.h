@@ -26,4 +26,18 @@ void reset_peak_memory_stats();
 // Returns cached blocks to the operating system.
 void empty_cache();
 
+// Scratch memory of one operator call. Members are defined out of line: kernels include this.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  float* floats() const __attribute__((always_inline)) { return static_cast<float*>(data_); }
+
+ private:
+  void* data_;
+  int64_t bytes_;
+};
+
 }  // namespace fastnn

@@ -1,7 +1,93 @@
-#include "ops/slots.h"
+// conv2d gradient with respect to the input; also conv_transpose2d's forward.
+//
+// Input pixel (h, w) receives from output pixel (oh, ow) through tap (kh, kw) where
+//   oh * stride + kh * dilation - pad = h.
+// For a fixed phase h mod stride, the taps with (h + pad - kh * dilation) divisible by the stride are
+// fixed too, and the phase is a stride-1 convolution of grad_output with these taps and transposed
+// weights: stride_h * stride_w products of a quarter of the taps each (stride 2, 3x3: 1, 2, 2, 4),
+// without a single multiplication by an inserted zero. Flops: those of the forward pass.
+#include "core/allocator.h"
+#include "cpu/implicit_gemm.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
+namespace {
 
-void fill_conv_backward_data(Slots&) {}
+FASTNN_INLINE int64_t floor_mod(int64_t a, int64_t b) { return ((a % b) + b) % b; }
+
+struct Taps {
+  int count = 0;
+  int64_t kh[kMaxTaps], kw[kMaxTaps], dh[kMaxTaps], dw[kMaxTaps];
+};
+
+// packed[block][tap][oc][width] = w[oc][kh][kw][ic] for the taps of one phase of one group.
+template <class T>
+void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, float* packed) {
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  parallel_for(block_count(ic), [&](int64_t block) {
+    const int width = block_vectors(ic, block) * LANES;
+    const int64_t left = ic - block * NR;
+    float* to = packed + block * NR * oc * taps.count;
+    for (int t = 0; t < taps.count; ++t)
+      for (int64_t o = 0; o < oc; ++o, to += width) {
+        const T* from = w + ((o * p.KH + taps.kh[t]) * p.KW + taps.kw[t]) * ic + block * NR;
+        for (int64_t n = 0; n < width; ++n) to[n] = n < left ? to_float(from[n]) : 0.0f;
+      }
+  });
+}
+
+template <class T>
+void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
+                         T* grad_input) {
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  Workspace packed(packed_columns(ic) * oc * p.KH * p.KW * 4);
+  Taps taps;
+  const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H;
+  const int64_t phases_w = p.stride_w < p.W ? p.stride_w : p.W;
+  for (int64_t group = 0; group < p.groups; ++group)
+    for (int64_t ph = 0; ph < phases_h; ++ph)
+      for (int64_t pw = 0; pw < phases_w; ++pw) {
+        taps.count = 0;
+        for (int64_t kh = p.KH - 1; kh >= 0; --kh)
+          for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
+            const int64_t h = ph + p.pad_top - kh * p.dilation_h;
+            const int64_t v = pw + p.pad_left - kw * p.dilation_w;
+            if (floor_mod(h, p.stride_h) || floor_mod(v, p.stride_w)) continue;
+            taps.kh[taps.count] = kh;
+            taps.kw[taps.count] = kw;
+            taps.dh[taps.count] = (h - floor_mod(h, p.stride_h)) / p.stride_h;
+            taps.dw[taps.count] = (v - floor_mod(v, p.stride_w)) / p.stride_w;
+            ++taps.count;
+          }
+        if (taps.count == 0) {
+          // No output pixel reaches this phase: one tap of zero weight, read where it is in range.
+          taps.count = 1;
+          taps.kh[0] = taps.kw[0] = taps.dh[0] = taps.dw[0] = 0;
+          __builtin_memset(packed.floats(), 0,
+                           sizeof(float) * static_cast<size_t>(packed_columns(ic) * oc));
+        } else {
+          pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
+        }
+        TapGrid grid{g, p.N, p.OH, p.OW, p.OC, group * oc, oc,
+                     (p.H - ph + p.stride_h - 1) / p.stride_h,
+                     (p.W - pw + p.stride_w - 1) / p.stride_w, 1, 1, taps.count, taps.dh, taps.dw,
+                     packed.floats(), ic, grad_input, p.H, p.W, p.C, group * ic, ph, p.stride_h,
+                     pw, p.stride_w, epilogue};
+        run_grid<T>(grid);
+      }
+}
+
+void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
+                   void* grad_input) {
+  if (p.dtype == DType::float32)
+    backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), epilogue,
+                        static_cast<float*>(grad_input));
+  else
+    backward_data_typed(p, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w),
+                        epilogue, static_cast<bfloat16*>(grad_input));
+}
+
+}  // namespace
+
+void fill_conv_backward_data(Slots& slots) { slots.conv.backward_data = backward_data; }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -14,6 +14,7 @@
   X(conv_forward)         \
   X(conv_backward_data)   \
   X(conv_backward_weight) \
+  X(conv_depthwise)       \
   X(copy)                 \
   X(dropout)              \
   X(elementwise)          \

@@ -1,8 +1,72 @@
-// Kernel slots of the conv family.
+// 2-D convolution: parameters, kernel slots, operators.
+//
+// Layouts inside kernels: activations NHWC, weights [OC][KH][KW][IC / groups].
 #pragma once
+
+#include "core/array.h"
 
 namespace fastnn {
 
-struct ConvSlots {};
+struct ConvParams {
+  int64_t N, C, H, W;     // input
+  int64_t OC, OH, OW;     // output
+  int64_t KH, KW;         // kernel
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;  // the other two sides follow from the output size
+  int64_t dilation_h, dilation_w;
+  int64_t groups;
+  DType dtype;  // of activations and weights; accumulation is float32
 
+  int64_t group_inputs() const { return C / groups; }
+  int64_t group_outputs() const { return OC / groups; }
+  bool is_depthwise() const { return groups == C && groups == OC; }
+};
+
+// What happens to the sum before it is stored: y = relu(sum + bias + residual), parts optional.
+struct ConvEpilogue {
+  const float* bias = nullptr;     // OC
+  const void* residual = nullptr;  // like the output
+  bool relu = false;
+};
+
+struct ConvSlots {
+  void (*forward)(const ConvParams&, const void* input, const void* weight, const ConvEpilogue&,
+                  void* output);
+  void (*backward_data)(const ConvParams&, const void* grad_output, const void* weight,
+                        const ConvEpilogue&, void* grad_input);
+  void (*backward_weight)(const ConvParams&, const void* input, const void* grad_output,
+                          void* grad_weight);
+  void (*depthwise_forward)(const ConvParams&, const void* input, const void* weight,
+                            const ConvEpilogue&, void* output);
+  void (*depthwise_backward_data)(const ConvParams&, const void* grad_output, const void* weight,
+                                  const ConvEpilogue&, void* grad_input);
+  void (*depthwise_backward_weight)(const ConvParams&, const void* input, const void* grad_output,
+                                    void* grad_weight);
+  // sum over pixels: `pixels` rows of `channels` -> float32.
+  void (*bias_gradient)(const void* grad_output, int64_t pixels, int64_t channels, DType,
+                        float* grad_bias);
+};
+
+namespace ops {
+
+// y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
+// activation is "" or "relu".
+Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
+             const Dims& padding, const Dims& dilation, int64_t groups,
+             const std::string& activation, const Array* residual);
+Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
+                            const Dims& stride, const Dims& padding, const Dims& dilation,
+                            int64_t groups);
+Array conv2d_backward_weight(const Array& grad_output, const Array& input,
+                             const Dims& weight_shape, const Dims& stride, const Dims& padding,
+                             const Dims& dilation, int64_t groups);
+// Sum over all dimensions but the second, in the dtype of the parameter.
+Array conv2d_backward_bias(const Array& grad_output, DType dtype);
+
+// The gradient of conv2d with respect to its input, as an operator; weight is (C, OC/groups, KH, KW).
+Array conv_transpose2d(const Array& input, const Array& weight, const Array* bias,
+                       const Dims& stride, const Dims& padding, const Dims& output_padding,
+                       int64_t groups, const Dims& dilation);
+
+}  // namespace ops
 }  // namespace fastnn

@@ -1,7 +1,220 @@
-"""The conv family."""
+"""2-D convolution and its transpose."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from collections.abc import Sequence
+from typing import Any
 
-TENSOR_METHODS: dict = {}
+from fastnn import _core
+from fastnn.autograd import is_autocast_enabled, record
+from fastnn.functional.view import to
+from fastnn.tensor import Tensor
+
+__all__ = ["conv2d", "conv_transpose2d"]
+
+
+def _pair(name: str, argument: str, value: Any) -> tuple[int, int]:
+    """An int or a pair of ints as a pair."""
+    values = (value, value) if isinstance(value, int) else value
+    if not isinstance(values, Sequence) or len(values) != 2:
+        raise TypeError(f"{name}: {argument} expects an int or a pair of ints, got {value!r}")
+    return _integers(name, argument, values)
+
+
+def _integers(name: str, argument: str, values: Sequence[Any]) -> Any:
+    if isinstance(values, str) or not all(
+        hasattr(v, "__index__") and not isinstance(v, bool) for v in values
+    ):
+        raise TypeError(f"{name}: {argument} expects integers, got {values!r}")
+    return tuple(int(v) for v in values)
+
+
+def _sides(
+    name: str, padding: Any, stride: Sequence[int], dilation: Sequence[int], kernel: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Any form of padding as (left, right, top, bottom)."""
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding == "same":
+        if tuple(stride) != (1, 1):
+            raise ValueError(f"{name}: padding='same' expects stride 1, got {tuple(stride)}")
+        h, w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return (w // 2, w - w // 2, h // 2, h - h // 2)
+    if isinstance(padding, str):
+        raise ValueError(f"{name}: padding expects 'same', 'valid' or integers, got {padding!r}")
+    if isinstance(padding, Sequence) and len(padding) == 4:
+        return _integers(name, "padding", padding)
+    h, w = _pair(name, "padding", padding)
+    return (w, w, h, h)
+
+
+def _check_tensors(name: str, **tensors: Any) -> None:
+    for argument, value in tensors.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name}: {argument} expects a fastnn.Tensor, got {type(value).__name__}"
+            )
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """2-D convolution (cross-correlation), ``y = activation(x * w + bias + residual)``.
+
+    ``y[n, o, i, j] = sum over c, u, v of
+    x[n, c, i*stride + u*dilation - pad, j*stride + v*dilation - pad] * w[o, c, u, v]``
+
+    Args:
+        input: (N, C, H, W), float32 or bfloat16.
+        weight: (OC, C / groups, KH, KW), of the input's dtype.
+        bias: (OC,), or None.
+        stride: step of the window, an int or (h, w).
+        padding: zeros around the input: an int, (h, w), (left, right, top, bottom), ``"valid"`` (none)
+            or ``"same"`` (output size = input size; stride 1; the odd one goes right and bottom).
+        dilation: distance between taps, an int or (h, w).
+        groups: channels are cut into this many independent convolutions.
+        activation: None or ``"relu"``, applied while the result is still in registers.
+        residual: added before the activation; of the output's shape.
+
+    Returns:
+        (N, OC, OH, OW) of the input's dtype (bfloat16 under autocast), with
+        ``OH = (H + top + bottom - dilation * (KH - 1) - 1) // stride + 1``.
+
+    Raises:
+        ValueError: shapes or settings do not fit together, or the kernel is larger than the padded
+            input.
+        TypeError: operands are not floating, or of different dtypes.
+
+    Notes:
+        Accumulation is float32 in one fixed order for each output. Cost: 2 N OC OH OW KH KW C /
+        groups flops in each of the forward pass and the two gradients.
+
+    References:
+        LeCun et al., "Gradient-based learning applied to document recognition", 1998.
+    """
+    _check_tensors("conv2d", input=input, weight=weight, bias=bias, residual=residual)
+    if is_autocast_enabled():
+        input, weight = to(input, "bfloat16"), to(weight, "bfloat16")
+    step = _pair("conv2d", "stride", stride)
+    gaps = _pair("conv2d", "dilation", dilation)
+    sides = _sides("conv2d", padding, step, gaps, weight.shape[2:] if weight.ndim == 4 else (1, 1))
+    settings = (step, sides, gaps, _integers("conv2d", "groups", (groups,))[0])
+    if activation is not None and not isinstance(activation, str):
+        raise TypeError(f"conv2d: activation expects None or 'relu', got {activation!r}")
+    output = _core.conv2d(
+        input._array,
+        weight._array,
+        bias._array if bias is not None else None,
+        *settings,
+        activation or "",
+        residual._array if residual is not None else None,
+    )
+    saved = (
+        input._array,
+        weight._array,
+        output if activation else None,
+        settings,
+        None if bias is None else bias._array.dtype,
+        None if residual is None else residual._array.dtype,
+    )
+    return record("conv2d", output, (input, weight, bias, residual), saved, _conv2d_backward)
+
+
+def _conv2d_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, w, output, settings, bias_dtype, residual_dtype = saved
+    if output is not None:
+        grad_output = _core.relu_backward(grad_output, output)
+    return (
+        _core.conv2d_backward_input(grad_output, w, x.shape, *settings) if needs[0] else None,
+        _core.conv2d_backward_weight(grad_output, x, w.shape, *settings) if needs[1] else None,
+        _core.conv2d_backward_bias(grad_output, bias_dtype) if needs[2] else None,
+        _core.astype(grad_output, residual_dtype) if needs[3] else None,
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Transposed 2-D convolution: the gradient of :func:`conv2d` with respect to its input.
+
+    Each input pixel adds its channels times the kernel to the output around it.
+
+    Args:
+        input: (N, C, H, W), float32 or bfloat16.
+        weight: (C, OC / groups, KH, KW), of the input's dtype.
+        bias: (OC,), or None.
+        stride: distance between the windows in the output, an int or (h, w).
+        padding: rows and columns cut off the output: an int, (h, w) or (left, right, top, bottom).
+        output_padding: rows and columns added at the bottom and right, below ``stride``.
+        groups: channels are cut into this many independent convolutions.
+        dilation: distance between taps, an int or (h, w).
+
+    Returns:
+        (N, OC, OH, OW) with
+        ``OH = (H - 1) * stride - top - bottom + dilation * (KH - 1) + output_padding + 1``.
+
+    Raises:
+        ValueError: shapes or settings do not fit together, or the output would be empty.
+        TypeError: operands are not floating, or of different dtypes.
+
+    References:
+        Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """
+    name = "conv_transpose2d"
+    _check_tensors(name, input=input, weight=weight, bias=bias)
+    if is_autocast_enabled():
+        input, weight = to(input, "bfloat16"), to(weight, "bfloat16")
+    step, gaps = _pair(name, "stride", stride), _pair(name, "dilation", dilation)
+    sides = _sides(name, padding, step, gaps, (1, 1))
+    extra = _pair(name, "output_padding", output_padding)
+    groups = _integers(name, "groups", (groups,))[0]
+    output = _core.conv_transpose2d(
+        input._array,
+        weight._array,
+        bias._array if bias is not None else None,
+        step,
+        sides,
+        extra,
+        groups,
+        gaps,
+    )
+    # As the gradient of a convolution, that one's padding ends where its last window does.
+    ends = [
+        max(0, (size - 1) * s + d * (k - 1) + 1 - out - before)
+        for size, s, d, k, out, before in zip(
+            input.shape[2:], step, gaps, weight.shape[2:], output.shape[2:], sides[2::-2],
+            strict=True,
+        )
+    ]  # fmt: skip
+    settings = (step, (sides[0], ends[1], sides[2], ends[0]), gaps, groups)
+    saved = (input._array, weight._array, settings, None if bias is None else bias._array.dtype)
+    return record(name, output, (input, weight, bias), saved, _conv_transpose2d_backward)
+
+
+def _conv_transpose2d_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, w, settings, bias_dtype = saved
+    grad = _core.astype(grad_output, x.dtype)
+    return (
+        _core.conv2d(grad, w, None, *settings, "", None) if needs[0] else None,
+        _core.conv2d_backward_weight(x, grad, w.shape, *settings) if needs[1] else None,
+        _core.conv2d_backward_bias(grad, bias_dtype) if needs[2] else None,
+    )
+
+
+TENSOR_METHODS: dict[str, Any] = {}

@@ -1,9 +1,316 @@
-"""The conv family: references and cases."""
+"""2-D convolution: references and cases."""
 
 from __future__ import annotations
 
-from fastnn.reference.case import BadCall, Op
+from typing import Any
 
-OPS: dict[str, Op] = {}
+import numpy as np
 
-ERRORS: list[BadCall] = []
+from fastnn.reference.case import BadCall, Op, Params, Problem, pair
+
+
+def _sides(padding: Any, dilation: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, ...]:
+    """(left, right, top, bottom) of any form of padding."""
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding == "same":
+        h, w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return (w // 2, w - w // 2, h // 2, h - h // 2)
+    if not np.isscalar(padding) and len(padding) == 4:
+        return tuple(padding)
+    h, w = pair(padding)
+    return (w, w, h, h)
+
+
+def _windows(x, kernel, stride, sides, dilation):
+    """A view (N, C, OH, OW, KH, KW) of every window of the zero-padded input, and that input."""
+    left, right, top, bottom = sides
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3), writeable=True)
+    view = view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    return view, padded
+
+
+def conv2d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None,
+    residual=None,
+):  # fmt: skip
+    stride, dilation, kernel = pair(stride), pair(dilation), weight.shape[2:]
+    sides = _sides(padding, dilation, kernel)
+    windows, _ = _windows(input, kernel, stride, sides, dilation)
+    parts = zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True)
+    out = np.concatenate([np.einsum("nchwuv,ocuv->nohw", x, w, optimize=True) for x, w in parts], 1)
+    if bias is not None:
+        out = out + bias[:, None, None]
+    if residual is not None:
+        out = out + residual
+    return np.maximum(out, 0) if activation == "relu" else out
+
+
+def conv2d_backward(
+    grad_output, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *,
+    activation=None, residual=None,
+):  # fmt: skip
+    if activation == "relu":
+        out = conv2d(input, weight, bias, stride, padding, dilation, groups, residual=residual)
+        grad_output = np.where(out > 0, grad_output, 0)
+    stride, dilation, kernel = pair(stride), pair(dilation), weight.shape[2:]
+    left, right, top, bottom = sides = _sides(padding, dilation, kernel)
+    windows, padded = _windows(input, kernel, stride, sides, dilation)
+    grad_padded = np.zeros_like(padded)
+    _, _, oh, ow = grad_output.shape
+    grad_weight = []
+    for x, g, w, gx in zip(
+        *(np.split(a, groups, axis) for a, axis in
+          ((windows, 1), (grad_output, 1), (weight, 0), (grad_padded, 1))), strict=True,
+    ):  # fmt: skip
+        grad_weight.append(np.einsum("nchwuv,nohw->ocuv", x, g, optimize=True))
+        for u in range(kernel[0]):
+            for v in range(kernel[1]):
+                i, j = u * dilation[0], v * dilation[1]
+                rows = slice(i, i + (oh - 1) * stride[0] + 1, stride[0])
+                cols = slice(j, j + (ow - 1) * stride[1] + 1, stride[1])
+                gx[:, :, rows, cols] += np.einsum("nohw,oc->nchw", g, w[:, :, u, v], optimize=True)
+    h, w = input.shape[2:]
+    grads = {
+        "input": grad_padded[:, :, top : top + h, left : left + w],
+        "weight": np.concatenate(grad_weight, 0),
+    }
+    if bias is not None:
+        grads["bias"] = grad_output.sum((0, 2, 3))
+    if residual is not None:
+        grads["residual"] = grad_output
+    return grads
+
+
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    stride, dilation, extra = pair(stride), pair(dilation), pair(output_padding)
+    left, right, top, bottom = _sides(padding, dilation, weight.shape[2:])
+    n, _, h, w = input.shape
+    kh, kw = weight.shape[2:]
+    full_h = (h - 1) * stride[0] + dilation[0] * (kh - 1) + 1 + extra[0]
+    full_w = (w - 1) * stride[1] + dilation[1] * (kw - 1) + 1 + extra[1]
+    out = np.zeros((n, weight.shape[1] * groups, full_h, full_w), input.dtype)
+    for x, k, y in zip(
+        np.split(input, groups, 1), np.split(weight, groups, 0), np.split(out, groups, 1),
+        strict=True,
+    ):  # fmt: skip
+        for u in range(kh):
+            for v in range(kw):
+                i, j = u * dilation[0], v * dilation[1]
+                rows = slice(i, i + (h - 1) * stride[0] + 1, stride[0])
+                cols = slice(j, j + (w - 1) * stride[1] + 1, stride[1])
+                y[:, :, rows, cols] += np.einsum("nchw,co->nohw", x, k[:, :, u, v])
+    out = out[:, :, top : full_h - bottom, left : full_w - right]
+    return out if bias is None else out + bias[:, None, None]
+
+
+def conv_transpose2d_backward(
+    grad_output, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
+    dilation=1,
+):  # fmt: skip
+    stride, dilation, extra = pair(stride), pair(dilation), pair(output_padding)
+    left, right, top, bottom = _sides(padding, dilation, weight.shape[2:])
+    h, w = input.shape[2:]
+    g = np.pad(grad_output, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    grad_input, grad_weight = np.zeros_like(input), np.zeros_like(weight)
+    for x, k, part, gx, gk in zip(
+        *(np.split(a, groups, axis) for a, axis in
+          ((input, 1), (weight, 0), (g, 1), (grad_input, 1), (grad_weight, 0))), strict=True,
+    ):  # fmt: skip
+        for u in range(weight.shape[2]):
+            for v in range(weight.shape[3]):
+                i, j = u * dilation[0], v * dilation[1]
+                rows = slice(i, i + (h - 1) * stride[0] + 1, stride[0])
+                cols = slice(j, j + (w - 1) * stride[1] + 1, stride[1])
+                seen = part[:, :, rows, cols]
+                gx += np.einsum("nohw,co->nchw", seen, k[:, :, u, v])
+                gk[:, :, u, v] = np.einsum("nchw,nohw->co", x, seen)
+    grads = {"input": grad_input, "weight": grad_weight}
+    if bias is not None:
+        grads["bias"] = grad_output.sum((0, 2, 3))
+    return grads
+
+
+def _settings(p: Params) -> dict[str, Any]:
+    padding: Any = p.get("p", 0)
+    if "same" in p:
+        padding = "same"
+    return {
+        "stride": p.get("s", 1),
+        "padding": padding,
+        "dilation": p.get("d", 1),
+        "groups": p.get("g", 1),
+    }
+
+
+def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
+    """n c h w, oc, k kernel, s stride, p padding, d dilation, g groups; nobias, relu, res, same."""
+    kh, kw = pair(p["k"])
+    groups = p.get("g", 1)
+    shape = (p["oc"], p["c"] // groups, kh, kw)
+    k = shape[1] * kh * kw
+    inputs: dict[str, Any] = {
+        "input": rng.standard_normal((p["n"], p["c"], p["h"], p["w"])),
+        "weight": rng.standard_normal(shape),
+        "bias": None if "nobias" in p else rng.standard_normal(p["oc"]),
+    }
+    kwargs = _settings(p)
+    if "relu" in p:
+        kwargs["activation"] = "relu"
+    n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
+    if "res" in p:
+        inputs["residual"] = rng.standard_normal((n, oc, oh, ow))
+    return Problem(
+        inputs,
+        kwargs,
+        k=k,
+        k_backward=max(n * oh * ow, p["oc"] // groups * kh * kw),
+        flops=2 * n * oc * oh * ow * k,
+    )
+
+
+def _conv2d_shape(x, w, kwargs):
+    dilation, stride = pair(kwargs["dilation"]), pair(kwargs["stride"])
+    left, right, top, bottom = _sides(kwargs["padding"], dilation, w.shape[2:])
+    h = (x.shape[2] + top + bottom - dilation[0] * (w.shape[2] - 1) - 1) // stride[0] + 1
+    v = (x.shape[3] + left + right - dilation[1] * (w.shape[3] - 1) - 1) // stride[1] + 1
+    return x.shape[0], w.shape[0], h, v
+
+
+def _transpose_problem(p: Params, rng: np.random.Generator) -> Problem:
+    """As conv2d, with op for output_padding."""
+    kh, kw = pair(p["k"])
+    groups = p.get("g", 1)
+    shape = (p["c"], p["oc"] // groups, kh, kw)
+    kwargs = {**_settings(p), "output_padding": p.get("op", 0)}
+    inputs = {
+        "input": rng.standard_normal((p["n"], p["c"], p["h"], p["w"])),
+        "weight": rng.standard_normal(shape),
+        "bias": None if "nobias" in p else rng.standard_normal(p["oc"]),
+    }
+    k = p["c"] // groups * kh * kw
+    stride = pair(kwargs["stride"])
+    pixels = p["n"] * p["h"] * p["w"] * stride[0] * stride[1]
+    return Problem(
+        inputs,
+        kwargs,
+        k=k,
+        k_backward=max(pixels + p["n"] * kh * kw, shape[1] * kh * kw),
+        flops=2 * p["n"] * p["h"] * p["w"] * p["oc"] * k,
+    )
+
+
+_CONV = (
+    "n1c1h1w1_oc1_k1_f32", "n2c3h7w9_oc5_k3_f32", "n0c3h5w5_oc4_k3p1_f32",
+    "n2c16h8w8_oc16_k3p1_f32", "n2c64h7w7_oc64_k3p1_nobias_f32", "n3c33h5w6_oc47_k3p1_f32",
+    "n1c3h32w32_oc64_k7s2p3_f32", "n2c3h19w17_oc96_k11s4p2_f32", "n2c64h9w9_oc32_k1_f32",
+    "n2c20h9w9_oc70_k1s2_nobias_f32", "n2c32h9w8_oc40_k3s2p1_f32", "n2c8h10w10_oc8_k3d2p2_f32",
+    "n1c8h11w12_oc9_k3x5s2x1p1x2d1x2_f32", "n2c6h8w8_oc6_k3p0x2x1x0_f32", "n2c5h6w7_oc4_k4same_f32",
+    "n2c12h7w7_oc8_k3p1g4_f32", "n2c64h6w6_oc64_k3p1g2_f32", "n2c19h9w9_oc19_k3p1g19_f32",
+    "n2c32h9w9_oc32_k3s2p1g32_nobias_f32", "n1c7h9w9_oc7_k5s3p2d2g7_f32",
+    "n1c4h8w8_oc8_k3p1g4_f32", "n2c10h6w6_oc12_k3p1_relu_res_f32", "n2c16h6w6_oc16_k3p1g16_relu_res_f32",
+    "n5c40h4w4_oc33_k3p1_relu_f32", "n1c2h3w3_oc2_k3p5_f32", "n2c3h12w12_oc4_k1s5_f32",
+    "n2c16h8w8_oc24_k3p1_bf16", "n2c3h9w9_oc17_k7s2p3_bf16", "n2c32h7w7_oc16_k1_relu_res_bf16",
+    "n2c24h7w7_oc24_k3p1g24_bf16", "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
+    "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
+)  # fmt: skip
+_TRANSPOSE = (
+    "n1c1h1w1_oc1_k1_f32", "n2c5h4w5_oc7_k3_f32", "n2c16h5w5_oc8_k4s2p1_f32",
+    "n2c6h5w4_oc9_k3s2p1op1_nobias_f32", "n1c8h4w4_oc12_k3s3p0op2g4_f32", "n2c9h4w4_oc9_k3s2p1g9_f32",
+    "n2c4h5w6_oc3_k3x2s1x2p1x0d2x1_f32", "n0c4h3w3_oc2_k2s2_f32", "n2c33h3w3_oc17_k2s2_f32",
+    "n2c16h4w4_oc20_k4s2p1_bf16", "n2c3h5w5_oc4_k3p1x0x0x1_f32",
+)  # fmt: skip
+_BENCH = (
+    "n16c3h224w224_oc64_k7s2p3_nobias_f32", "n16c64h56w56_oc64_k1_nobias_f32",
+    "n16c64h56w56_oc64_k3p1_nobias_f32", "n16c128h28w28_oc128_k3p1_nobias_f32",
+    "n16c256h14w14_oc256_k3p1_nobias_f32", "n16c512h7w7_oc512_k3p1_nobias_f32",
+    "n16c256h56w56_oc128_k1s2_nobias_f32", "n16c128h56w56_oc128_k3s2p1g128_nobias_f32",
+    "n128c16h32w32_oc16_k3p1_nobias_f32", "n16c128h28w28_oc128_k3p1_nobias_bf16",
+)  # fmt: skip
+
+OPS: dict[str, Op] = {
+    "conv2d": Op(conv2d, conv2d_backward, _conv2d_problem, _CONV, _BENCH),
+    "conv_transpose2d": Op(
+        conv_transpose2d,
+        conv_transpose2d_backward,
+        _transpose_problem,
+        _TRANSPOSE,
+        ("n16c128h28w28_oc64_k4s2p1_nobias_f32",),
+    ),
+}
+
+
+def _conv(x=(2, 4, 5, 5), w=(6, 4, 3, 3), **kwargs):
+    return lambda fastnn: fastnn.nn.functional.conv2d(fastnn.zeros(x), fastnn.zeros(w), **kwargs)
+
+
+def _up(x=(2, 4, 5, 5), w=(4, 6, 3, 3), **kwargs):
+    return lambda fastnn: fastnn.nn.functional.conv_transpose2d(
+        fastnn.zeros(x), fastnn.zeros(w), **kwargs
+    )
+
+
+ERRORS: list[BadCall] = [
+    BadCall("rank", _conv(x=(4, 5, 5)), ValueError, r"conv2d: input expects 4 dimensions .*\(4, 5, 5\)"),
+    BadCall("weight rank", _conv(w=(6, 4, 3)), ValueError, "conv2d: weight expects 4 dimensions"),
+    BadCall(
+        "channels",
+        _conv(x=(8, 32, 56, 56), w=(6, 64, 3, 3)),
+        ValueError,
+        r"conv2d: weight expects 64 input channels \(groups=1\), got input with 32 channels, "
+        r"shape \(8, 32, 56, 56\)",
+    ),
+    BadCall("groups", _conv(w=(6, 1, 3, 3), groups=4), ValueError, "out_channels divisible by groups=4"),
+    BadCall("no groups", _conv(groups=0), ValueError, "groups expects an integer > 0, got 0"),
+    BadCall("kernel", _conv(w=(6, 4, 9, 9)), ValueError, "larger than the padded input"),
+    BadCall("empty image", _conv(x=(2, 4, 0, 5)), ValueError, "larger than the padded input"),
+    BadCall("stride", _conv(stride=0), ValueError, r"stride expects two integers > 0, got \(0, 0\)"),
+    BadCall("huge", _conv(stride=2**40), ValueError, "below 2\\^31"),
+    BadCall("padding", _conv(padding=-1), ValueError, "padding expects integers >= 0"),
+    BadCall("padding word", _conv(padding="full"), ValueError, "expects 'same', 'valid' or integers"),
+    BadCall("same", _conv(padding="same", stride=2), ValueError, "padding='same' expects stride 1"),
+    BadCall("float stride", _conv(stride=1.5), TypeError, "stride expects an int or a pair of ints"),
+    BadCall("activation", _conv(activation="swish"), ValueError, "activation expects None or 'relu'"),
+    BadCall(
+        "integers",
+        lambda f: f.nn.functional.conv2d(f.zeros(1, 1, 3, 3, dtype="int64"), f.zeros(1, 1, 1, 1)),
+        TypeError,
+        "conv2d: input expects dtype float32 or bfloat16, got int64",
+    ),
+    BadCall(
+        "dtypes",
+        lambda f: f.nn.functional.conv2d(
+            f.zeros(1, 1, 3, 3), f.zeros(1, 1, 1, 1, dtype="bfloat16")
+        ),
+        TypeError,
+        "weight expects the input's dtype float32, got bfloat16",
+    ),
+    BadCall(
+        "bias",
+        lambda f: f.nn.functional.conv2d(f.zeros(1, 1, 3, 3), f.zeros(2, 1, 1, 1), f.zeros(3)),
+        ValueError,
+        r"conv2d: bias expects shape \(2,\), got \(3,\)",
+    ),
+    BadCall(
+        "residual",
+        lambda f: f.nn.functional.conv2d(
+            f.zeros(1, 1, 3, 3), f.zeros(2, 1, 1, 1), residual=f.zeros(1, 2, 2, 2)
+        ),
+        ValueError,
+        r"residual expects the output's shape \(1, 2, 3, 3\), got \(1, 2, 2, 2\)",
+    ),
+    BadCall(
+        "array",
+        lambda f: f.nn.functional.conv2d(np.zeros((1, 1, 3, 3)), f.zeros(1, 1, 1, 1)),
+        TypeError,
+        "conv2d: input expects a fastnn.Tensor, got ndarray",
+    ),
+    BadCall("transpose channels", _up(w=(5, 6, 3, 3)), ValueError, "weight expects 5 input channels"),
+    BadCall("output padding", _up(output_padding=1), ValueError, "output_padding expects values from 0"),
+    BadCall("transpose padding", _up(padding=9), ValueError, "the output would be empty"),
+    BadCall("transpose rank", _up(x=(4, 5, 5)), ValueError, "conv_transpose2d: input expects 4"),
+]

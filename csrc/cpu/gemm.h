@@ -1,0 +1,65 @@
+// The register-blocked kernels that convolution, linear and matmul loop over.
+//
+// product: C[m][n] = sum over taps t and k of rows[m][taps[t] + k] * B[t][k][n]
+//   A tile of M rows by V vectors of accumulators stays in registers over the whole reduction, which
+//   may run over several taps (a batch-reduce GEMM): a convolution's output is written once. Rows are
+//   separate pointers, so a tile may hold any pixels: no row-end remainder, no im2col.
+//
+//            n: V * LANES columns of packed B, one row per k ->
+//       row0 [ acc acc ]      per k: V loads of B, M broadcasts of A, M * V multiply-adds
+//       row1 [ acc acc ]      AVX-512: M = 14, V = 2: 28 accumulators, 16 loads per 28 FMAs
+//       ...                   AVX2:    M = 6,  V = 2: 12 accumulators,  8 loads per 12 FMAs
+//
+// outer: C[m][n] += sum over pixels p of x[p][m] * g[p][n]
+//   The weight gradient: the same tile, the reduction over pixels of a strip, both operands read as
+//   they lie; no transpose and no im2col.
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+
+#if defined(FASTNN_ISA_avx512)
+constexpr int MR = 14;
+#else
+constexpr int MR = 6;
+#endif
+constexpr int NV = 2;
+constexpr int NR = NV * LANES;
+
+// Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES].
+using ProductKernel = void (*)(const float* const* rows, const int64_t* taps, int64_t tap_count,
+                               int64_t k, const float* b, float* tile);
+
+// A strip of pixels as `rows` runs of `columns`, with separate strides for both operands. The tile
+// has row pitch `pitch`; `add` keeps what it holds.
+struct OuterStrip {
+  const float* x;
+  int64_t x_row, x_column;
+  const float* g;
+  int64_t g_row, g_column;
+  int64_t rows, columns;
+};
+using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, bool add);
+
+// Indexed [M - 1][V - 1]; defined in gemm.cpp.
+extern const ProductKernel product_kernels[MR][NV];
+extern const OuterKernel outer_kernels[MR][NV];
+
+// Cuts n rows into ceil(n / MR) blocks of nearly equal size; returns the size of the first.
+FASTNN_INLINE int even_block(int64_t n) {
+  const int64_t blocks = (n + MR - 1) / MR;
+  return static_cast<int>((n + blocks - 1) / blocks);
+}
+
+// Columns are cut into blocks of NR; the last one is a single vector wide where that is enough.
+// Packed B holds block after block, each k-row padded with zeros to the block's width.
+FASTNN_INLINE int64_t block_count(int64_t columns) { return (columns + NR - 1) / NR; }
+FASTNN_INLINE int block_vectors(int64_t columns, int64_t block) {
+  return columns - block * NR > LANES ? NV : 1;
+}
+FASTNN_INLINE int64_t packed_columns(int64_t columns) {
+  return columns == 0 ? 0 : (columns + LANES - 1) / LANES * LANES;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA

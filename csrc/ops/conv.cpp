@@ -1,0 +1,207 @@
+#include "ops/conv.h"
+
+#include "core/error.h"
+#include "ops/slots.h"
+
+namespace fastnn::ops {
+namespace {
+
+constexpr int64_t kMaxKernel = 1024;  // taps; bounds the kernels' tables
+
+void check_settings(const char* op, const Dims& stride, const Dims& padding, const Dims& dilation,
+                    int64_t groups) {
+  check(stride.rank() == 2 && stride[0] > 0 && stride[1] > 0, op,
+        ": stride expects two integers > 0, got ", stride.str());
+  check(dilation.rank() == 2 && dilation[0] > 0 && dilation[1] > 0, op,
+        ": dilation expects two integers > 0, got ", dilation.str());
+  check(padding.rank() == 4, op, ": padding expects (left, right, top, bottom), got ",
+        padding.str());
+  for (int64_t side : padding)
+    check(side >= 0, op, ": padding expects integers >= 0, got (left, right, top, bottom) = ",
+          padding.str());
+  check(groups > 0, op, ": groups expects an integer > 0, got ", groups);
+  for (const Dims* dims : {&stride, &padding, &dilation})
+    for (int64_t value : *dims)
+      check(value < (int64_t{1} << 31), op, ": expected settings below 2^31, got ", value);
+}
+
+int64_t output_size(int64_t in, int64_t before, int64_t after, int64_t kernel, int64_t dilation,
+                    int64_t stride) {
+  const int64_t room = in + before + after - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// Checks shapes and settles every size but the dtype.
+ConvParams settle(const char* op, const Dims& input, const Dims& weight, const Dims& stride,
+                  const Dims& padding, const Dims& dilation, int64_t groups) {
+  check(input.rank() == 4, op, ": input expects 4 dimensions (N, C, H, W), got shape ",
+        input.str());
+  check(weight.rank() == 4, op,
+        ": weight expects 4 dimensions (out_channels, in_channels / groups, kh, kw), got shape ",
+        weight.str());
+  check_settings(op, stride, padding, dilation, groups);
+  check(weight[2] > 0 && weight[3] > 0 && weight[2] * weight[3] <= kMaxKernel, op,
+        ": weight expects a kernel of 1 to ", kMaxKernel, " taps, got shape ", weight.str());
+  check(weight[1] > 0 && input[1] == weight[1] * groups, op, ": weight expects ",
+        weight[1] * groups, " input channels (groups=", groups, "), got input with ", input[1],
+        " channels, shape ", input.str());
+  check(weight[0] > 0 && weight[0] % groups == 0, op, ": weight expects out_channels divisible by ",
+        "groups=", groups, ", got weight of shape ", weight.str());
+  ConvParams p{};
+  p.N = input[0], p.C = input[1], p.H = input[2], p.W = input[3];
+  p.OC = weight[0], p.KH = weight[2], p.KW = weight[3];
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.pad_left = padding[0], p.pad_top = padding[2];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.groups = groups;
+  p.OH = output_size(p.H, padding[2], padding[3], p.KH, p.dilation_h, p.stride_h);
+  p.OW = output_size(p.W, padding[0], padding[1], p.KW, p.dilation_w, p.stride_w);
+  check(p.OH > 0 && p.OW > 0, op, ": kernel (", p.KH, ", ", p.KW, ") with dilation ",
+        dilation.str(), " is larger than the padded input, shape ", input.str(),
+        ", padding (left, right, top, bottom) = ", padding.str());
+  return p;
+}
+
+Array float_bias(const char* op, const Array* bias, int64_t channels) {
+  if (!bias) return {};
+  check_floating(op, "bias", *bias);
+  check(bias->rank() == 1 && bias->size(0) == channels, op, ": bias expects shape (", channels,
+        ",), got ", bias->shape().str());
+  return canonical(astype(*bias, DType::float32));
+}
+
+void check_same_dtype(const char* op, const Array& input, const Array& weight) {
+  check_floating(op, "input", input);
+  check_floating(op, "weight", weight);
+  check<TypeError>(input.dtype() == weight.dtype(), op, ": weight expects the input's dtype ",
+                   name_of(input.dtype()), ", got ", name_of(weight.dtype()));
+}
+
+}  // namespace
+
+Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
+             const Dims& padding, const Dims& dilation, int64_t groups,
+             const std::string& activation, const Array* residual) {
+  check_same_dtype("conv2d", input, weight);
+  ConvParams p =
+      settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
+  p.dtype = input.dtype();
+  check(activation.empty() || activation == "relu",
+        "conv2d: activation expects None or 'relu', got '", activation, "'");
+  const Array b = float_bias("conv2d", bias, p.OC);
+  Array r;
+  if (residual) {
+    const Dims shape{p.N, p.OC, p.OH, p.OW};
+    check(residual->shape() == shape, "conv2d: residual expects the output's shape ", shape.str(),
+          ", got ", residual->shape().str());
+    check_floating("conv2d", "residual", *residual);
+    r = canonical(astype(*residual, p.dtype));
+  }
+  const Array x = canonical(input), w = canonical(weight);
+  Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
+  const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
+                              activation == "relu"};
+  const ConvSlots& slots = cpu_slots().conv;
+  (p.is_depthwise() ? slots.depthwise_forward : slots.forward)(p, x.raw(), w.raw(), epilogue,
+                                                               y.raw());
+  return y;
+}
+
+static void check_gradient(const ConvParams& p, const Array& grad_output) {
+  const Dims shape{p.N, p.OC, p.OH, p.OW};
+  check(grad_output.shape() == shape, "conv2d: grad_output expects shape ", shape.str(), ", got ",
+        grad_output.shape().str());
+}
+
+Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
+                            const Dims& stride, const Dims& padding, const Dims& dilation,
+                            int64_t groups) {
+  ConvParams p = settle("conv2d", input_shape, weight.shape(), stride, padding, dilation, groups);
+  p.dtype = weight.dtype();
+  check_gradient(p, grad_output);
+  const Array g = canonical(astype(grad_output, p.dtype)), w = canonical(weight);
+  Array grad_input = empty(input_shape, p.dtype);
+  const ConvSlots& slots = cpu_slots().conv;
+  (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(
+      p, g.raw(), w.raw(), {}, grad_input.raw());
+  return grad_input;
+}
+
+Array conv2d_backward_weight(const Array& grad_output, const Array& input,
+                             const Dims& weight_shape, const Dims& stride, const Dims& padding,
+                             const Dims& dilation, int64_t groups) {
+  ConvParams p =
+      settle("conv2d", input.shape(), weight_shape, stride, padding, dilation, groups);
+  p.dtype = input.dtype();
+  check_gradient(p, grad_output);
+  const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
+  Array grad_weight = empty(weight_shape, p.dtype);
+  const ConvSlots& slots = cpu_slots().conv;
+  (p.is_depthwise() ? slots.depthwise_backward_weight : slots.backward_weight)(
+      p, x.raw(), g.raw(), grad_weight.raw());
+  return grad_weight;
+}
+
+Array conv2d_backward_bias(const Array& grad_output, DType dtype) {
+  check(grad_output.rank() == 4 || grad_output.rank() == 2,
+        "conv2d_backward_bias: expected rank 2 or 4, got shape ", grad_output.shape().str());
+  const Array g = canonical(grad_output);
+  const int64_t channels = g.size(1);
+  Array grad_bias = empty({channels}, DType::float32);
+  cpu_slots().conv.bias_gradient(g.raw(), channels ? g.count() / channels : 0, channels, g.dtype(),
+                                 grad_bias.data<float>());
+  return astype(grad_bias, dtype);
+}
+
+Array conv_transpose2d(const Array& input, const Array& weight, const Array* bias,
+                       const Dims& stride, const Dims& padding, const Dims& output_padding,
+                       int64_t groups, const Dims& dilation) {
+  const char* op = "conv_transpose2d";
+  check_same_dtype(op, input, weight);
+  check(input.rank() == 4, op, ": input expects 4 dimensions (N, C, H, W), got shape ",
+        input.shape().str());
+  check(weight.rank() == 4, op,
+        ": weight expects 4 dimensions (in_channels, out_channels / groups, kh, kw), got shape ",
+        weight.shape().str());
+  check_settings(op, stride, padding, dilation, groups);
+  check(input.size(1) == weight.size(0) && input.size(1) % groups == 0, op, ": weight expects ",
+        weight.size(0), " input channels divisible by groups=", groups, ", got input with ",
+        input.size(1), " channels, shape ", input.shape().str());
+  check(output_padding.rank() == 2, op, ": output_padding expects two integers, got ",
+        output_padding.str());
+  Dims out{input.size(0), weight.size(1) * groups, 0, 0};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t extra = output_padding[i];
+    check(extra >= 0 && extra < stride[i], op,
+          ": output_padding expects values from 0 to below stride ", stride.str(), ", got ",
+          output_padding.str());
+    // padding is (left, right, top, bottom); dimension i = 0 is H.
+    const int64_t pads = padding[2 - 2 * i] + padding[3 - 2 * i];
+    out[2 + i] = (input.size(2 + i) - 1) * stride[i] - pads +
+                 dilation[i] * (weight.size(2 + i) - 1) + extra + 1;
+    check(input.size(2 + i) > 0 && out[2 + i] > 0, op, ": the output would be empty for input ",
+          input.shape().str(), " and padding (left, right, top, bottom) = ", padding.str());
+  }
+  // Seen as the gradient of a convolution from `out` to the input: the side after the image absorbs
+  // output_padding, so that the sizes agree.
+  Dims sides = padding;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t needed = (input.size(2 + i) - 1) * stride[i] +
+                           dilation[i] * (weight.size(2 + i) - 1) + 1 - out[2 + i] -
+                           padding[2 - 2 * i];
+    sides[3 - 2 * i] = needed > 0 ? needed : 0;
+  }
+  ConvParams p = settle(op, out, weight.shape(), stride, sides, dilation, groups);
+  p.OH = input.size(2), p.OW = input.size(3);
+  p.dtype = input.dtype();
+  const Array b = float_bias(op, bias, out[1]);
+  const Array x = canonical(input), w = canonical(weight);
+  Array y = empty(out, p.dtype);
+  const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, nullptr, false};
+  const ConvSlots& slots = cpu_slots().conv;
+  (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, x.raw(), w.raw(),
+                                                                           epilogue, y.raw());
+  return y;
+}
+
+}  // namespace fastnn::ops
