@@ -16,7 +16,7 @@
 // 4 * NR bytes per MR * NV FMAs (9 B/cycle on AVX-512), which sets MR x NR rather than cache blocking.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/matmul.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {

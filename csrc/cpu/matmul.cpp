@@ -1,7 +1,80 @@
-#include "ops/slots.h"
+// Instantiations of the register-blocked kernels of matmul.h, one per tile shape.
+#include "cpu/matmul.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
+namespace {
 
-void fill_matmul(Slots&) {}
+template <int M, int V>
+void product(const float* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
+             const float* b, float* tile) {
+  vfloat acc[M][V] = {};
+  for (int64_t t = 0; t < tap_count; ++t) {
+    const float* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
+    for (int64_t i = 0; i < k; ++i, b += V * LANES) {
+      vfloat column[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) column[v] = load(b + v * LANES);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const vfloat value = set1(a[m][i]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[m][v] += value * column[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(tile + (m * V + v) * LANES, acc[m][v]);
+}
+
+template <int M, int V>
+void outer(const OuterStrip& s, float* tile, int64_t pitch, bool add) {
+  vfloat acc[M][V] = {};
+  if (add) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[m][v] = load(tile + m * pitch + v * LANES);
+  }
+  for (int64_t row = 0; row < s.rows; ++row) {
+    const float* x = s.x + row * s.x_row;
+    const float* g = s.g + row * s.g_row;
+    for (int64_t column = 0; column < s.columns; ++column, x += s.x_column, g += s.g_column) {
+      vfloat grad[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) grad[v] = load(g + v * LANES);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const vfloat value = set1(x[m]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[m][v] += value * grad[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(tile + m * pitch + v * LANES, acc[m][v]);
+}
+
+}  // namespace
+
+#define FASTNN_TILES(KERNEL, M) {KERNEL<M, 1>, KERNEL<M, 2>}
+#define FASTNN_SMALL_TILES(KERNEL)                                                     \
+  FASTNN_TILES(KERNEL, 1), FASTNN_TILES(KERNEL, 2), FASTNN_TILES(KERNEL, 3),           \
+      FASTNN_TILES(KERNEL, 4), FASTNN_TILES(KERNEL, 5), FASTNN_TILES(KERNEL, 6)
+#if defined(FASTNN_ISA_avx512)
+#define FASTNN_ALL_TILES(KERNEL)                                                       \
+  FASTNN_SMALL_TILES(KERNEL), FASTNN_TILES(KERNEL, 7), FASTNN_TILES(KERNEL, 8),        \
+      FASTNN_TILES(KERNEL, 9), FASTNN_TILES(KERNEL, 10), FASTNN_TILES(KERNEL, 11),     \
+      FASTNN_TILES(KERNEL, 12), FASTNN_TILES(KERNEL, 13), FASTNN_TILES(KERNEL, 14)
+#else
+#define FASTNN_ALL_TILES(KERNEL) FASTNN_SMALL_TILES(KERNEL)
+#endif
+
+extern const ProductKernel product_kernels[MR][NV] = {FASTNN_ALL_TILES(product)};
+extern const OuterKernel outer_kernels[MR][NV] = {FASTNN_ALL_TILES(outer)};
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -20,7 +20,6 @@
   X(elementwise)          \
   X(interpolate)          \
   X(loss)                 \
-  X(matmul)               \
   X(norm)                 \
   X(optim)                \
   X(pool)                 \

@@ -42,7 +42,7 @@ struct OuterStrip {
 };
 using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, bool add);
 
-// Indexed [M - 1][V - 1]; defined in gemm.cpp.
+// Indexed [M - 1][V - 1]; defined in matmul.cpp.
 extern const ProductKernel product_kernels[MR][NV];
 extern const OuterKernel outer_kernels[MR][NV];
 

@@ -1,0 +1,116 @@
+#include "ops/matmul.h"
+
+#include "core/error.h"
+#include "ops/slots.h"
+
+namespace fastnn::ops {
+namespace {
+
+// A 1x1 convolution from `in` to `out` channels over `rows` pixels.
+ConvParams pointwise(int64_t rows, int64_t in, int64_t out, DType dtype) {
+  ConvParams p{};
+  p.N = rows, p.C = in, p.OC = out;
+  p.H = p.W = p.OH = p.OW = p.KH = p.KW = 1;
+  p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
+  p.dtype = dtype;
+  return p;
+}
+
+void check_operands(const char* op, const char* first, const Array& a, const char* second,
+                    const Array& b) {
+  check_floating(op, first, a);
+  check_floating(op, second, b);
+  check<TypeError>(a.dtype() == b.dtype(), op, ": ", second, " expects the dtype of ", first, ", ",
+                   name_of(a.dtype()), ", got ", name_of(b.dtype()));
+}
+
+// Calls product(i) for each matrix of the batch with pointers to the i-th matrices.
+template <class Product>
+void each(const Array& x, const Array& y, const Array& out, const Product& product) {
+  if (out.count() == 0) return;
+  const int64_t batch = out.rank() == 3 ? out.size(0) : 1;
+  auto at = [&](const Array& a, int64_t i) {
+    return static_cast<char*>(a.raw()) + i * (a.count() / batch) * item_size(a.dtype());
+  };
+  for (int64_t i = 0; i < batch; ++i) product(at(x, i), at(y, i), at(out, i));
+}
+
+Array matrices(const Array& like, int64_t rows, int64_t columns) {
+  return like.rank() == 3 ? empty({like.size(0), rows, columns}, like.dtype())
+                          : empty({rows, columns}, like.dtype());
+}
+
+}  // namespace
+
+Array matmul(const Array& a, const Array& b) {
+  check_operands("matmul", "input", a, "other", b);
+  const int r = a.rank();
+  check((r == 2 || r == 3) && b.rank() == r, "matmul: expected two matrices or two batches, got ",
+        a.shape().str(), " and ", b.shape().str());
+  const int64_t m = a.size(r - 2), k = a.size(r - 1), n = b.size(r - 1);
+  check(b.size(r - 2) == k && (r == 2 || a.size(0) == b.size(0)), "matmul: other expects ", k,
+        " rows, got shapes ", a.shape().str(), " and ", b.shape().str());
+  const Array x = canonical(a), y = canonical(b);
+  Array out = matrices(a, m, n);
+  const ConvParams p = pointwise(m, n, k, a.dtype());
+  each(x, y, out, [&](const void* left, const void* right, void* to) {
+    cpu_slots().conv.backward_data(p, left, right, {}, to);
+  });
+  return out;
+}
+
+Array matmul_backward_a(const Array& grad_output, const Array& b) {
+  const int r = b.rank();
+  const int64_t m = grad_output.size(r - 2), k = b.size(r - 2), n = b.size(r - 1);
+  const Array g = canonical(astype(grad_output, b.dtype())), y = canonical(b);
+  Array out = matrices(b, m, k);
+  const ConvParams p = pointwise(m, n, k, b.dtype());
+  each(g, y, out, [&](const void* grad, const void* right, void* to) {
+    cpu_slots().conv.forward(p, grad, right, {}, to);
+  });
+  return out;
+}
+
+Array matmul_backward_b(const Array& grad_output, const Array& a) {
+  const int r = a.rank();
+  const int64_t m = a.size(r - 2), k = a.size(r - 1), n = grad_output.size(r - 1);
+  const Array g = canonical(astype(grad_output, a.dtype())), x = canonical(a);
+  Array out = matrices(a, k, n);
+  const ConvParams p = pointwise(m, n, k, a.dtype());
+  each(g, x, out, [&](const void* grad, const void* left, void* to) {
+    cpu_slots().conv.backward_weight(p, grad, left, to);
+  });
+  return out;
+}
+
+Array linear(const Array& input, const Array& weight, const Array* bias) {
+  check_operands("linear", "input", input, "weight", weight);
+  check(weight.rank() == 2, "linear: weight expects shape (out_features, in_features), got ",
+        weight.shape().str());
+  check(input.rank() == 2 && input.size(1) == weight.size(1), "linear: weight expects ",
+        weight.size(1), " input features, got input of shape ", input.shape().str());
+  Array b;
+  if (bias) {
+    check_floating("linear", "bias", *bias);
+    check(bias->rank() == 1 && bias->size(0) == weight.size(0), "linear: bias expects shape (",
+          weight.size(0), ",), got ", bias->shape().str());
+    b = canonical(astype(*bias, DType::float32));
+  }
+  const Array x = canonical(input), w = canonical(weight);
+  Array out = empty({x.size(0), w.size(0)}, x.dtype());
+  const ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
+  if (out.count())
+    cpu_slots().conv.forward(p, x.raw(), w.raw(), {bias ? b.data<float>() : nullptr, nullptr, false},
+                             out.raw());
+  return out;
+}
+
+Array linear_backward_input(const Array& grad_output, const Array& weight) {
+  return matmul(astype(grad_output, weight.dtype()), weight);
+}
+
+Array linear_backward_weight(const Array& grad_output, const Array& input) {
+  return matmul_backward_b(input, astype(grad_output, input.dtype()));
+}
+
+}  // namespace fastnn::ops
