@@ -1,7 +1,27 @@
+#include "ops/norm.h"
+
 #include "bindings/module.h"
 
 namespace fastnn {
 
-void bind_norm(py::module_&) {}
+void bind_norm(py::module_& m) {
+  py::class_<ops::Normed>(m, "Normed")
+      .def_readonly("y", &ops::Normed::y)
+      .def_readonly("mean", &ops::Normed::mean)
+      .def_readonly("invstd", &ops::Normed::invstd);
+  py::class_<ops::NormGrads>(m, "NormGrads")
+      .def_readonly("input", &ops::NormGrads::input)
+      .def_readonly("weight", &ops::NormGrads::weight)
+      .def_readonly("bias", &ops::NormGrads::bias)
+      .def_readonly("residual", &ops::NormGrads::residual);
+  m.def("batch_norm", &ops::batch_norm, NoGil());
+  m.def("batch_norm_backward", &ops::batch_norm_backward, NoGil());
+  m.def("group_norm", &ops::group_norm, NoGil());
+  m.def("group_norm_backward", &ops::group_norm_backward, NoGil());
+  m.def("layer_norm", &ops::layer_norm, NoGil());
+  m.def("layer_norm_backward", &ops::layer_norm_backward, NoGil());
+  m.def("local_response_norm", &ops::local_response_norm, NoGil());
+  m.def("local_response_norm_backward", &ops::local_response_norm_backward, NoGil());
+}
 
 }  // namespace fastnn

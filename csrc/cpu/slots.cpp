@@ -21,6 +21,7 @@
   X(interpolate)          \
   X(loss)                 \
   X(norm)                 \
+  X(norm_layer)           \
   X(optim)                \
   X(pool)                 \
   X(reduce)               \

@@ -1,8 +1,78 @@
-// Kernel slots of the norm family.
+// Normalisations. Batch, instance and group norm share four kernels over S segments of P pixels of C
+// channels (batch norm: one segment of N * H * W pixels; the others: N segments of H * W), and differ
+// only in how the S x C moments are combined. Layer norm works on rows.
 #pragma once
+
+#include "core/array.h"
 
 namespace fastnn {
 
-struct NormSlots {};
+struct NormShape {
+  int64_t S, P, C;  // segments, pixels of each, channels
+  DType dtype;
+};
 
+struct NormSlots {
+  // Per segment and channel: mean, and sum of squared deviations from it.
+  void (*channel_moments)(const NormShape&, const void* x, float* mean, float* m2);
+  // y = relu((x - mean) * scale + bias + residual); mean, scale, bias are S x C.
+  void (*channel_apply)(const NormShape&, const void* x, const float* mean, const float* scale,
+                        const float* bias, const void* residual, bool relu, void* y);
+  // sum of g and of g * (x - mean), with g = 0 where y <= 0 if y is given.
+  void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const void* y,
+                            const float* mean, float* sum_g, float* sum_gx);
+  // grad_x = g * a + (x - mean) * b + d, and grad_residual = g if wanted.
+  void (*channel_grad_apply)(const NormShape&, const void* g, const void* x, const void* y,
+                             const float* mean, const float* a, const float* b, const float* d,
+                             void* grad_x, void* grad_residual);
+  // Rows of D: y = (x - mean) * invstd * weight + bias; weight and bias optional.
+  void (*layer)(const void* x, int64_t rows, int64_t D, DType, float eps, const float* weight,
+                const float* bias, float* mean, float* invstd, void* y);
+  // grad_weight and grad_bias may be null.
+  void (*layer_backward)(const void* g, const void* x, int64_t rows, int64_t D, DType,
+                         const float* weight, const float* mean, const float* invstd, void* grad_x,
+                         float* grad_weight, float* grad_bias);
+  // y = x * (k + alpha / size * sum of x^2 over `size` channels around)^-beta.
+  void (*local_response)(const void* x, int64_t pixels, int64_t C, DType, int64_t size, float alpha,
+                         float beta, float k, void* y);
+  void (*local_response_backward)(const void* g, const void* x, int64_t pixels, int64_t C, DType,
+                                  int64_t size, float alpha, float beta, float k, void* grad_x);
+};
+
+namespace ops {
+
+// Result of a normalisation that has a backward: y, and what it needs (float32).
+struct Normed {
+  Array y, mean, invstd;
+};
+struct NormGrads {
+  Array input, weight, bias, residual;  // undefined where not asked for
+};
+
+// input (N, C) or (N, C, H, W). With `training` the batch's moments are used and, where running_*
+// are given, mixed into them: running += factor * (new - running), variance unbiased.
+Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
+                  const Array* weight, const Array* bias, bool training, double factor, double eps,
+                  const std::string& activation, const Array* residual);
+NormGrads batch_norm_backward(const Array& grad_output, const Array& input, const Array* output,
+                              const Array* weight, const Array& mean, const Array& invstd,
+                              bool training, bool want_residual);
+
+// input (N, C, H, W); mean and invstd are (N, groups).
+Normed group_norm(const Array& input, int64_t groups, const Array* weight, const Array* bias,
+                  double eps);
+NormGrads group_norm_backward(const Array& grad_output, const Array& input, int64_t groups,
+                              const Array* weight, const Array& mean, const Array& invstd);
+
+// Over the last `dims` dimensions.
+Normed layer_norm(const Array& input, int64_t dims, const Array* weight, const Array* bias,
+                  double eps);
+NormGrads layer_norm_backward(const Array& grad_output, const Array& input, int64_t dims,
+                              const Array* weight, const Array& mean, const Array& invstd);
+
+Array local_response_norm(const Array& input, int64_t size, double alpha, double beta, double k);
+Array local_response_norm_backward(const Array& grad_output, const Array& input, int64_t size,
+                                   double alpha, double beta, double k);
+
+}  // namespace ops
 }  // namespace fastnn

@@ -115,9 +115,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             rows *= size
         flat = linear(reshape(input, rows, input.shape[-1]), weight, bias)
         return reshape(flat, *input.shape[:-1], weight.shape[0])
-    output = _core.linear(
-        input._array, weight._array, bias._array if bias is not None else None
-    )
+    output = _core.linear(input._array, weight._array, bias._array if bias is not None else None)
     saved = (input._array, weight._array, None if bias is None else bias._array.dtype)
     return record("linear", output, (input, weight, bias), saved, _linear_backward)
 

@@ -1,7 +1,277 @@
-"""The norm family."""
+"""Normalisations: batch, layer, instance, group, and local response."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from collections.abc import Sequence
+from typing import Any
 
-TENSOR_METHODS: dict = {}
+from fastnn import _core
+from fastnn.autograd import no_grad, record
+from fastnn.functional.view import squeeze, unsqueeze
+from fastnn.tensor import Tensor
+
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"]
+
+
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor._array
+
+
+def _like(grad: Any, parameter: Any) -> Any:
+    """A float32 gradient in the parameter's dtype."""
+    return None if parameter is None else _core.astype(grad, parameter.dtype)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Batch normalisation over all dimensions but the channels.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``
+
+    Args:
+        input: (N, C), (N, C, L) or (N, C, H, W), float32 or bfloat16.
+        running_mean: (C,) float32, used when not training, updated in place when training.
+        running_var: (C,) float32, likewise; the update is with the unbiased variance.
+        weight: (C,), or None for ones.
+        bias: (C,), or None for zeros.
+        training: use the batch's own (biased) moments.
+        momentum: ``running = (1 - momentum) * running + momentum * batch``.
+        eps: added to the variance.
+        activation: None or ``"relu"``, applied in the same pass.
+        residual: of the input's shape, added before the activation in the same pass.
+
+    Returns:
+        A tensor of the input's shape and dtype. Moments are computed and kept in float32, in two
+        passes over chunks that are merged by Chan's formula; no cancellation for far-off means.
+
+    Raises:
+        ValueError: shapes do not fit, one value per channel when training, or no running
+            statistics when not training.
+
+    References:
+        Ioffe and Szegedy, "Batch normalization", 2015.
+    """
+    if input.ndim == 3:
+        flat = None if residual is None else unsqueeze(residual, 2)
+        out = batch_norm(
+            unsqueeze(input, 2), running_mean, running_var, weight, bias, training, momentum, eps,
+            activation=activation, residual=flat,
+        )  # fmt: skip
+        return squeeze(out, 2)
+    result = _core.batch_norm(
+        input._array, _array(running_mean), _array(running_var), _array(weight), _array(bias),
+        training, momentum, eps, activation or "", _array(residual),
+    )  # fmt: skip
+    saved = (
+        input._array,
+        result.y if activation else None,
+        _array(weight),
+        _array(bias),
+        _array(residual),
+        result.mean,
+        result.invstd,
+        training,
+    )
+    return record("batch_norm", result.y, (input, weight, bias, residual), saved, _batch_backward)
+
+
+def _batch_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, y, weight, bias, residual, mean, invstd, training = saved
+    grads = _core.batch_norm_backward(grad_output, x, y, weight, mean, invstd, training, needs[3])
+    return (
+        grads.input,
+        _like(grads.weight, weight),
+        _like(grads.bias, bias),
+        _like(grads.residual, residual) if needs[3] else None,
+    )
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalisation of each image over groups of channels and all pixels.
+
+    Args:
+        input: (N, C), (N, C, L) or (N, C, H, W), float32 or bfloat16.
+        num_groups: a divisor of C; 1 normalises over everything, C is instance norm.
+        weight: (C,), or None for ones.
+        bias: (C,), or None for zeros.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ValueError: C is not divisible by ``num_groups``.
+
+    References:
+        Wu and He, "Group normalization", 2018.
+    """
+    if input.ndim == 3:
+        return squeeze(group_norm(unsqueeze(input, 2), num_groups, weight, bias, eps), 2)
+    result = _core.group_norm(input._array, num_groups, _array(weight), _array(bias), eps)
+    saved = (
+        input._array, num_groups, _array(weight), _array(bias), result.mean, result.invstd,
+    )  # fmt: skip
+    return record("group_norm", result.y, (input, weight, bias), saved, _group_backward)
+
+
+def _group_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, groups, weight, bias, mean, invstd = saved
+    grads = _core.group_norm_backward(grad_output, x, groups, weight, mean, invstd)
+    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalisation of each channel of each image over its pixels.
+
+    Args:
+        input: (N, C, L) or (N, C, H, W), float32 or bfloat16.
+        running_mean: (C,) float32, or None; updated in place with the mean over images.
+        running_var: (C,) float32, or None; likewise, with unbiased variances.
+        weight: (C,), or None for ones.
+        bias: (C,), or None for zeros.
+        use_input_stats: False normalises with the running statistics.
+        momentum: share of the new statistics in the running ones.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ValueError: one pixel per channel, or no running statistics when they are asked for.
+
+    References:
+        Ulyanov, Vedaldi, Lempitsky, "Instance normalization", 2016.
+    """
+    if input.ndim not in (3, 4):
+        raise ValueError(
+            f"instance_norm: input expects shape (N, C, L) or (N, C, H, W), got {input.shape}"
+        )
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    pixels = input.numel() // max(input.shape[0] * input.shape[1], 1)
+    if pixels == 1:
+        raise ValueError(
+            "instance_norm: expected more than 1 pixel per channel when using input statistics, "
+            f"got input of shape {input.shape}"
+        )
+    out = group_norm(input, input.shape[1], weight, bias, eps)
+    if running_mean is not None and running_var is not None and input.numel():
+        with no_grad():
+            from fastnn.functional.reduce import mean, var
+
+            dims = tuple(range(2, input.ndim))
+            flat = input.detach()
+            for running, now in (
+                (running_mean, mean(mean(flat, dims), 0)),
+                (running_var, mean(var(flat, dims), 0)),
+            ):
+                running.copy_(running * (1 - momentum) + now * momentum)
+    return out
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalisation over the last dimensions.
+
+    Args:
+        input: (..., *normalized_shape), float32 or bfloat16.
+        normalized_shape: the trailing sizes to normalise over.
+        weight: of ``normalized_shape``, or None for ones.
+        bias: of ``normalized_shape``, or None for zeros.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ValueError: the input's trailing sizes differ from ``normalized_shape``.
+
+    References:
+        Ba, Kiros, Hinton, "Layer normalization", 2016.
+    """
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ValueError(
+            f"layer_norm: input expects trailing sizes {shape}, got shape {input.shape}"
+        )
+    for argument, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.shape != shape:
+            raise ValueError(f"layer_norm: {argument} expects shape {shape}, got {value.shape}")
+    result = _core.layer_norm(input._array, len(shape), _array(weight), _array(bias), eps)
+    saved = (
+        input._array, len(shape), _array(weight), _array(bias), result.mean, result.invstd,
+    )  # fmt: skip
+    return record("layer_norm", result.y, (input, weight, bias), saved, _layer_backward)
+
+
+def _layer_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, dims, weight, bias, mean, invstd = saved
+    grads = _core.layer_norm_backward(grad_output, x, dims, weight, mean, invstd)
+    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """Division by the activity of neighbouring channels.
+
+    ``y[c] = x[c] * (k + alpha / size * sum of x[c']^2 for c' in a window of size around c)^-beta``
+
+    Args:
+        input: (N, C, H, W), float32 or bfloat16.
+        size: channels in the window: ``size // 2`` before and ``(size - 1) // 2`` after.
+        alpha, beta, k: constants of the formula.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        ValueError: the input is not rank 4, or ``size`` is not positive.
+
+    References:
+        Krizhevsky, Sutskever, Hinton, "ImageNet classification with deep CNNs", 2012, section 3.3.
+    """
+    settings = (size, alpha, beta, k)
+    output = _core.local_response_norm(input._array, *settings)
+    return record(
+        "local_response_norm", output, (input,), (input._array, settings), _response_backward
+    )
+
+
+def _response_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, settings = saved
+    return _core.local_response_norm_backward(grad_output, x, *settings)
+
+
+TENSOR_METHODS: dict[str, Any] = {}

@@ -255,7 +255,9 @@ def _up(x=(2, 4, 5, 5), w=(4, 6, 3, 3), **kwargs):
 
 
 ERRORS: list[BadCall] = [
-    BadCall("rank", _conv(x=(4, 5, 5)), ValueError, r"conv2d: input expects 4 dimensions .*\(4, 5, 5\)"),
+    BadCall(
+        "rank", _conv(x=(4, 5, 5)), ValueError, r"conv2d: input expects 4 dimensions .*\(4, 5, 5\)"
+    ),
     BadCall("weight rank", _conv(w=(6, 4, 3)), ValueError, "conv2d: weight expects 4 dimensions"),
     BadCall(
         "channels",
@@ -264,17 +266,27 @@ ERRORS: list[BadCall] = [
         r"conv2d: weight expects 64 input channels \(groups=1\), got input with 32 channels, "
         r"shape \(8, 32, 56, 56\)",
     ),
-    BadCall("groups", _conv(w=(6, 1, 3, 3), groups=4), ValueError, "out_channels divisible by groups=4"),
+    BadCall(
+        "groups", _conv(w=(6, 1, 3, 3), groups=4), ValueError, "out_channels divisible by groups=4"
+    ),
     BadCall("no groups", _conv(groups=0), ValueError, "groups expects an integer > 0, got 0"),
     BadCall("kernel", _conv(w=(6, 4, 9, 9)), ValueError, "larger than the padded input"),
     BadCall("empty image", _conv(x=(2, 4, 0, 5)), ValueError, "larger than the padded input"),
-    BadCall("stride", _conv(stride=0), ValueError, r"stride expects two integers > 0, got \(0, 0\)"),
+    BadCall(
+        "stride", _conv(stride=0), ValueError, r"stride expects two integers > 0, got \(0, 0\)"
+    ),
     BadCall("huge", _conv(stride=2**40), ValueError, "below 2\\^31"),
     BadCall("padding", _conv(padding=-1), ValueError, "padding expects integers >= 0"),
-    BadCall("padding word", _conv(padding="full"), ValueError, "expects 'same', 'valid' or integers"),
+    BadCall(
+        "padding word", _conv(padding="full"), ValueError, "expects 'same', 'valid' or integers"
+    ),
     BadCall("same", _conv(padding="same", stride=2), ValueError, "padding='same' expects stride 1"),
-    BadCall("float stride", _conv(stride=1.5), TypeError, "stride expects an int or a pair of ints"),
-    BadCall("activation", _conv(activation="swish"), ValueError, "activation expects None or 'relu'"),
+    BadCall(
+        "float stride", _conv(stride=1.5), TypeError, "stride expects an int or a pair of ints"
+    ),
+    BadCall(
+        "activation", _conv(activation="swish"), ValueError, "activation expects None or 'relu'"
+    ),
     BadCall(
         "integers",
         lambda f: f.nn.functional.conv2d(f.zeros(1, 1, 3, 3, dtype="int64"), f.zeros(1, 1, 1, 1)),
@@ -309,8 +321,12 @@ ERRORS: list[BadCall] = [
         TypeError,
         "conv2d: input expects a fastnn.Tensor, got ndarray",
     ),
-    BadCall("transpose channels", _up(w=(5, 6, 3, 3)), ValueError, "weight expects 5 input channels"),
-    BadCall("output padding", _up(output_padding=1), ValueError, "output_padding expects values from 0"),
+    BadCall(
+        "transpose channels", _up(w=(5, 6, 3, 3)), ValueError, "weight expects 5 input channels"
+    ),
+    BadCall(
+        "output padding", _up(output_padding=1), ValueError, "output_padding expects values from 0"
+    ),
     BadCall("transpose padding", _up(padding=9), ValueError, "the output would be empty"),
     BadCall("transpose rank", _up(x=(4, 5, 5)), ValueError, "conv_transpose2d: input expects 4"),
 ]

@@ -122,7 +122,9 @@ ERRORS: list[BadCall] = [
         ValueError,
         "matmul: batches do not broadcast",
     ),
-    BadCall("scalar", lambda f: f.matmul(f.tensor(1.0), f.zeros(2)), ValueError, "at least one dim"),
+    BadCall(
+        "scalar", lambda f: f.matmul(f.tensor(1.0), f.zeros(2)), ValueError, "at least one dim"
+    ),
     BadCall(
         "dtypes",
         lambda f: f.matmul(f.zeros(2, 3), f.zeros(3, 2, dtype="bfloat16")),
@@ -135,7 +137,9 @@ ERRORS: list[BadCall] = [
         TypeError,
         "matmul: input expects dtype float32 or bfloat16, got int64",
     ),
-    BadCall("no tensor", lambda f: f.matmul(f.zeros(2), 3), TypeError, "other expects a fastnn.Tensor"),
+    BadCall(
+        "no tensor", lambda f: f.matmul(f.zeros(2), 3), TypeError, "other expects a fastnn.Tensor"
+    ),
     BadCall(
         "features",
         lambda f: f.nn.functional.linear(f.zeros(2, 3), f.zeros(5, 4)),
