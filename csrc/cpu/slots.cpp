@@ -18,6 +18,8 @@
   X(copy)                 \
   X(dropout)              \
   X(elementwise)          \
+  X(elementwise_compare)  \
+  X(elementwise_unary)    \
   X(interpolate)          \
   X(loss)                 \
   X(norm)                 \

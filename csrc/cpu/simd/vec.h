@@ -53,7 +53,7 @@ FASTNN_INLINE vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
 FASTNN_INLINE vfloat vabs(vfloat a) { return as_float(as_int(a) & 0x7fffffff); }
 FASTNN_INLINE vfloat vsqrt(vfloat a) {
 #if defined(FASTNN_ISA_avx512)
-  return _mm512_sqrt_ps(a);
+  return _mm512_maskz_sqrt_ps(0xffff, a);  // the plain form warns of GCC's own header
 #elif defined(FASTNN_ISA_avx2)
   return _mm256_sqrt_ps(a);
 #else

@@ -1,7 +1,585 @@
-"""The elementwise family."""
+"""Elementwise arithmetic, comparisons and functions of one argument, with NumPy broadcasting.
+
+Dtypes promote bool < uint8 < int32 < int64 < bfloat16 < float32. A Python number takes the dtype of
+the tensor it meets, unless it is of a higher kind (bool < integer < floating): then the result is
+int64 or float32. Gradients of operands that were broadcast are summed down to their shape, in
+float32.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from collections.abc import Callable
+from typing import Any
 
-TENSOR_METHODS: dict = {}
+import numpy as np
+
+from fastnn import _core
+from fastnn.autograd import is_grad_enabled, record
+from fastnn.dtypes import bool_
+from fastnn.tensor import Tensor
+
+__all__ = [
+    "abs", "add", "ceil", "clamp", "cos", "div", "eq", "exp", "floor", "ge", "gt", "isfinite",
+    "isinf", "isnan", "le", "log", "logical_and", "logical_not", "logical_or", "logical_xor", "lt",
+    "maximum", "minimum", "mul", "ne", "neg", "pow", "reciprocal", "round", "rsqrt", "sign", "sin",
+    "sqrt", "square", "sub", "where",
+]  # fmt: skip
+
+Number = float | int | bool
+
+
+def _operand(name: str, argument: str, value: Any) -> Any:
+    """What the kernel takes: the tensor's array, or a Python number."""
+    if isinstance(value, Tensor):
+        return value._array
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (bool, int, float)):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}: {argument} expects a number of 64 bits, got {value}")
+        return value
+    raise TypeError(
+        f"{name}: {argument} expects a Tensor or a number, got {type(value).__name__}; "
+        "fastnn.tensor(...) makes one"
+    )
+
+
+def _like(operand: Any) -> Any:
+    """What a gradient must fit: ``(shape, dtype)`` of an array, None for a number."""
+    return (operand.shape, operand.dtype) if isinstance(operand, _core.Array) else None
+
+
+def _wide(grad_output: Any, operand: Any) -> Any:
+    """The gradient in float32 if it will be summed down to the operand's shape."""
+    wider = isinstance(operand, _core.Array) and operand.shape != grad_output.shape
+    return _core.astype(grad_output, "float32") if wider else grad_output
+
+
+def _fit(gradient: Any, like: Any) -> Any:
+    """Sums a gradient down to the operand's shape and casts it to its dtype."""
+    from fastnn.functional.reduce import sum_to
+
+    shape, dtype = like
+    if gradient.shape != shape:
+        gradient = sum_to(_core.astype(gradient, "float32"), shape)
+    return _core.astype(gradient, dtype)
+
+
+def _binary(
+    name: str,
+    input: Any,
+    other: Any,
+    backward: Callable[..., Any] | None,
+    extra: tuple[Any, ...] = (),
+    argument: str = "other",
+) -> Tensor:
+    """Calls a kernel of two operands; ``saved`` is the operands and ``extra``."""
+    a, b = _operand(name, "input", input), _operand(name, argument, other)
+    if not (isinstance(a, _core.Array) or isinstance(b, _core.Array)):
+        raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
+    output = getattr(_core, name)(a, b, *extra)
+    if backward is None:
+        return Tensor._wrap(output)
+    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
+    return record(name, output, inputs, (a, b, *extra), backward)
+
+
+# Arithmetic.
+
+
+def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
+    """``input + alpha * other``.
+
+    Args:
+        input, other: shapes that broadcast, any dtypes; one may be a number.
+        alpha: factor of ``other``; whole for integer tensors.
+
+    Raises:
+        ValueError: the shapes do not broadcast, or a number does not fit the dtype.
+        TypeError: an operand is neither a tensor nor a number.
+    """
+    return _scaled("add", input, other, alpha)
+
+
+def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
+    """``input - alpha * other``; see :func:`add`. Not defined for bool."""
+    return _scaled("sub", input, other, alpha)
+
+
+def _scaled(name: str, input: Any, other: Any, alpha: Number) -> Tensor:
+    """A sum saves the shapes of its operands only: changing them in place afterwards is fine."""
+    a, b = _operand(name, "input", input), _operand(name, "other", other)
+    if not (isinstance(a, _core.Array) or isinstance(b, _core.Array)):
+        raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
+    output = getattr(_core, name)(a, b, _operand(name, "alpha", alpha))
+    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
+    factor = alpha if name == "add" else -alpha
+    return record(name, output, inputs, (_like(a), _like(b), factor), _add_backward)
+
+
+def _add_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    like_input, like_other, factor = saved
+    grad_input = _fit(grad_output, like_input) if needs[0] else None
+    if not needs[1]:
+        return grad_input, None
+    scaled = grad_output
+    if factor != 1:
+        scaled = _core.mul(
+            _core.astype(grad_output, "float32") if like_other[0] != grad_output.shape
+            else grad_output, float(factor),
+        )  # fmt: skip
+    return grad_input, _fit(scaled, like_other)
+
+
+def mul(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input * other``, broadcasting. On bool it is the logical and."""
+    return _binary("mul", input, other, _mul_backward)
+
+
+def _mul_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    a, b = saved
+    return (
+        _fit(_core.mul(_wide(grad_output, a), b), _like(a)) if needs[0] else None,
+        _fit(_core.mul(_wide(grad_output, b), a), _like(b)) if needs[1] else None,
+    )
+
+
+def div(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input / other``, broadcasting; integers divide to float32. x / 0 is inf or NaN."""
+    return _binary("div", input, other, _div_backward)
+
+
+def _div_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    a, b = saved
+    return (
+        _fit(_core.div(_wide(grad_output, a), b), _like(a)) if needs[0] else None,
+        _fit(_core.div_backward_other(_wide(grad_output, b), a, b), _like(b)) if needs[1] else None,
+    )
+
+
+def pow(input: Tensor | Number, exponent: Tensor | Number) -> Tensor:
+    """``input ** exponent``, broadcasting; NaN for a negative base and a fractional exponent.
+
+    Integer powers wrap around. The gradient of ``0 ** y`` by ``y`` is 0.
+
+    Raises:
+        ValueError: an integer tensor to a negative number.
+    """
+    return _binary("pow", input, exponent, _pow_backward, argument="exponent")
+
+
+def _pow_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    a, b = saved
+    grad_input = grad_exponent = None
+    if needs[0]:
+        grad_input = _fit(_core.pow_backward_input(_wide(grad_output, a), a, b), _like(a))
+    if needs[1]:
+        grad_exponent = _fit(_core.pow_backward_exponent(_wide(grad_output, b), a, b), _like(b))
+    return grad_input, grad_exponent
+
+
+def maximum(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """The larger of two, broadcasting; NaN if either is. Equal operands share the gradient."""
+    return _binary("maximum", input, other, _maximum_backward)
+
+
+def _maximum_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    a, b = saved
+    return _larger(grad_output, a, b, a, needs[0]), _larger(grad_output, b, a, b, needs[1])
+
+
+def minimum(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """The smaller of two, broadcasting; NaN if either is. Equal operands share the gradient."""
+    return _binary("minimum", input, other, _minimum_backward)
+
+
+def _minimum_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    a, b = saved
+    return _larger(grad_output, b, a, a, needs[0]), _larger(grad_output, a, b, b, needs[1])
+
+
+def _larger(grad_output: Any, x: Any, y: Any, operand: Any, needed: bool) -> Any:
+    """The gradient where ``x > y``, half of it where equal, summed to the operand's shape."""
+    if not needed:
+        return None
+    return _fit(_core.maximum_backward(_wide(grad_output, operand), x, y), _like(operand))
+
+
+# Comparisons and logic: bool results without gradients.
+
+
+def eq(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input == other`` as a bool tensor; operands broadcast."""
+    return _binary("eq", input, other, None)
+
+
+def ne(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input != other`` as a bool tensor; operands broadcast."""
+    return _binary("ne", input, other, None)
+
+
+def lt(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input < other`` as a bool tensor; operands broadcast."""
+    return _binary("lt", input, other, None)
+
+
+def le(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input <= other`` as a bool tensor; operands broadcast."""
+    return _binary("le", input, other, None)
+
+
+def gt(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input > other`` as a bool tensor; operands broadcast."""
+    return _binary("gt", input, other, None)
+
+
+def ge(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input >= other`` as a bool tensor; operands broadcast."""
+    return _binary("ge", input, other, None)
+
+
+def logical_and(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """Whether both are nonzero; NaN is nonzero."""
+    return _binary("logical_and", input, other, None)
+
+
+def logical_or(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """Whether either is nonzero; NaN is nonzero."""
+    return _binary("logical_or", input, other, None)
+
+
+def logical_xor(input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """Whether exactly one is nonzero; NaN is nonzero."""
+    return _binary("logical_xor", input, other, None)
+
+
+def logical_not(input: Tensor) -> Tensor:
+    """Whether each element is zero, as a bool tensor; NaN is not."""
+    return Tensor._wrap(_core.logical_not(_tensor("logical_not", input)))
+
+
+def isnan(input: Tensor) -> Tensor:
+    """Whether each element is NaN, as a bool tensor; integers never are."""
+    return Tensor._wrap(_core.isnan(_tensor("isnan", input)))
+
+
+def isinf(input: Tensor) -> Tensor:
+    """Whether each element is an infinity of either sign."""
+    return Tensor._wrap(_core.isinf(_tensor("isinf", input)))
+
+
+def isfinite(input: Tensor) -> Tensor:
+    """Whether each element is neither NaN nor an infinity."""
+    return Tensor._wrap(_core.isfinite(_tensor("isfinite", input)))
+
+
+def _tensor(name: str, input: Any) -> Any:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
+    return input._array
+
+
+# Selection.
+
+
+def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number) -> Tensor:
+    """``input`` where ``condition`` holds, else ``other``; all three broadcast.
+
+    Raises:
+        TypeError: ``condition`` is not a bool tensor.
+    """
+    mask = _tensor("where", condition)
+    a, b = _operand("where", "input", input), _operand("where", "other", other)
+    output = _core.where(mask, a, b)
+    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
+    return record("where", output, inputs, (mask, _like(a), _like(b)), _where_backward)
+
+
+def _where_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    mask, like_input, like_other = saved
+    return (
+        _fit(_core.where(mask, grad_output, 0.0), like_input) if needs[0] else None,
+        _fit(_core.where(mask, 0.0, grad_output), like_other) if needs[1] else None,
+    )
+
+
+def clamp(input: Tensor, min: Number | None = None, max: Number | None = None) -> Tensor:
+    """``input`` limited to ``[min, max]``; NaN stays NaN, ``max`` wins where ``min > max``.
+
+    The gradient passes where ``min <= input <= max``. For tensor limits use :func:`maximum` and
+    :func:`minimum`.
+
+    Raises:
+        ValueError: neither limit is given.
+        TypeError: a limit is not a number.
+    """
+    x = _tensor("clamp", input)
+    for name, limit in (("min", min), ("max", max)):
+        if limit is not None and not isinstance(limit, (bool, int, float, np.number)):
+            raise TypeError(f"clamp: {name} expects a number, got {type(limit).__name__}")
+    low = None if min is None else _operand("clamp", "min", min)
+    high = None if max is None else _operand("clamp", "max", max)
+    output = _core.clamp(x, low, high)
+    return record("clamp", output, (input,), (x, low, high), _clamp_backward)
+
+
+def _clamp_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, low, high = saved
+    low = -float("inf") if low is None else float(low)
+    high = float("inf") if high is None else float(high)
+    return _core.clamp_backward(grad_output, x, low, high)
+
+
+# Functions of one argument. Each saves its input or its output, whichever its gradient needs.
+
+
+def neg(input: Tensor) -> Tensor:
+    """``-input``; unsigned integers wrap around. Not defined for bool."""
+    return record("neg", _core.neg(_tensor("neg", input)), (input,), (), _neg_backward)
+
+
+def _neg_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.neg(grad_output)
+
+
+def _of_input(name: str, input: Tensor, backward: Callable[..., Any]) -> Tensor:
+    x = _tensor(name, input)
+    return record(name, getattr(_core, name)(x), (input,), (x,), backward)
+
+
+def abs(input: Tensor) -> Tensor:
+    """Magnitude ``|input|``, in the input's dtype; its gradient at 0 is 0."""
+    return _of_input("abs", input, _abs_backward)
+
+
+def _abs_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.abs_backward(grad_output, saved[0])
+
+
+def square(input: Tensor) -> Tensor:
+    """``input * input``, in the input's dtype; integers wrap around."""
+    return _of_input("square", input, _square_backward)
+
+
+def _square_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.square_backward(grad_output, saved[0])
+
+
+def sqrt(input: Tensor) -> Tensor:
+    """Square root; NaN below zero. Integers give float32, here and in all functions below."""
+    return _of_input("sqrt", input, _sqrt_backward)
+
+
+def _sqrt_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.sqrt_backward(grad_output, saved[0])
+
+
+def rsqrt(input: Tensor) -> Tensor:
+    """``1 / sqrt(input)``; infinite at zero, NaN below."""
+    return _of_input("rsqrt", input, _rsqrt_backward)
+
+
+def _rsqrt_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.rsqrt_backward(grad_output, saved[0])
+
+
+def reciprocal(input: Tensor) -> Tensor:
+    """``1 / input``; an infinity of zero's sign at zero."""
+    return _of_input("reciprocal", input, _reciprocal_backward)
+
+
+def _reciprocal_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.reciprocal_backward(grad_output, saved[0])
+
+
+def exp(input: Tensor) -> Tensor:
+    """``e ** input``; infinite above 88.7, where float32 ends."""
+    output = _core.exp(_tensor("exp", input))
+    return record("exp", output, (input,), (output,), _exp_backward)
+
+
+def _exp_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.mul(grad_output, saved[0])
+
+
+def log(input: Tensor) -> Tensor:
+    """Natural logarithm; -inf at zero, NaN below."""
+    return _of_input("log", input, _log_backward)
+
+
+def _log_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.div(grad_output, saved[0])
+
+
+def sin(input: Tensor) -> Tensor:
+    """Sine of an angle in radians; NaN of an infinity."""
+    return _of_input("sin", input, _sin_backward)
+
+
+def _sin_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.sin_backward(grad_output, saved[0])
+
+
+def cos(input: Tensor) -> Tensor:
+    """Cosine of an angle in radians; NaN of an infinity."""
+    return _of_input("cos", input, _cos_backward)
+
+
+def _cos_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.cos_backward(grad_output, saved[0])
+
+
+def _step(name: str, input: Tensor) -> Tensor:
+    return record(name, getattr(_core, name)(_tensor(name, input)), (input,), (), _step_backward)
+
+
+def _step_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    """Steps are flat almost everywhere."""
+    return _core.full(grad_output.shape, 0.0, grad_output.dtype)
+
+
+def sign(input: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays NaN. Its gradient is 0, as are those of the rounding functions."""
+    return _step("sign", input)
+
+
+def floor(input: Tensor) -> Tensor:
+    """Largest integer not above, in the input's dtype."""
+    return _step("floor", input)
+
+
+def ceil(input: Tensor) -> Tensor:
+    """Smallest integer not below, in the input's dtype."""
+    return _step("ceil", input)
+
+
+def round(input: Tensor) -> Tensor:
+    """Nearest integer in the input's dtype, halves to the even one."""
+    return _step("round", input)
+
+
+# Methods and operators of Tensor.
+
+
+def _is_operand(name: str, value: Any) -> bool:
+    """Whether a binary operator takes it. NumPy would take an array over and give one back."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: unsupported operand, a numpy.ndarray; use fastnn.from_numpy(array)"
+        )
+    return isinstance(value, (Tensor, bool, int, float, np.number, np.bool_))
+
+
+def _operator(function: Callable[..., Tensor], reflected: bool = False) -> Callable[..., Any]:
+    """A binary operator method; what is no operand is left to Python's own TypeError."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        if not _is_operand(function.__name__, other):
+            return NotImplemented
+        return function(other, self) if reflected else function(self, other)
+
+    return method
+
+
+def _logical(function: Callable[..., Tensor], symbol: str) -> Callable[..., Any]:
+    """``&``, ``|`` and ``^`` of bool tensors."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        for x in (self, other):
+            if not (isinstance(x, (bool, np.bool_)) or getattr(x, "dtype", None) is bool_):
+                return NotImplemented
+        return function(self, other)
+
+    method.__doc__ = f"``self {symbol} other`` of bool tensors."
+    return method
+
+
+def _invert(self: Tensor) -> Tensor:
+    """``~self`` of a bool tensor."""
+    if self.dtype is not bool_:
+        raise TypeError(f"~: expected a bool tensor, got {self.dtype.name}")
+    return logical_not(self)
+
+
+def _in_place(name: str, argument: str = "other") -> Callable[..., Tensor]:
+    """``x.add_(y)``: writes the result into x's memory."""
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_grad_enabled() and _needs_grad(self, *args, *kwargs.values()):
+            raise RuntimeError(
+                f"{name}_: in-place changes are not recorded, and an operand requires a gradient; "
+                f"use fastnn.no_grad(), or {name} instead"
+            )
+        values = [_operand(f"{name}_", argument, value) for value in args]
+        named = {key: _operand(f"{name}_", key, value) for key, value in kwargs.items()}
+        getattr(_core, name)(self._array, *values, **named, out=self._array)
+        return self
+
+    method.__name__ = f"{name}_"
+    method.__doc__ = f"In-place :func:`fastnn.{name}`; not recorded, so only without gradients."
+    return method
+
+
+def _augmented(function: Callable[..., Tensor], in_place: Callable[..., Tensor]) -> Any:
+    """``x += y``: in place, or, where a gradient is wanted, a new recorded tensor under the name.
+
+    A leaf that requires a gradient is refused: the name would silently stop being that leaf.
+    """
+
+    def method(self: Tensor, other: Any) -> Any:
+        if not _is_operand(function.__name__, other):
+            return NotImplemented
+        if not (is_grad_enabled() and _needs_grad(self, other)) or (
+            self.is_leaf and self.requires_grad
+        ):
+            return in_place(self, other)
+        return function(self, other)
+
+    return method
+
+
+def _needs_grad(*values: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in values)
+
+
+_IN_PLACE = {
+    f"{name}_": _in_place(name, "exponent" if name == "pow" else "other")
+    for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "neg", "abs")
+    + ("square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos", "floor", "ceil")
+    + ("round", "sign")
+}
+
+TENSOR_METHODS: dict[str, Any] = {
+    **{name: globals()[name] for name in __all__ if name != "where"},
+    **_IN_PLACE,
+    "where": lambda self, condition, other: where(condition, self, other),
+    "__add__": _operator(add),
+    "__radd__": _operator(add, reflected=True),
+    "__iadd__": _augmented(add, _IN_PLACE["add_"]),
+    "__sub__": _operator(sub),
+    "__rsub__": _operator(sub, reflected=True),
+    "__isub__": _augmented(sub, _IN_PLACE["sub_"]),
+    "__mul__": _operator(mul),
+    "__rmul__": _operator(mul, reflected=True),
+    "__imul__": _augmented(mul, _IN_PLACE["mul_"]),
+    "__truediv__": _operator(div),
+    "__rtruediv__": _operator(div, reflected=True),
+    "__itruediv__": _augmented(div, _IN_PLACE["div_"]),
+    "__pow__": _operator(pow),
+    "__rpow__": _operator(pow, reflected=True),
+    "__neg__": neg,
+    "__abs__": abs,
+    "__eq__": _operator(eq),
+    "__ne__": _operator(ne),
+    "__lt__": _operator(lt),
+    "__le__": _operator(le),
+    "__gt__": _operator(gt),
+    "__ge__": _operator(ge),
+    "__and__": _logical(logical_and, "&"),
+    "__rand__": _logical(logical_and, "&"),
+    "__or__": _logical(logical_or, "|"),
+    "__ror__": _logical(logical_or, "|"),
+    "__xor__": _logical(logical_xor, "^"),
+    "__rxor__": _logical(logical_xor, "^"),
+    "__invert__": _invert,
+}

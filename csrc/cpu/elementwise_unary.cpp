@@ -1,0 +1,153 @@
+// Functions of one argument, and the gradients that are no chain of other operators.
+#include "cpu/elementwise_loops.h"
+#include "ops/slots.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+// -1, 0, 1, or NaN.
+FASTNN_INLINE vfloat sign(vfloat x) {
+  const vfloat one = set1(1.0f);
+  return select(x > 0, one, select(x < 0, -one, x + x));
+}
+FASTNN_INLINE vfloat sine(vfloat x) {
+  return by_lane(x, [](float a) { return __builtin_sinf(a); });
+}
+FASTNN_INLINE vfloat cosine(vfloat x) {
+  return by_lane(x, [](float a) { return __builtin_cosf(a); });
+}
+FASTNN_INLINE vfloat power(vfloat x, vfloat y) {
+  for (int l = 0; l < LANES; ++l) x[l] = __builtin_powf(x[l], y[l]);
+  return x;
+}
+
+template <class F>
+void apply(const ElementwiseParams& p, const F& f) {
+  float_rows<1>(p, [&](const vfloat* x) FASTNN_INLINED { return f(x[0]); });
+}
+
+void floating(const ElementwiseParams& p) {
+  switch (static_cast<Unary>(p.op)) {
+    case Unary::neg:
+      return apply(p, [](vfloat x) { return -x; });
+    case Unary::abs:
+      return apply(p, [](vfloat x) { return vabs(x); });
+    case Unary::sign:
+      return apply(p, [](vfloat x) { return sign(x); });
+    case Unary::square:
+      return apply(p, [](vfloat x) { return x * x; });
+    case Unary::sqrt:
+      return apply(p, [](vfloat x) { return vsqrt(x); });
+    case Unary::rsqrt:
+      return apply(p, [](vfloat x) { return 1.0f / vsqrt(x); });
+    case Unary::reciprocal:
+      return apply(p, [](vfloat x) { return 1.0f / x; });
+    case Unary::exp:
+      return apply(p,
+                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_expf(a); }); });
+    case Unary::log:
+      return apply(p,
+                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_logf(a); }); });
+    case Unary::sin:
+      return apply(p, [](vfloat x) { return sine(x); });
+    case Unary::cos:
+      return apply(p, [](vfloat x) { return cosine(x); });
+    case Unary::floor:
+      return apply(
+          p, [](vfloat x) { return by_lane(x, [](float a) { return __builtin_floorf(a); }); });
+    case Unary::ceil:
+      return apply(p,
+                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_ceilf(a); }); });
+    case Unary::round:  // the default rounding mode: halves to even
+      return apply(p,
+                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_rintf(a); }); });
+  }
+}
+
+template <class T>
+void integer(const ElementwiseParams& p) {
+  typedef uint64_t U;  // unsigned: the most negative value wraps instead of being undefined
+  switch (static_cast<Unary>(p.op)) {
+    case Unary::neg:
+      return integer_rows<1, T, T>(p, [](const T* x) { return static_cast<T>(-U(*x)); });
+    case Unary::abs:
+      return integer_rows<1, T, T>(p,
+                                   [](const T* x) { return *x < 0 ? static_cast<T>(-U(*x)) : *x; });
+    case Unary::sign:
+      return integer_rows<1, T, T>(p,
+                                   [](const T* x) { return static_cast<T>((*x > 0) - (*x < 0)); });
+    default:  // square
+      return integer_rows<1, T, T>(p, [](const T* x) { return static_cast<T>(U(*x) * U(*x)); });
+  }
+}
+
+void unary(const ElementwiseParams& p) {
+  switch (p.dtype) {
+    case DType::float32:
+    case DType::bfloat16:
+      return floating(p);
+    case DType::int64:
+      return integer<int64_t>(p);
+    case DType::int32:
+      return integer<int32_t>(p);
+    default:
+      return integer<uint8_t>(p);
+  }
+}
+
+// x[0] is grad_output; the other operands are listed at the enum.
+void gradient(const ElementwiseParams& p) {
+  switch (static_cast<Gradient>(p.op)) {
+    case Gradient::abs:
+      return float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return x[0] * sign(x[1]); });
+    case Gradient::square:
+      return float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return 2.0f * x[1] * x[0]; });
+    case Gradient::sqrt:
+      return float_rows<2>(
+          p, [](const vfloat* x) FASTNN_INLINED { return 0.5f * x[0] / vsqrt(x[1]); });
+    case Gradient::rsqrt:
+      return float_rows<2>(
+          p, [](const vfloat* x) FASTNN_INLINED { return -0.5f * x[0] / (x[1] * vsqrt(x[1])); });
+    case Gradient::reciprocal:
+      return float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return -x[0] / x[1] / x[1]; });
+    case Gradient::sin:
+      return float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return x[0] * cosine(x[1]); });
+    case Gradient::cos:
+      return float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return -x[0] * sine(x[1]); });
+    case Gradient::div_other:  // two divisions: y * y could overflow
+      return float_rows<3>(
+          p, [](const vfloat* x) FASTNN_INLINED { return -(x[0] / x[2]) * (x[1] / x[2]); });
+    case Gradient::pow_input:  // y = 0 gives 0 also where x = 0
+      return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
+        const vfloat slope = x[0] * x[2] * power(x[1], x[2] - 1.0f);
+        return select(x[2] == 0, vfloat{}, slope);
+      });
+    case Gradient::pow_exponent:  // 0 ** y is constant for y >= 0
+      return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
+        const vfloat log = by_lane(x[1], [](float a) { return __builtin_logf(a); });
+        const vfloat slope = x[0] * power(x[1], x[2]) * log;
+        return select((x[1] == 0) & (x[2] >= 0), vfloat{}, slope);
+      });
+    case Gradient::larger:
+      return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
+        const vfloat shared = select(x[1] == x[2], 0.5f * x[0], vfloat{});
+        return select(x[1] > x[2], x[0], shared);
+      });
+    case Gradient::clamp:
+      return float_rows<4>(p, [](const vfloat* x) FASTNN_INLINED {
+        return select((x[1] >= x[2]) & (x[1] <= x[3]), x[0], vfloat{});
+      });
+    case Gradient::deviation:
+      return float_rows<4>(
+          p, [](const vfloat* x) FASTNN_INLINED { return x[0] * x[3] * (x[1] - x[2]); });
+  }
+}
+
+}  // namespace
+
+void fill_elementwise_unary(Slots& slots) {
+  slots.elementwise.unary = unary;
+  slots.elementwise.gradient = gradient;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA
