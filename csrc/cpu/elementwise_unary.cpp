@@ -1,5 +1,6 @@
 // Functions of one argument, and the gradients that are no chain of other operators.
 #include "cpu/elementwise_loops.h"
+#include "cpu/simd/math.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -43,11 +44,9 @@ void floating(const ElementwiseParams& p) {
     case Unary::reciprocal:
       return apply(p, [](vfloat x) { return 1.0f / x; });
     case Unary::exp:
-      return apply(p,
-                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_expf(a); }); });
+      return apply(p, [](vfloat x) { return vexp(x); });
     case Unary::log:
-      return apply(p,
-                   [](vfloat x) { return by_lane(x, [](float a) { return __builtin_logf(a); }); });
+      return apply(p, [](vfloat x) { return vlog(x); });
     case Unary::sin:
       return apply(p, [](vfloat x) { return sine(x); });
     case Unary::cos:
@@ -124,8 +123,7 @@ void gradient(const ElementwiseParams& p) {
       });
     case Gradient::pow_exponent:  // 0 ** y is constant for y >= 0
       return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
-        const vfloat log = by_lane(x[1], [](float a) { return __builtin_logf(a); });
-        const vfloat slope = x[0] * power(x[1], x[2]) * log;
+        const vfloat slope = x[0] * power(x[1], x[2]) * vlog(x[1]);
         return select((x[1] == 0) & (x[2] >= 0), vfloat{}, slope);
       });
     case Gradient::larger:
