@@ -42,8 +42,8 @@ int64_t element_count(const Dims& shape) {
   }
   if (zero) return 0;
   for (int64_t size : shape) {
-    check<MemoryError>(size <= (int64_t{1} << 62) / count, "cannot allocate a tensor of shape ",
-                       shape.str(), ": its size exceeds 2^62 elements");
+    check<MemoryError>(size <= (int64_t{1} << 59) / count, "cannot allocate a tensor of shape ",
+                       shape.str(), ": its size exceeds 2^59 elements");
     count *= size;
   }
   return count;

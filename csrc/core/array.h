@@ -40,7 +40,8 @@ class Dims {
   int64_t values_[kMaxRank] = {};
 };
 
-// Product of sizes. Throws ValueError on a negative size, MemoryError where it exceeds 2^62.
+// Product of sizes. Throws ValueError on a negative size, MemoryError where it exceeds 2^59: the
+// bytes must fit 64 bits as well.
 int64_t element_count(const Dims& shape);
 
 Dims row_major_strides(const Dims& shape);

@@ -8,7 +8,7 @@ operators (arithmetic, reductions, views) are functions of ``fastnn.nn.functiona
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,20 @@ class Tensor:
             raise TypeError("len: expected at least one dimension, got a scalar tensor")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """The slices along the first dimension."""
+        return (self[i] for i in range(len(self)))
+
+    def __reduce__(self) -> Any:
+        """Pickles and deep-copies the values and ``requires_grad``, not the tape."""
+        if self._node is not None:
+            raise RuntimeError(
+                "pickle: only leaf tensors can be pickled or deep-copied; use .detach()"
+            )
+        values = _to_numpy(self._array)
+        bits = values.view(np.uint16) if self.dtype is bfloat16 else values
+        return _rebuilt, (type(self), bits, self.dtype.name, self._requires_grad)
+
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
@@ -267,7 +281,10 @@ class Tensor:
     def fill_(self, value: float) -> Tensor:
         """Overwrites every value."""
         self._check_in_place("fill_")
-        _core.copy_into(self._array, _core.full(self.shape, float(value), self.dtype.name))
+        number = tensor(value)  # whole numbers stay exact: no detour through a double
+        if number.shape != ():
+            raise ValueError(f"fill_: expected one number, got shape {number.shape}")
+        _core.copy_into(self._array, number._array.as_strided(self.shape, [0] * self.ndim, 0))
         return self
 
     def zero_(self) -> Tensor:
@@ -286,6 +303,11 @@ def attach_methods(methods: dict[str, Callable[..., Any]]) -> None:
     """Makes functions whose first argument is a tensor into methods of :class:`Tensor`."""
     for name, function in methods.items():
         setattr(Tensor, name, function)
+
+
+def _rebuilt(cls: type[Tensor], bits: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
+    """The tensor that :meth:`Tensor.__reduce__` took apart."""
+    return cls._wrap(_core.clone(_core.from_numpy(bits, dtype == "bfloat16")), requires_grad)
 
 
 def _to_numpy(array: Any) -> np.ndarray:
@@ -384,7 +406,10 @@ def empty(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Ten
 
 def full(size: Any, fill_value: float, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
     """A tensor with every value ``fill_value``; ``size`` is an int or a tuple."""
-    array = _core.full(_sizes("full", (size,)), float(fill_value), as_dtype(dtype).name)
+    shape = _sizes("full", (size,))
+    if isinstance(fill_value, int):  # whole numbers stay exact: no detour through a double
+        return empty(shape, dtype=dtype).fill_(fill_value).requires_grad_(requires_grad)
+    array = _core.full(shape, float(fill_value), as_dtype(dtype).name)
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
