@@ -36,11 +36,9 @@ def test_same_bits_for_any_number_of_threads(name, line):
             assert a.tobytes() == b.tobytes(), f"{name} {line}: bits depend on the thread count"
 
 
-@pytest.mark.parametrize("name", operators())
+@pytest.mark.parametrize("name", [n for n, op in operators().items() if op.backward is not None])
 def test_reference_gradients_match_finite_differences(name):
     op = operators()[name]
-    if op.backward is None:
-        pytest.skip("no gradient")
     checked = 0
     for line in op.cases:
         problem = build(op, line)

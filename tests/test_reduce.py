@@ -17,9 +17,7 @@ nan, inf = float("nan"), float("inf")
 @st.composite
 def lines(draw, several=True, smallest=0):
     """A shape and some of its dimensions, as the keys of a case line."""
-    shape = draw(
-        st.lists(st.sampled_from([smallest, 1, 2, 3, 5, 17, 40]), min_size=1, max_size=5)
-    )
+    shape = draw(st.lists(st.sampled_from([smallest, 1, 2, 3, 5, 17, 40]), min_size=1, max_size=5))
     dims = draw(st.permutations(range(len(shape))))[: draw(st.integers(1, len(shape)))]
     dims = [d - len(shape) if draw(st.booleans()) else d for d in dims][: None if several else 1]
     line = "s" + "x".join(map(str, shape)) + "_d" + "x".join(map(str, dims))

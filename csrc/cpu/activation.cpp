@@ -1,50 +1,266 @@
-// Activations: one read and one write per element, so the floor is the streaming copy bandwidth.
-#include "cpu/simd/vec.h"
+// Activations: one read and one write per element (backward: two reads), so the floor is the
+// streaming copy bandwidth wherever the polynomial of math.h is cheaper than that.
+#include "core/allocator.h"
+#include "cpu/simd/math.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-template <class T>
-void relu_typed(const T* x, T* y, int64_t count) {
+constexpr float kInverseSqrt2 = 0.70710678118654752f;
+constexpr float kInverseSqrt2Pi = 0.39894228040143268f;
+constexpr float kSqrt2OverPi = 0.79788456080286536f;
+constexpr float kGeluCubic = 0.044715f;
+
+// y[i] = f(x[i]).
+template <class T, class F>
+void map(const T* x, T* y, int64_t count, const F& f) {
+  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
+    vector_loop(begin, end,
+                [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n); });
+  });
+}
+
+// y[i] = f(a[i], b[i]).
+template <class T, class F>
+void map(const T* a, const T* b, T* y, int64_t count, const F& f) {
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     vector_loop(begin, end, [&](int64_t i, int n) {
-      const vfloat v = load_any(x + i, n);
-      store_any(y + i, select(v < 0, vfloat{}, v), n);  // a NaN fails the comparison and stays
+      store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n);
     });
   });
 }
 
 template <class T>
-void relu_backward_typed(const T* g, const T* y, T* grad_input, int64_t count) {
-  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end, [&](int64_t i, int n) {
-      store_any(grad_input + i, select(load_any(y + i, n) <= 0, vfloat{}, load_any(g + i, n)), n);
-    });
+void relu_typed(const T* x, T* y, int64_t count) {
+  // A NaN fails the comparison and stays.
+  map(x, y, count, [](vfloat v) { return select(v < 0, vfloat{}, v); });
+}
+
+template <class T>
+void relu_backward_typed(const T* g, const T* y, T* grad_x, int64_t count) {
+  map(g, y, grad_x, count, [](vfloat grad, vfloat v) { return select(v <= 0, vfloat{}, grad); });
+}
+
+template <class T>
+void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t count) {
+  switch (kind) {
+    case Activation::leaky_relu:
+      return map(x, y, count, [=](vfloat v) { return select(v < 0, v * a, v); });
+    case Activation::elu:
+      return map(x, y, count,
+                 [=](vfloat v) { return b * select(v < 0, a * (vexp(v) - 1.0f), v); });
+    case Activation::gelu:
+      return map(x, y, count,
+                 [](vfloat v) { return 0.5f * v * (1.0f + verf(v * kInverseSqrt2)); });
+    case Activation::gelu_tanh:
+      return map(x, y, count, [](vfloat v) {
+        return 0.5f * v * (1.0f + vtanh(kSqrt2OverPi * (v + kGeluCubic * v * v * v)));
+      });
+    case Activation::silu:
+      return map(x, y, count, [](vfloat v) { return v * vsigmoid(v); });
+    case Activation::sigmoid:
+      return map(x, y, count, [](vfloat v) { return vsigmoid(v); });
+    case Activation::tanh:
+      return map(x, y, count, [](vfloat v) { return vtanh(v); });
+    case Activation::softplus:
+      return map(x, y, count, [=](vfloat v) {
+        const vfloat z = v * a;
+        const vfloat soft = (vmax(z, vfloat{}) + vlog1p(vexp(-vabs(z)))) / a;
+        return select(z > b, v, soft);
+      });
+    case Activation::hardswish:
+      return map(x, y, count, [](vfloat v) {
+        return v * vmax(vfloat{}, vmin(set1(6.0f), v + 3.0f)) / 6.0f;
+      });
+  }
+}
+
+template <class T>
+void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T* grad_x,
+                    int64_t count) {
+  switch (kind) {
+    case Activation::leaky_relu:
+      return map(g, x, grad_x, count,
+                 [=](vfloat grad, vfloat v) { return select(v <= 0, grad * a, grad); });
+    case Activation::elu:
+      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {
+        return grad * b * select(v <= 0, a * vexp(v), set1(1.0f));
+      });
+    case Activation::gelu:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat below = 0.5f * (1.0f + verf(v * kInverseSqrt2));
+        return grad * (below + v * kInverseSqrt2Pi * vexp(-0.5f * v * v));
+      });
+    case Activation::gelu_tanh:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat t = vtanh(kSqrt2OverPi * (v + kGeluCubic * v * v * v));
+        const vfloat slope = kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * v * v);
+        return grad * (0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * slope);
+      });
+    case Activation::silu:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat s = vsigmoid(v);
+        return grad * s * (1.0f + v * (1.0f - s));
+      });
+    case Activation::sigmoid:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat s = vsigmoid(v);
+        return grad * s * (1.0f - s);
+      });
+    case Activation::tanh:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat t = vtanh(v);
+        return grad * (1.0f - t * t);
+      });
+    case Activation::softplus:
+      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {
+        return grad * select(v * a > b, set1(1.0f), vsigmoid(v * a));
+      });
+    case Activation::hardswish:
+      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+        const vfloat inside = grad * (v / 3.0f + 0.5f);
+        return select(v <= -3.0f, vfloat{}, select(v >= 3.0f, grad, inside));
+      });
+  }
+}
+
+template <class T>
+void prelu_typed(const T* x, const float* weight, T* y, int64_t pixels, int64_t C) {
+  parallel_ranges(pixels, kGrain / (C + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      vector_loop(0, C, [&](int64_t c, int n) {
+        const vfloat v = load_any(x + p * C + c, n);
+        store_any(y + p * C + c, select(v < 0, v * load_any(weight + c, n), v), n);
+      });
   });
+}
+
+template <class T>
+void prelu_backward_typed(const T* g, const T* x, const float* weight, T* grad_x,
+                          float* grad_weight, int64_t pixels, int64_t C) {
+  const int64_t step = kGrain / (C + 1) + 1, chunks = (pixels + step - 1) / step;
+  Workspace parts(chunks * C * 4);
+  parallel_ranges(pixels, step, [&](int64_t begin, int64_t end) {
+    float* sums = parts.floats() + begin / step * C;
+    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(C));
+    for (int64_t p = begin; p < end; ++p)
+      vector_loop(0, C, [&](int64_t c, int n) {
+        const vfloat v = load_any(x + p * C + c, n), grad = load_any(g + p * C + c, n);
+        store_any(grad_x + p * C + c, select(v <= 0, grad * load_any(weight + c, n), grad), n);
+        store_any(sums + c, load_any(sums + c, n) + select(v < 0, grad * v, vfloat{}), n);
+      });
+  });
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t i = 0; i < chunks; ++i) grad_weight[c] += parts.floats()[i * C + c];
+}
+
+template <class T>
+FASTNN_INLINE int64_t largest(const T* x, int64_t pool) {
+  int64_t best = 0;
+  for (int64_t k = 1; k < pool; ++k) {
+    const float v = to_float(x[k]), held = to_float(x[best]);
+    if (v > held || (v != v && held == held)) best = k;
+  }
+  return best;
+}
+
+template <class T>
+void maxout_typed(const T* x, T* y, int64_t count, int64_t pool) {
+  parallel_ranges(count, kGrain / pool + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = x[i * pool + largest(x + i * pool, pool)];
+  });
+}
+
+template <class T>
+void maxout_backward_typed(const T* g, const T* x, T* grad_x, int64_t count, int64_t pool) {
+  parallel_ranges(count, kGrain / pool + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t best = largest(x + i * pool, pool);
+      for (int64_t k = 0; k < pool; ++k) grad_x[i * pool + k] = k == best ? g[i] : T{};
+    }
+  });
+}
+
+// Calls f with a null pointer of the dtype's C++ type, to be named with decltype.
+template <class F>
+FASTNN_INLINE void with_type(DType dtype, const F& f) {
+  if (dtype == DType::float32)
+    f(static_cast<float*>(nullptr));
+  else
+    f(static_cast<bfloat16*>(nullptr));
 }
 
 void relu(const void* x, void* y, int64_t count, DType dtype) {
-  if (dtype == DType::float32)
-    relu_typed(static_cast<const float*>(x), static_cast<float*>(y), count);
-  else
-    relu_typed(static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), count);
+  with_type(dtype, [&](auto* t) {
+    relu_typed(static_cast<decltype(t)>(const_cast<void*>(x)), static_cast<decltype(t)>(y), count);
+  });
 }
 
-void relu_backward(const void* g, const void* y, void* grad_input, int64_t count, DType dtype) {
-  if (dtype == DType::float32)
-    relu_backward_typed(static_cast<const float*>(g), static_cast<const float*>(y),
-                        static_cast<float*>(grad_input), count);
-  else
-    relu_backward_typed(static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(y),
-                        static_cast<bfloat16*>(grad_input), count);
+void relu_backward(const void* g, const void* y, void* grad_x, int64_t count, DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    relu_backward_typed(static_cast<P>(const_cast<void*>(g)), static_cast<P>(const_cast<void*>(y)),
+                        static_cast<P>(grad_x), count);
+  });
+}
+
+void forward(Activation kind, float a, float b, const void* x, void* y, int64_t count,
+             DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    forward_typed(kind, a, b, static_cast<P>(const_cast<void*>(x)), static_cast<P>(y), count);
+  });
+}
+
+void backward(Activation kind, float a, float b, const void* g, const void* x, void* grad_x,
+              int64_t count, DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    backward_typed(kind, a, b, static_cast<P>(const_cast<void*>(g)),
+                   static_cast<P>(const_cast<void*>(x)), static_cast<P>(grad_x), count);
+  });
+}
+
+void prelu(const void* x, const float* weight, void* y, int64_t pixels, int64_t C, DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    prelu_typed(static_cast<P>(const_cast<void*>(x)), weight, static_cast<P>(y), pixels, C);
+  });
+}
+
+void prelu_backward(const void* g, const void* x, const float* weight, void* grad_x,
+                    float* grad_weight, int64_t pixels, int64_t C, DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    prelu_backward_typed(static_cast<P>(const_cast<void*>(g)),
+                         static_cast<P>(const_cast<void*>(x)), weight, static_cast<P>(grad_x),
+                         grad_weight, pixels, C);
+  });
+}
+
+void maxout(const void* x, void* y, int64_t count, int64_t pool, DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    maxout_typed(static_cast<P>(const_cast<void*>(x)), static_cast<P>(y), count, pool);
+  });
+}
+
+void maxout_backward(const void* g, const void* x, void* grad_x, int64_t count, int64_t pool,
+                     DType dtype) {
+  with_type(dtype, [&](auto* t) {
+    using P = decltype(t);
+    maxout_backward_typed(static_cast<P>(const_cast<void*>(g)),
+                          static_cast<P>(const_cast<void*>(x)), static_cast<P>(grad_x), count,
+                          pool);
+  });
 }
 
 }  // namespace
 
 void fill_activation(Slots& slots) {
-  slots.activation.relu = relu;
-  slots.activation.relu_backward = relu_backward;
+  slots.activation = {relu,  relu_backward,  forward, backward,
+                      prelu, prelu_backward, maxout,  maxout_backward};
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -4,6 +4,48 @@
 #include "ops/slots.h"
 
 namespace fastnn::ops {
+namespace {
+
+Activation activation_named(const std::string& name) {
+  const char* const names[] = {"leaky_relu", "elu",  "gelu",     "gelu_tanh", "silu",
+                               "sigmoid",    "tanh", "softplus", "hardswish"};
+  for (int i = 0; i < 9; ++i)
+    if (name == names[i]) return static_cast<Activation>(i);
+  throw ValueError(text("activation: unknown kind '", name, "'"));
+}
+
+Array gradient_like(const char* op, const Array& grad_output, const Array& like) {
+  check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ",
+        like.shape().str(), ", got ", grad_output.shape().str());
+  return canonical(astype(grad_output, like.dtype()));
+}
+
+int64_t channels_of(const char* op, const Array& x) {
+  check(x.rank() == 2 || x.rank() == 4, op, ": input expects shape (N, C) or (N, C, H, W), got ",
+        x.shape().str());
+  return x.size(1);
+}
+
+// The slope of each channel.
+Array slopes(const Array& weight, int64_t channels) {
+  check_floating("prelu", "weight", weight);
+  check(weight.rank() == 1 && (weight.size(0) == 1 || weight.size(0) == channels),
+        "prelu: weight expects 1 or ", channels, " values, got shape ", weight.shape().str());
+  const Array w = canonical(astype(weight, DType::float32));
+  if (w.size(0) == channels) return w;
+  return full({channels}, w.data<float>()[0], DType::float32);
+}
+
+Dims pooled_shape(const Array& input, int64_t pool) {
+  const int64_t channels = channels_of("maxout", input);
+  check(pool > 0 && channels % pool == 0, "maxout: pool_size expects a divisor of ", channels,
+        " channels, got ", pool);
+  Dims shape = input.shape();
+  shape[1] = channels / pool;
+  return shape;
+}
+
+}  // namespace
 
 Array relu(const Array& input) {
   check_floating("relu", "input", input);
@@ -14,12 +56,76 @@ Array relu(const Array& input) {
 }
 
 Array relu_backward(const Array& grad_output, const Array& output) {
-  check(grad_output.shape() == output.shape(), "relu_backward: grad_output expects shape ",
-        output.shape().str(), ", got ", grad_output.shape().str());
-  const Array g = canonical(astype(grad_output, output.dtype()));
-  const Array y = canonical(output);
+  const Array y = canonical(output), g = gradient_like("relu", grad_output, y);
   Array grad_input = empty(y.shape(), y.dtype());
   cpu_slots().activation.relu_backward(g.raw(), y.raw(), grad_input.raw(), y.count(), y.dtype());
+  return grad_input;
+}
+
+Array activation(const std::string& name, const Array& input, double a, double b) {
+  const Activation kind = activation_named(name);
+  check_floating(name.c_str(), "input", input);
+  const Array x = canonical(input);
+  Array y = empty(x.shape(), x.dtype());
+  cpu_slots().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(),
+                                 y.raw(), x.count(), x.dtype());
+  return y;
+}
+
+Array activation_backward(const std::string& name, const Array& grad_output, const Array& input,
+                          double a, double b) {
+  const Array x = canonical(input), g = gradient_like(name.c_str(), grad_output, x);
+  Array grad_input = empty(x.shape(), x.dtype());
+  cpu_slots().activation.backward(activation_named(name), static_cast<float>(a),
+                                  static_cast<float>(b), g.raw(), x.raw(), grad_input.raw(),
+                                  x.count(), x.dtype());
+  return grad_input;
+}
+
+Array prelu(const Array& input, const Array& weight) {
+  check_floating("prelu", "input", input);
+  const int64_t C = channels_of("prelu", input);
+  const Array w = slopes(weight, C), x = canonical(input);
+  Array y = empty(x.shape(), x.dtype());
+  if (x.count())
+    cpu_slots().activation.prelu(x.raw(), w.data<float>(), y.raw(), x.count() / C, C, x.dtype());
+  return y;
+}
+
+std::pair<Array, Array> prelu_backward(const Array& grad_output, const Array& input,
+                                       const Array& weight) {
+  const Array x = canonical(input), g = gradient_like("prelu", grad_output, x);
+  const int64_t C = channels_of("prelu", x);
+  const Array w = slopes(weight, C);
+  Array grad_input = empty(x.shape(), x.dtype());
+  Array grad_weight = full({C}, 0, DType::float32);
+  if (x.count())
+    cpu_slots().activation.prelu_backward(g.raw(), x.raw(), w.data<float>(), grad_input.raw(),
+                                          grad_weight.data<float>(), x.count() / C, C, x.dtype());
+  if (weight.size(0) == 1) {
+    double total = 0;
+    for (int64_t c = 0; c < C; ++c) total += grad_weight.data<float>()[c];
+    grad_weight = full({1}, total, DType::float32);
+  }
+  return {grad_input, astype(grad_weight, weight.dtype())};
+}
+
+Array maxout(const Array& input, int64_t pool) {
+  check_floating("maxout", "input", input);
+  Array y = empty(pooled_shape(input, pool), input.dtype());
+  const Array x = canonical(input);
+  cpu_slots().activation.maxout(x.raw(), y.raw(), y.count(), pool, x.dtype());
+  return y;
+}
+
+Array maxout_backward(const Array& grad_output, const Array& input, int64_t pool) {
+  const Dims shape = pooled_shape(input, pool);
+  check(grad_output.shape() == shape, "maxout: grad_output expects shape ", shape.str(), ", got ",
+        grad_output.shape().str());
+  const Array x = canonical(input), g = canonical(astype(grad_output, x.dtype()));
+  Array grad_input = empty(x.shape(), x.dtype());
+  cpu_slots().activation.maxout_backward(g.raw(), x.raw(), grad_input.raw(), g.count(), pool,
+                                         x.dtype());
   return grad_input;
 }
 

@@ -1,15 +1,38 @@
-// Activations: y = f(x) elementwise.
+// Activations: y = f(x) elementwise, and maxout over groups of channels.
 #pragma once
 
 #include "core/array.h"
 
 namespace fastnn {
 
+enum class Activation : int {
+  leaky_relu,  // a: slope below zero
+  elu,         // a: alpha, b: scale (selu is elu with fixed constants)
+  gelu,
+  gelu_tanh,
+  silu,
+  sigmoid,
+  tanh,
+  softplus,  // a: beta, b: threshold
+  hardswish,
+};
+
 struct ActivationSlots {
   // Operands are canonical arrays of `count` elements of one floating dtype.
   void (*relu)(const void* input, void* output, int64_t count, DType dtype);
   void (*relu_backward)(const void* grad_output, const void* output, void* grad_input,
                         int64_t count, DType dtype);
+  void (*forward)(Activation, float a, float b, const void* x, void* y, int64_t count, DType);
+  void (*backward)(Activation, float a, float b, const void* g, const void* x, void* grad_x,
+                   int64_t count, DType);
+  // weight[c] * x where x < 0; pixels of C channels.
+  void (*prelu)(const void* x, const float* weight, void* y, int64_t pixels, int64_t C, DType);
+  void (*prelu_backward)(const void* g, const void* x, const float* weight, void* grad_x,
+                         float* grad_weight, int64_t pixels, int64_t C, DType);
+  // Largest of each `pool` neighbouring values; the gradient goes to the first largest.
+  void (*maxout)(const void* x, void* y, int64_t count, int64_t pool, DType);
+  void (*maxout_backward)(const void* g, const void* x, void* grad_x, int64_t count, int64_t pool,
+                          DType);
 };
 
 namespace ops {
@@ -18,6 +41,21 @@ namespace ops {
 Array relu(const Array& input);
 // grad_output where output > 0 or is NaN, else 0.
 Array relu_backward(const Array& grad_output, const Array& output);
+
+// `name` is a member of Activation; a and b as noted there.
+Array activation(const std::string& name, const Array& input, double a, double b);
+Array activation_backward(const std::string& name, const Array& grad_output, const Array& input,
+                          double a, double b);
+
+// input (N, C) or (N, C, H, W), weight (1,) or (C,).
+Array prelu(const Array& input, const Array& weight);
+// Gradients of input and weight.
+std::pair<Array, Array> prelu_backward(const Array& grad_output, const Array& input,
+                                       const Array& weight);
+
+// (N, C, ...) -> (N, C / pool, ...), rank 2 or 4.
+Array maxout(const Array& input, int64_t pool);
+Array maxout_backward(const Array& grad_output, const Array& input, int64_t pool);
 
 }  // namespace ops
 }  // namespace fastnn

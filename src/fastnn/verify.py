@@ -17,7 +17,7 @@ import numpy as np
 
 import fastnn
 import fastnn.dtypes
-from fastnn.reference.case import Op, Problem, bound, build, parse
+from fastnn.reference.case import EPS, Op, Problem, bound, build, parse
 
 FAMILIES = (
     "activation", "conv", "dropout", "elementwise", "interpolate", "loss", "matmul", "norm",
@@ -105,12 +105,11 @@ def run_case(op_name: str, line: str, op: Op | None = None) -> Result:
         raise AssertionError(f"{op_name} {line}: {len(outputs)} outputs, expected {len(expected)}")
     for i, (got, want) in enumerate(zip(outputs, expected, strict=True)):
         what = "output" if len(outputs) == 1 else f"output {i}"
-        _compare(result, what, got, want, dtype, problem.k, problem.scale)
+        _compare(result, what, got, want, problem.k, problem.scale)
     for name in problem.mutates:
         for j, (got, want) in enumerate(zip(_listed(tensors[name]), _listed(updated[name]),
                                             strict=True)):  # fmt: skip
-            _compare(result, f"{name}[{j}] after", got, want, got.dtype.name, problem.k,
-                     problem.scale)  # fmt: skip
+            _compare(result, f"{name}[{j}] after", got, want, problem.k, problem.scale)  # fmt: skip
     if op.backward is not None and problem.differentiable:
         _check_gradients(result, op, problem, exact, tensors, outputs, dtype)
     return result
@@ -143,11 +142,17 @@ def _check_gradients(
             if t.grad is None:
                 result.comparisons.append(Comparison(what, np.inf, "no gradient was computed"))
                 continue
-            _compare(result, what, t.grad, w, t.dtype.name, k, scale)
+            _compare(result, what, t.grad, w, k, scale, EPS[dtype] * problem.saved_scale)
 
 
 def _compare(
-    result: Result, what: str, got: Any, want: Any, dtype: str, k: int, scale: float
+    result: Result,
+    what: str,
+    got: Any,
+    want: Any,
+    k: int,
+    scale: float,
+    extra: float = 0.0,
 ) -> None:
     want = np.asarray(want)
     values = np.asarray(got)
@@ -170,7 +175,7 @@ def _compare(
         same = (values == want) | (np.isnan(values) & np.isnan(want))
         error = np.where(same, 0.0, np.abs(values - want))
     error = np.where(np.isnan(error), np.inf, error)
-    share = error / bound(want, k, got.dtype.name, scale)
+    share = error / (bound(want, k, got.dtype.name, scale) + extra)
     at = np.unravel_index(int(np.argmax(share)), share.shape)
     where = tuple(int(i) for i in at)
     detail = (
@@ -221,7 +226,7 @@ def _to_tensor(value: Any, dtype: str, problem: Problem, name: str) -> Any:
         return value
     if value.dtype.kind != "f":
         return fastnn.tensor(value)
-    wants_grad = problem.differentiable and name not in problem.mutates
+    wants_grad = problem.differentiable and name not in problem.mutates + problem.constants
     return fastnn.tensor(value.astype(np.float32), dtype=dtype, requires_grad=wants_grad)
 
 

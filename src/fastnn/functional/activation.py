@@ -1,4 +1,4 @@
-"""Activations: y = f(x), elementwise."""
+"""Activations: y = f(x), elementwise, and maxout over groups of channels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from typing import Any
 
 from fastnn import _core
 from fastnn.autograd import record
+from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
-__all__ = ["relu"]
+__all__ = [
+    "elu", "gelu", "hardswish", "leaky_relu", "maxout", "prelu", "relu", "selu", "sigmoid", "silu",
+    "softplus", "tanh",
+]  # fmt: skip
+
+# Klambauer et al. 2017: the fixed point that keeps mean 0 and variance 1.
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
 
 
 def relu(input: Tensor) -> Tensor:
@@ -34,4 +42,151 @@ def _relu_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any
     return _core.relu_backward(grad_output, saved[0])
 
 
-TENSOR_METHODS = {"relu": relu}
+def _apply(name: str, input: Tensor, a: float = 0.0, b: float = 0.0, kind: str = "") -> Tensor:
+    kind = kind or name
+    output = _core.activation(kind, input._array, a, b)
+    return record(name, output, (input,), (kind, input._array, a, b), _activation_backward)
+
+
+def _activation_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    kind, x, a, b = saved
+    return _core.activation_backward(kind, grad_output, x, a, b)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """``x`` where positive, else ``negative_slope * x``. Any shape, float32 or bfloat16.
+
+    References:
+        Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models", 2013.
+    """
+    return _apply("leaky_relu", input, negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """``x`` where positive, else ``alpha * (exp(x) - 1)``. Any shape, float32 or bfloat16.
+
+    References:
+        Clevert, Unterthiner, Hochreiter, "Fast and accurate deep network learning by ELUs", 2015.
+    """
+    return _apply("elu", input, alpha, 1.0)
+
+
+def selu(input: Tensor) -> Tensor:
+    """``1.0507 * elu(x, 1.6733)``: keeps mean 0 and variance 1. Any shape, float32 or bfloat16.
+
+    References:
+        Klambauer et al., "Self-normalizing neural networks", 2017.
+    """
+    return _apply("selu", input, SELU_ALPHA, SELU_SCALE, "elu")
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """``x * P(N(0, 1) <= x)``, by the error function or, with ``"tanh"``, its approximation.
+
+    Args:
+        input: any shape, float32 or bfloat16.
+        approximate: ``"none"`` or ``"tanh"``.
+
+    Raises:
+        ValueError: another ``approximate``.
+
+    References:
+        Hendrycks and Gimpel, "Gaussian error linear units", 2016.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate expects 'none' or 'tanh', got {approximate!r}")
+    return _apply("gelu", input, kind="gelu" if approximate == "none" else "gelu_tanh")
+
+
+def silu(input: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, also called swish. Any shape, float32 or bfloat16.
+
+    References:
+        Ramachandran, Zoph, Le, "Searching for activation functions", 2017.
+    """
+    return _apply("silu", input)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """``1 / (1 + exp(-x))``. Any shape, float32 or bfloat16."""
+    return _apply("sigmoid", input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Hyperbolic tangent. Any shape, float32 or bfloat16."""
+    return _apply("tanh", input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``log(1 + exp(beta * x)) / beta``, and ``x`` itself where ``beta * x > threshold``.
+
+    Args:
+        input: any shape, float32 or bfloat16.
+        beta: sharpness, not zero.
+        threshold: where the function is taken as linear.
+
+    Raises:
+        ValueError: ``beta`` is zero.
+    """
+    if beta == 0:
+        raise ValueError("softplus: beta expects a value other than 0, got 0")
+    return _apply("softplus", input, beta, threshold)
+
+
+def hardswish(input: Tensor) -> Tensor:
+    """``x * clamp(x + 3, 0, 6) / 6``. Any shape, float32 or bfloat16.
+
+    References:
+        Howard et al., "Searching for MobileNetV3", 2019.
+    """
+    return _apply("hardswish", input)
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """``x`` where positive, else ``weight * x`` with a learned slope per channel.
+
+    Args:
+        input: (N, C), (N, C, L) or (N, C, H, W), float32 or bfloat16.
+        weight: (C,), or (1,) for one slope.
+
+    Raises:
+        ValueError: ``weight`` has neither 1 nor C values.
+
+    References:
+        He et al., "Delving deep into rectifiers", 2015.
+    """
+    if input.ndim == 3:
+        return squeeze(prelu(unsqueeze(input, 2), weight), 2)
+    output = _core.prelu(input._array, weight._array)
+    return record("prelu", output, (input, weight), (input._array, weight._array), _prelu_backward)
+
+
+def _prelu_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.prelu_backward(grad_output, *saved)
+
+
+def maxout(input: Tensor, pool_size: int) -> Tensor:
+    """Largest of each ``pool_size`` neighbouring channels.
+
+    Args:
+        input: (N, C) or (N, C, H, W), float32 or bfloat16.
+        pool_size: a divisor of C.
+
+    Returns:
+        (N, C / pool_size, ...). The gradient goes to the first of the largest values.
+
+    Raises:
+        ValueError: C is not divisible by ``pool_size``.
+
+    References:
+        Goodfellow et al., "Maxout networks", 2013.
+    """
+    output = _core.maxout(input._array, pool_size)
+    return record("maxout", output, (input,), (input._array, pool_size), _maxout_backward)
+
+
+def _maxout_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.maxout_backward(grad_output, *saved)
+
+
+TENSOR_METHODS = {"relu": relu, "sigmoid": sigmoid, "tanh": tanh}

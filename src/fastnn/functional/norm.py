@@ -7,7 +7,7 @@ from typing import Any
 
 from fastnn import _core
 from fastnn.autograd import no_grad, record
-from fastnn.functional.view import squeeze, unsqueeze
+from fastnn.functional.view import squeeze, to, unsqueeze
 from fastnn.tensor import Tensor
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"]
@@ -186,7 +186,7 @@ def instance_norm(
             from fastnn.functional.reduce import mean, var
 
             dims = tuple(range(2, input.ndim))
-            flat = input.detach()
+            flat = to(input.detach(), "float32")
             for running, now in (
                 (running_mean, mean(mean(flat, dims), 0)),
                 (running_var, mean(var(flat, dims), 0)),

@@ -42,6 +42,9 @@ class Problem:
         mutates: names of inputs that the operator updates in place; they are compared too.
         float32_inputs: names of inputs that stay float32 in a bfloat16 case (norm parameters and
             statistics, optimizer state).
+        constants: names of floating inputs that have no gradient.
+        saved_scale: size of those terms of the gradients that come from results stored in the case's
+            dtype (a softmax's backward reads its output); they carry one rounding more.
         differentiable: False where gradients are not defined (integer results, comparisons).
         flops: multiply-adds times two of the forward pass, for the benchmark; 0 if it moves bytes.
     """
@@ -54,6 +57,8 @@ class Problem:
     scale_backward: float | None = None
     mutates: tuple[str, ...] = ()
     float32_inputs: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+    saved_scale: float = 0.0
     differentiable: bool = True
     flops: int = 0
 

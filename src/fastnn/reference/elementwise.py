@@ -564,30 +564,62 @@ OPS: dict[str, Op] = {
     "round": _unary("round"),
 }
 
+
 def _bad(name: str, error: type[Exception], match: str, call: Callable[[Any], Any]) -> BadCall:
     return BadCall(name, call, error, match)
 
 
 ERRORS: list[BadCall] = [
-    _bad("shapes that do not broadcast", ValueError, r"add: .*\(2, 3\).*\(4,\)",
-         lambda fn: fn.add(fn.ones((2, 3)), fn.ones((4,)))),
+    _bad(
+        "shapes that do not broadcast",
+        ValueError,
+        r"add: .*\(2, 3\).*\(4,\)",
+        lambda fn: fn.add(fn.ones((2, 3)), fn.ones((4,))),
+    ),
     _bad("a text operand", TypeError, r"mul: .*str", lambda fn: fn.mul(fn.ones((2,)), "3")),
     _bad("minus text", TypeError, r"unsupported operand", lambda fn: fn.ones((2,)) - "3"),
     _bad("minus bool", TypeError, r"neg: .*bool", lambda fn: fn.neg(fn.ones((2,)) > 0)),
-    _bad("subtraction of bool", TypeError, r"sub: .*bool",
-         lambda fn: fn.sub(fn.ones((2,)) > 0, fn.ones((2,)) > 0)),
-    _bad("an integer to a negative power", ValueError, r"pow: .*negative",
-         lambda fn: fn.pow(fn.arange(3), -1)),
-    _bad("a number that the dtype cannot hold", ValueError, r"add: .*300.*uint8",
-         lambda fn: fn.add(fn.arange(3).to(fn.uint8), 300)),
+    _bad(
+        "subtraction of bool",
+        TypeError,
+        r"sub: .*bool",
+        lambda fn: fn.sub(fn.ones((2,)) > 0, fn.ones((2,)) > 0),
+    ),
+    _bad(
+        "an integer to a negative power",
+        ValueError,
+        r"pow: .*negative",
+        lambda fn: fn.pow(fn.arange(3), -1),
+    ),
+    _bad(
+        "a number that the dtype cannot hold",
+        ValueError,
+        r"add: .*300.*uint8",
+        lambda fn: fn.add(fn.arange(3).to(fn.uint8), 300),
+    ),
     _bad("no limits", ValueError, r"clamp: .*min.*max", lambda fn: fn.clamp(fn.ones((2,)))),
-    _bad("a condition that is not bool", TypeError,
-         r"where: condition expects dtype bool, got float32",
-         lambda fn: fn.where(fn.ones((2,)), fn.ones((2,)), 0.0)),
-    _bad("an in-place result that does not fit", ValueError, r"add_: .*\(3,\).*\(2, 3\)",
-         lambda fn: fn.ones((3,)).add_(fn.ones((2, 3)))),
-    _bad("a float result in an integer tensor", TypeError, r"mul_: .*float32.*int64",
-         lambda fn: fn.arange(3).mul_(0.5)),
-    _bad("an unrecorded in-place change", RuntimeError, r"add_: .*no_grad",
-         lambda fn: fn.ones((3,), requires_grad=True).add_(1.0)),
+    _bad(
+        "a condition that is not bool",
+        TypeError,
+        r"where: condition expects dtype bool, got float32",
+        lambda fn: fn.where(fn.ones((2,)), fn.ones((2,)), 0.0),
+    ),
+    _bad(
+        "an in-place result that does not fit",
+        ValueError,
+        r"add_: .*\(3,\).*\(2, 3\)",
+        lambda fn: fn.ones((3,)).add_(fn.ones((2, 3))),
+    ),
+    _bad(
+        "a float result in an integer tensor",
+        TypeError,
+        r"mul_: .*float32.*int64",
+        lambda fn: fn.arange(3).mul_(0.5),
+    ),
+    _bad(
+        "an unrecorded in-place change",
+        RuntimeError,
+        r"add_: .*no_grad",
+        lambda fn: fn.ones((3,), requires_grad=True).add_(1.0),
+    ),
 ]

@@ -1,0 +1,208 @@
+#include "ops/loss.h"
+
+#include <vector>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "ops/slots.h"
+
+namespace fastnn::ops {
+namespace {
+
+enum class Reduction { mean, sum, none };
+
+Reduction reduction_named(const char* op, const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  check(name == "none", op, ": reduction expects 'mean', 'sum' or 'none', got '", name, "'");
+  return Reduction::none;
+}
+
+// Sum in double, in chunks of fixed size.
+double total(const Array& values) {
+  constexpr int64_t kChunk = 1 << 16;
+  const float* x = values.data<float>();
+  const int64_t n = values.count();
+  std::vector<double> parts(static_cast<size_t>((n + kChunk - 1) / kChunk));
+  parallel_ranges(n, kChunk, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t i = begin; i < end; ++i) sum += x[i];
+    parts[static_cast<size_t>(begin / kChunk)] = sum;
+  });
+  double sum = 0;
+  for (double part : parts) sum += part;
+  return sum;
+}
+
+Array scalar(double value) { return full({}, value, DType::float32); }
+
+// The operands of a class loss, in the kernels' form.
+struct Classes {
+  Array x, labels, probabilities, weight;
+  ClassParams p{};
+  Dims rows_shape;  // of reduction="none"
+};
+
+Classes prepare(const char* op, const Array& input, const Array& target, const Array* weight,
+                int64_t ignore_index, double smoothing, bool log_probabilities) {
+  check_floating(op, "input", input);
+  check(input.rank() == 2 || input.rank() == 4, op,
+        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape().str());
+  check(smoothing >= 0 && smoothing <= 1, op, ": label_smoothing expects 0 to 1, got ", smoothing);
+  Classes c;
+  const int64_t C = input.size(1);
+  check(C > 0, op, ": input expects at least one class, got shape ", input.shape().str());
+  c.rows_shape.push_back(input.size(0));
+  for (int i = 2; i < input.rank(); ++i) c.rows_shape.push_back(input.size(i));
+  c.x = canonical(astype(input, DType::float32));
+  c.p.rows = c.x.count() / C;
+  c.p.C = C;
+  if (is_floating(target.dtype()) && !log_probabilities) {
+    check(target.shape() == input.shape(), op, ": target probabilities expect the input's shape ",
+          input.shape().str(), ", got ", target.shape().str());
+    c.probabilities = canonical(astype(target, DType::float32));
+    c.p.probabilities = c.probabilities.data<float>();
+  } else {
+    check<TypeError>(target.dtype() == DType::int64 || target.dtype() == DType::int32, op,
+                     ": target expects int64 or int32 labels",
+                     log_probabilities ? "" : ", or floating probabilities", ", got ",
+                     name_of(target.dtype()));
+    check(target.shape() == c.rows_shape, op, ": target labels expect shape ",
+          c.rows_shape.str(), ", got ", target.shape().str());
+    c.labels = row_major(astype(target, DType::int64));
+    const int64_t* labels = c.labels.data<int64_t>();
+    for (int64_t i = 0; i < c.p.rows; ++i)
+      check(labels[i] == ignore_index || (labels[i] >= 0 && labels[i] < C), op,
+            ": target labels expect 0 to ", C - 1, " (or ignore_index ", ignore_index, "), got ",
+            labels[i], " at flat position ", i);
+    c.p.labels = labels;
+  }
+  if (weight) {
+    check_floating(op, "weight", *weight);
+    check(weight->rank() == 1 && weight->size(0) == C, op, ": weight expects shape (", C,
+          ",), got ", weight->shape().str());
+    c.weight = row_major(astype(*weight, DType::float32));
+    c.p.weight = c.weight.data<float>();
+  }
+  c.p.x = c.x.data<float>();
+  c.p.ignore_index = ignore_index;
+  c.p.smoothing = static_cast<float>(smoothing);
+  c.p.log_probabilities = log_probabilities;
+  return c;
+}
+
+// What the mean divides by: rows for probabilities, else the weights of the labels.
+double denominator(const ClassParams& p) {
+  if (!p.labels) return static_cast<double>(p.rows);
+  double sum = 0;
+  for (int64_t i = 0; i < p.rows; ++i)
+    if (p.labels[i] != p.ignore_index) sum += p.weight ? p.weight[p.labels[i]] : 1.0;
+  return sum;
+}
+
+const char* class_op(bool log_probabilities) {
+  return log_probabilities ? "nll_loss" : "cross_entropy";
+}
+
+struct Pairs {
+  PairLoss kind;
+  Array x, t, weight, pos_weight;
+};
+
+Pairs prepare_pairs(const std::string& name, const Array& input, const Array& target, double a,
+                    const Array* weight, const Array* pos_weight) {
+  const char* op = name.c_str();
+  const char* const names[] = {"mse_loss", "l1_loss", "smooth_l1_loss",
+                               "binary_cross_entropy_with_logits"};
+  int kind = 0;
+  while (kind < 4 && name != names[kind]) ++kind;
+  check(kind < 4, "pair_loss: unknown kind '", name, "'");
+  check_floating(op, "input", input);
+  check_floating(op, "target", target);
+  check(target.shape() == input.shape(), op, ": target expects the input's shape ",
+        input.shape().str(), ", got ", target.shape().str());
+  check(a >= 0, op, ": beta expects a value >= 0, got ", a);
+  Pairs p{static_cast<PairLoss>(kind), canonical(astype(input, DType::float32)),
+          canonical(astype(target, DType::float32)), {}, {}};
+  for (auto [given, kept] : {std::pair(weight, &p.weight), std::pair(pos_weight, &p.pos_weight)})
+    if (given) {
+      check_floating(op, "weight", *given);
+      check(given->shape() == input.shape(), op, ": weights expect the input's shape ",
+            input.shape().str(), ", got ", given->shape().str());
+      *kept = canonical(astype(*given, DType::float32));
+    }
+  return p;
+}
+
+const float* pointer(const Array& x) { return x.defined() ? x.data<float>() : nullptr; }
+
+}  // namespace
+
+Array cross_entropy(const Array& input, const Array& target, const Array* weight,
+                    int64_t ignore_index, const std::string& reduction, double smoothing,
+                    bool log_probabilities) {
+  const char* op = class_op(log_probabilities);
+  const Reduction how = reduction_named(op, reduction);
+  const Classes c =
+      prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
+  Array losses = empty_strided(c.rows_shape, row_major_strides(c.rows_shape), DType::float32);
+  cpu_slots().loss.classes(c.p, losses.data<float>());
+  if (how == Reduction::none) return losses;
+  const double sum = total(losses);
+  return scalar(how == Reduction::sum ? sum : sum / denominator(c.p));
+}
+
+Array cross_entropy_backward(const Array& grad_output, const Array& input, const Array& target,
+                             const Array* weight, int64_t ignore_index,
+                             const std::string& reduction, double smoothing,
+                             bool log_probabilities) {
+  const char* op = class_op(log_probabilities);
+  const Reduction how = reduction_named(op, reduction);
+  const Classes c =
+      prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
+  const Array g = row_major(astype(grad_output, DType::float32));
+  Array scale = g;
+  if (how != Reduction::none) {
+    const double divisor = how == Reduction::mean ? denominator(c.p) : 1.0;
+    scale = full({c.p.rows}, g.data<float>()[0] / divisor, DType::float32);
+  } else {
+    check(g.shape() == c.rows_shape, op, ": grad_output expects shape ", c.rows_shape.str(),
+          ", got ", g.shape().str());
+  }
+  Array grad_input = empty(input.shape(), DType::float32);
+  cpu_slots().loss.classes_backward(c.p, scale.data<float>(), grad_input.data<float>());
+  return astype(grad_input, input.dtype());
+}
+
+Array pair_loss(const std::string& kind, const Array& input, const Array& target, double a,
+                const Array* weight, const Array* pos_weight, const std::string& reduction) {
+  const Reduction how = reduction_named(kind.c_str(), reduction);
+  const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
+  Array losses = empty(p.x.shape(), DType::float32);
+  cpu_slots().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
+                         pointer(p.weight), pointer(p.pos_weight), p.x.count(),
+                         losses.data<float>());
+  if (how == Reduction::none) return losses;
+  const double sum = total(losses);
+  return scalar(how == Reduction::sum ? sum : sum / static_cast<double>(p.x.count()));
+}
+
+Array pair_loss_backward(const std::string& kind, const Array& grad_output, const Array& input,
+                         const Array& target, double a, const Array* weight,
+                         const Array* pos_weight, const std::string& reduction) {
+  const Reduction how = reduction_named(kind.c_str(), reduction);
+  const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
+  Array g = canonical(astype(grad_output, DType::float32));
+  if (how == Reduction::none)
+    check(g.shape() == p.x.shape(), kind, ": grad_output expects shape ", p.x.shape().str(),
+          ", got ", g.shape().str());
+  else if (how == Reduction::mean)
+    g = scalar(g.data<float>()[0] / static_cast<double>(p.x.count()));
+  Array grad_input = empty(p.x.shape(), DType::float32);
+  cpu_slots().loss.pairs_backward(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
+                                  pointer(p.weight), pointer(p.pos_weight), g.data<float>(),
+                                  how != Reduction::none, p.x.count(), grad_input.data<float>());
+  return astype(grad_input, input.dtype());
+}
+
+}  // namespace fastnn::ops
