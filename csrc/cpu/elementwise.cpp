@@ -24,6 +24,8 @@ void power(const ElementwiseParams& p) {
     if (y == 1) return constant_power(p, [](vfloat x) { return x; });
     if (y == 2) return constant_power(p, [](vfloat x) { return x * x; });
     if (y == 3) return constant_power(p, [](vfloat x) { return x * x * x; });
+    if (y == 0.5) return constant_power(p, [](vfloat x) { return vsqrt(x); });
+    if (y == -0.5) return constant_power(p, [](vfloat x) { return 1.0f / vsqrt(x); });
     if (y == -1) return constant_power(p, [](vfloat x) { return 1.0f / x; });
     if (y == -2) return constant_power(p, [](vfloat x) { return 1.0f / (x * x); });
   }

@@ -118,29 +118,53 @@ FASTNN_INLINE void general_row(const ElementwiseParams& p, const char* const* in
   });
 }
 
-template <int N, class T, class Op>
-void contiguous_rows(const ElementwiseParams& p, const Op& op) {
+// Operands of type T: contiguous, or constant along a row where their bit in Constant is set.
+template <int N, class T, unsigned Constant, class Op>
+void fast_rows(const ElementwiseParams& p, const Op& op) {
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
+    vfloat constant[N];
+    for (int k = 0; k < N; ++k)
+      if (Constant >> k & 1) constant[k] = stream(p, k, in[k]).value;
     vector_loop(0, n, [&](int64_t i, int lanes) FASTNN_INLINED {
       vfloat x[N];
-      for (int k = 0; k < N; ++k) x[k] = load_any(reinterpret_cast<const T*>(in[k]) + i, lanes);
+      for (int k = 0; k < N; ++k)
+        x[k] = Constant >> k & 1 ? constant[k]
+                                 : load_any(reinterpret_cast<const T*>(in[k]) + i, lanes);
       store_any(reinterpret_cast<T*>(out) + i, op(x), lanes);
     });
   });
 }
 
+// Takes the fast loop if there is one for these operands: the constant ones, if any, come last.
+template <int N, class T, class Op>
+bool try_fast_rows(const ElementwiseParams& p, const Op& op) {
+  const int last = p.rank - 1;
+  if (p.out_steps[last] != int64_t{sizeof(T)}) return false;
+  unsigned constant = 0;
+  for (int k = 0; k < N; ++k) {
+    if (!p.in[k] || p.in_steps[k][last] == 0)
+      constant |= 1u << k;
+    else if (p.in_dtype[k] != p.out_dtype || p.in_steps[k][last] != int64_t{sizeof(T)})
+      return false;
+  }
+  if (constant == 0) return fast_rows<N, T, 0>(p, op), true;
+  if constexpr (N > 1) {
+    constexpr unsigned kLast = 1u << (N - 1);
+    if (constant == kLast) return fast_rows<N, T, kLast>(p, op), true;
+    if constexpr (N > 2) {
+      constexpr unsigned kLastTwo = kLast | kLast >> 1;
+      if (constant == kLastTwo) return fast_rows<N, T, kLastTwo>(p, op), true;
+    }
+  }
+  return false;
+}
+
 // out = op(x), a floating operator of N operands: op takes and gives vfloat.
 template <int N, class Op>
 void float_rows(const ElementwiseParams& p, const Op& op) {
-  const int last = p.rank - 1;
-  bool uniform = p.out_steps[last] == item_size(p.out_dtype);
-  for (int k = 0; k < N; ++k)
-    uniform = uniform && p.in[k] && p.in_dtype[k] == p.out_dtype &&
-              p.in_steps[k][last] == item_size(p.out_dtype);
   const bool half = p.out_dtype == DType::bfloat16;
-  if (uniform && !half) return contiguous_rows<N, float>(p, op);
-  if (uniform) return contiguous_rows<N, bfloat16>(p, op);
-  const int64_t step = p.out_steps[last] / (half ? 2 : 4);
+  if (half ? try_fast_rows<N, bfloat16>(p, op) : try_fast_rows<N, float>(p, op)) return;
+  const int64_t step = p.out_steps[p.rank - 1] / (half ? 2 : 4);
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
     general_row<N>(p, in, n, op, [&](int64_t i, int lanes, vfloat v) FASTNN_INLINED {
       if (half)

@@ -11,11 +11,36 @@ FASTNN_INLINE vfloat sign(vfloat x) {
   const vfloat one = set1(1.0f);
   return select(x > 0, one, select(x < 0, -one, x + x));
 }
+
+// sin(x + quarters * pi/2): reduces x by multiples of pi/2 held in three parts (Cody and Waite),
+// which is good to one unit in the last place up to 8192; larger arguments go to libm lane by lane.
+// Polynomials: S. Moshier, Cephes mathematical library (single precision).
+FASTNN_INLINE vfloat sine(vfloat x, int quarters) {
+  const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
+  const vfloat n = (x * 0.636619772367581343f + magic) - magic;
+  const vfloat r =
+      ((x - n * 1.5703125f) - n * 4.837512969970703125e-4f) - n * 7.54978995489188216e-8f;
+  const vint q = __builtin_convertvector(n, vint) + quarters;
+  const vfloat z = r * r;
+  const vfloat odd =
+      ((z * -1.9515295891e-4f + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r + r;
+  const vfloat even =
+      ((z * 2.443315711809948e-5f - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z -
+      0.5f * z + 1.0f;
+  const vfloat y = select((q & 1) != 0, even, odd);
+  return as_float(as_int(y) ^ ((q & 2) << 30));
+}
+FASTNN_INLINE bool all_small(vfloat x) {
+  const vint large = ~(vabs(x) <= 8192.0f);  // NaN too
+  int32_t any = 0;
+  for (int l = 0; l < LANES; ++l) any |= large[l];
+  return any == 0;
+}
 FASTNN_INLINE vfloat sine(vfloat x) {
-  return by_lane(x, [](float a) { return __builtin_sinf(a); });
+  return all_small(x) ? sine(x, 0) : by_lane(x, [](float a) { return __builtin_sinf(a); });
 }
 FASTNN_INLINE vfloat cosine(vfloat x) {
-  return by_lane(x, [](float a) { return __builtin_cosf(a); });
+  return all_small(x) ? sine(x, 1) : by_lane(x, [](float a) { return __builtin_cosf(a); });
 }
 FASTNN_INLINE vfloat power(vfloat x, vfloat y) {
   for (int l = 0; l < LANES; ++l) x[l] = __builtin_powf(x[l], y[l]);

@@ -48,7 +48,7 @@ struct Largest : Add {
   static constexpr float kIdentity = -kInfinity;
   template <class V>
   FASTNN_INLINE V combine(V a, V b) {
-    return (a > b) | (a != a) ? a : b;
+    return ((a > b) | (a != a)) ? a : b;
   }
 };
 struct LargestMagnitude : Largest {
@@ -58,7 +58,7 @@ struct Smallest : Add {
   static constexpr float kIdentity = kInfinity;
   template <class V>
   FASTNN_INLINE V combine(V a, V b) {
-    return (a < b) | (a != a) ? a : b;
+    return ((a < b) | (a != a)) ? a : b;
   }
 };
 
@@ -242,16 +242,25 @@ FASTNN_INLINE T value(T x) {
 }
 FASTNN_INLINE float value(bfloat16 x) { return to_float(x); }
 
-// Position of the extreme of a contiguous row: its value by vectors, then the first equal element.
+// Position of the extreme of a contiguous row of at most 2^30 elements: its value by vectors, then
+// the lowest index of an equal element (of a NaN if there is one), without branches.
 template <class Op, class T>
-FASTNN_INLINE int64_t first_extreme(const T* x, int64_t n) {
+int64_t first_extreme(const T* x, int64_t n) {
   const float best = fold_row<Op>(x, n, 0.0f);
-  int64_t i = 0;
-  if (best != best)
-    while (i < n - 1 && to_float(x[i]) == to_float(x[i])) ++i;
-  else
-    while (i < n - 1 && to_float(x[i]) != best) ++i;
-  return i;
+  const vfloat wanted = set1(best);
+  const bool nan = best != best;
+  const vint none = vint{} + INT32_MAX;
+  vint lane, lowest = none;
+  for (int l = 0; l < LANES; ++l) lane[l] = l;
+  vector_loop(0, n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    const vfloat v = load_any(x + i, lanes);
+    const vint equal = (nan ? v != v : v == wanted) & (lane < lanes);
+    const vint at = equal ? lane + static_cast<int32_t>(i) : none;
+    lowest = at < lowest ? at : lowest;
+  });
+  int32_t first = INT32_MAX;
+  for (int l = 0; l < LANES; ++l) first = lowest[l] < first ? lowest[l] : first;
+  return first;
 }
 FASTNN_INLINE int64_t pick_row(const float* x, int64_t n, bool largest) {
   return largest ? first_extreme<Largest>(x, n) : first_extreme<Smallest>(x, n);
@@ -272,12 +281,17 @@ void pick_typed(const PickParams& p) {
   const T* const input = static_cast<const T*>(p.input);
   T* const values = static_cast<T*>(p.values);
   if (p.inner == 1) {
-    const int64_t grain = p.count >= kGrain ? 1 : kGrain / p.count;
-    return parallel_ranges(p.outer, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t o = begin; o < end; ++o) {
-        const int64_t at = pick_row(input + o * p.count, p.count, p.largest);
-        p.indices[o] = at;
-        values[o] = input[o * p.count + at];
+    const int64_t blocks = (p.count + p.block - 1) / p.block;
+    const int64_t length = p.count < p.block ? p.count : p.block;
+    const int64_t grain = length >= kGrain ? 1 : kGrain / length;
+    return parallel_ranges(p.outer * blocks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t o = task / blocks, first = task % blocks * p.block;
+        const int64_t n = p.count - first < p.block ? p.count - first : p.block;
+        const T* const x = input + o * p.count + first;
+        const int64_t at = pick_row(x, n, p.largest);
+        p.indices[task] = first + at;
+        values[task] = x[at];
       }
     });
   }

@@ -127,14 +127,14 @@ Array delivered(const Array& result, const Out& out) {
 // of a vector empty. Applies where every operand either runs on through the two innermost
 // dimensions or is the same short row throughout; `tiles` keeps the repeated rows alive.
 void widen_short_rows(ElementwiseParams& p, std::vector<Array>& tiles) {
-  constexpr int64_t kShort = 64, kWide = 1024;
+  constexpr int64_t kShort = 512, kWide = 4096;
   const int last = p.rank - 1;
   if (p.rank < 2 || p.shape[last] >= kShort) return;
   const int64_t columns = p.shape[last], rows = p.shape[last - 1];
   int64_t repeat = 1;
   for (int64_t r = 2; r * columns <= kWide; ++r)
     if (rows % r == 0) repeat = r;
-  if (repeat * columns < kShort) return;
+  if (repeat == 1) return;
   bool repeating[kMaxOperands] = {};
   if (p.out_steps[last - 1] != columns * p.out_steps[last]) return;
   for (int k = 0; k < p.operands; ++k) {

@@ -122,20 +122,46 @@ Reduction combiner(Reduction op) {
   }
 }
 
+// How many rows of a few columns to take for one wide row, so that vectors are full: NHWC with
+// three channels is [count, 3], and as well [count / 16, 48]. A divisor of count; 1 if none will
+// do.
+int64_t rows_per_wide_row(int64_t count, int64_t inner) {
+  constexpr int64_t kNarrow = 64, kWide = 1024;
+  int64_t best = 1;
+  if (inner == 1 || inner >= kNarrow) return best;
+  for (int64_t rows = 2; rows * inner <= kWide; ++rows)
+    if (count % rows == 0) best = rows;
+  return best;
+}
+
+// Each row of `columns` floats repeated `times` times.
+Array tiled(const float* rows, int64_t count, int64_t columns, int64_t times) {
+  Array out = empty({count * times * columns}, DType::float32);
+  float* to = out.data<float>();
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t t = 0; t < times; ++t, to += columns) std::copy_n(rows + i * columns, columns, to);
+  return out;
+}
+
 // [outer, inner], flat. Block lengths: a row of 16 Ki elements, or 256 rows of a matrix; sums
 // inside a block run over at most 256 terms per vector lane.
 Array fold(const Plan& p, Reduction op, const float* mean = nullptr, double divisor = 1.0) {
   const int64_t block = p.inner == 1 ? 16384 : 256;
+  int64_t wide = rows_per_wide_row(p.count, p.inner);
+  const Array means = mean && wide > 1 ? tiled(mean, p.outer, p.inner, wide) : Array();
+  if (means.defined()) mean = means.data<float>();
   Array input = p.x;
   int64_t count = p.count;
   while (true) {
-    const int64_t blocks = (count + block - 1) / block;
-    Array output = empty({p.outer * blocks * p.inner}, result_dtype(op, input.dtype()));
-    slots().fold({op, input.raw(), input.dtype(), output.raw(), mean, p.outer, count, p.inner,
-                  block, blocks == 1 ? static_cast<float>(divisor) : 1.0f});
-    if (blocks == 1) return output;
+    const int64_t rows = count / wide, blocks = (rows + block - 1) / block;
+    const bool last = blocks * wide == 1;
+    Array output = empty({p.outer * blocks * wide * p.inner}, result_dtype(op, input.dtype()));
+    slots().fold({op, input.raw(), input.dtype(), output.raw(), mean, p.outer, rows, wide * p.inner,
+                  block, last ? static_cast<float>(divisor) : 1.0f});
+    if (last) return output;
     input = output;
-    count = blocks;
+    count = blocks * wide;
+    wide = 1;
     op = combiner(op);
   }
 }
@@ -154,10 +180,28 @@ void check_some(const char* name, const Plan& p, const Array& x) {
 
 std::pair<Array, Array> picked(const char* name, bool largest, const Plan& p, const Array& x) {
   check_some(name, p, x);
-  const Array values = p.flat(p.x.dtype()), indices = p.flat(DType::int64);
-  if (p.outer * p.inner > 0)
-    slots().pick({largest, p.x.raw(), p.x.dtype(), values.raw(), indices.data<int64_t>(), p.outer,
-                  p.count, p.inner});
+  if (p.outer * p.inner == 0)
+    return {p.shaped(p.flat(p.x.dtype())), p.shaped(p.flat(DType::int64))};
+  const auto run = [&](const Array& input, int64_t count, int64_t block) {
+    const int64_t blocks = p.inner == 1 ? (count + block - 1) / block : 1;
+    const Array values = empty({p.outer * blocks * p.inner}, input.dtype());
+    const Array indices = empty(values.shape(), DType::int64);
+    slots().pick({largest, input.raw(), input.dtype(), values.raw(), indices.data<int64_t>(),
+                  p.outer, count, p.inner, block});
+    return std::make_pair(values, indices);
+  };
+  // Long rows in blocks, for all threads; then the best block of each row.
+  constexpr int64_t kBlock = 65536;
+  auto [values, indices] = run(p.x, p.count, kBlock);
+  if (p.inner == 1 && p.count > kBlock) {
+    const int64_t blocks = (p.count + kBlock - 1) / kBlock;
+    const auto [best, which] = run(values, blocks, blocks);
+    for (int64_t o = 0; o < p.outer; ++o) {
+      int64_t& at = which.data<int64_t>()[o];
+      at = indices.data<int64_t>()[o * blocks + at];
+    }
+    return {p.shaped(best), p.shaped(which)};
+  }
   return {p.shaped(values), p.shaped(indices)};
 }
 

@@ -36,7 +36,8 @@ struct ReduceParams {
   float divisor;  // of the last level's sums; 1 elsewhere
 };
 
-// The first largest (or smallest) along the middle dimension.
+// The first largest (or smallest) along the middle dimension; where inner is 1, of each block of it
+// (at most 2^30 elements), and then values and indices are [outer, ceil(count / block)].
 struct PickParams {
   bool largest;
   const void* input;
@@ -44,6 +45,7 @@ struct PickParams {
   void* values;      // [outer, inner], the input's dtype
   int64_t* indices;  // [outer, inner]
   int64_t outer, count, inner;
+  int64_t block;
 };
 
 struct ReduceSlots {

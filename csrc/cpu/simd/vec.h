@@ -128,6 +128,16 @@ FASTNN_INLINE void store_n(float* p, vfloat v, int n) {
 }
 #endif
 
+#if defined(FASTNN_ISA_avx512)
+FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
+  const auto mask = static_cast<__mmask16>((1u << n) - 1);
+  return widen(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, p)));
+}
+FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
+  const auto mask = static_cast<__mmask16>((1u << n) - 1);
+  _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(narrow(v)));
+}
+#else
 FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
   vhalf h{};
   __builtin_memcpy(&h, p, sizeof(uint16_t) * static_cast<size_t>(n));
@@ -137,6 +147,7 @@ FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
   const vhalf h = narrow(v);
   __builtin_memcpy(p, &h, sizeof(uint16_t) * static_cast<size_t>(n));
 }
+#endif
 
 // body(i, n) over [begin, end) in steps of LANES; n < LANES for the last, partial step.
 template <class Body>
