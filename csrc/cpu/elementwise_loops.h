@@ -15,9 +15,11 @@ namespace {
 
 #define FASTNN_INLINED __attribute__((always_inline))
 
-// row(out, in, n): n elements from out and from each operand (null where it is a number).
-template <class Row>
-void for_rows(const ElementwiseParams& p, const Row& row) {
+typedef void (*RowCall)(const void* row, char* out, const char* const* in, int64_t n);
+
+// Once, out of line, for all operators: a row is long enough for a call.
+__attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, RowCall call,
+                                                 const void* row) {
   const int last = p.rank - 1;
   const int64_t columns = p.shape[last];
   int64_t rows = 1;
@@ -43,7 +45,7 @@ void for_rows(const ElementwiseParams& p, const Row& row) {
     advance(last, block * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t left = columns - block * width;
-      row(out, in, left < width ? left : width);
+      call(row, out, in, left < width ? left : width);
       if (++block < blocks) {
         advance(last, width);
         continue;
@@ -58,6 +60,15 @@ void for_rows(const ElementwiseParams& p, const Row& row) {
       }
     }
   });
+}
+
+// row(out, in, n): n elements from out and from each operand (null where it is a number).
+template <class Row>
+void for_rows(const ElementwiseParams& p, const Row& row) {
+  const RowCall call = [](const void* context, char* out, const char* const* in, int64_t n) {
+    (*static_cast<const Row*>(context))(out, in, n);
+  };
+  walk_rows(p, call, &row);
 }
 
 // One operand of a floating row.
@@ -81,8 +92,10 @@ FASTNN_INLINE Stream stream(const ElementwiseParams& p, int k, const char* data)
   return s;
 }
 
+// Strided rows are rare: gathers and scatters stay out of line, or their unrolled lanes would make
+// up most of the module.
 template <class T>
-FASTNN_INLINE vfloat gather(const T* data, int64_t step, int n) {
+__attribute__((noinline)) vfloat gather(const T* data, int64_t step, int n) {
   vfloat v{};
   for (int l = 0; l < n; ++l) v[l] = to_float(data[l * step]);
   return v;
@@ -99,10 +112,17 @@ FASTNN_INLINE vfloat fetch(const Stream& s, int64_t i, int n) {
 }
 
 template <class T>
+__attribute__((noinline)) void scatter(T* data, int64_t step, vfloat v, int n) {
+  for (int l = 0; l < n; ++l) from_float(data[l * step], v[l]);
+}
+
+template <class T>
 FASTNN_INLINE void put(void* out, int64_t i, int64_t step, vfloat v, int n) {
   T* const to = static_cast<T*>(out) + i * step;
-  if (step == 1) return store_any(to, v, n);
-  for (int l = 0; l < n; ++l) from_float(to[l * step], v[l]);
+  if (step == 1)
+    store_any(to, v, n);
+  else
+    scatter(to, step, v, n);
 }
 
 // result(i, n, op(operands)) along one general row.
