@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 Backward = Callable[[Any, Any, tuple[bool, ...]], Any]
 
 
+def _wrap(array: Any) -> Tensor:
+    """A tensor over an array. ``fastnn.tensor``, which needs this module first, puts the real one
+    here: an import inside :func:`record` would cost as much as a small kernel."""
+    raise ImportError("fastnn.autograd: import fastnn first")
+
+
 class _State(threading.local):
     grad = True
     autocast = False
@@ -113,10 +119,13 @@ class Node:
         outputs: int,
     ) -> None:
         self.name = name
-        self.needs = tuple(t is not None and t.requires_grad for t in inputs)
+        self.needs = tuple([t is not None and t._requires_grad for t in inputs])
         self.inputs: tuple[Any, ...] = tuple(
-            None if t is None or not t.requires_grad else (t._node, t._index) if t._node else t
-            for t in inputs
+            [
+                None if t is None or not t._requires_grad
+                else t if t._node is None else (t._node, t._index)
+                for t in inputs
+            ]
         )
         self.saved: tuple[Any, ...] | None = saved
         self.versions = [a.version if isinstance(a, _core.Array) else None for a in saved]
@@ -154,13 +163,18 @@ def record(
     backward: Backward,
 ) -> Tensor:
     """Wraps ``output`` (an array) and records the operator if any input wants a gradient."""
-    from fastnn.tensor import Tensor
-
-    out = Tensor._wrap(output)
-    if _state.grad and any(t is not None and t.requires_grad for t in inputs):
+    out = _wrap(output)
+    if _state.grad and _any_requires_grad(inputs):
         out._node = Node(name, inputs, saved, backward, 1)
-        out.requires_grad = True
+        out._requires_grad = True
     return out
+
+
+def _any_requires_grad(inputs: Sequence[Tensor | None]) -> bool:
+    for t in inputs:  # a loop: any() of a generator costs as much as a small kernel
+        if t is not None and t._requires_grad:
+            return True
+    return False
 
 
 def record_many(
@@ -171,14 +185,12 @@ def record_many(
     backward: Backward,
 ) -> tuple[Tensor, ...]:
     """As :func:`record` for several outputs; integer outputs take no part in gradients."""
-    from fastnn.tensor import Tensor
-
-    wrapped = tuple(Tensor._wrap(output) for output in outputs)
-    if _state.grad and any(t is not None and t.requires_grad for t in inputs):
+    wrapped = tuple(_wrap(output) for output in outputs)
+    if _state.grad and _any_requires_grad(inputs):
         node = Node(name, inputs, saved, backward, len(wrapped))
         for index, out in enumerate(wrapped):
             if out.dtype.is_floating_point:
-                out._node, out._index, out.requires_grad = node, index, True
+                out._node, out._index, out._requires_grad = node, index, True
     return wrapped
 
 

@@ -44,6 +44,14 @@ def _operand(name: str, argument: str, value: Any) -> Any:
     )
 
 
+def _tensors(input: Any, other: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The operands that the tape follows; numbers have no gradient."""
+    return (
+        input if isinstance(input, Tensor) else None,
+        other if isinstance(other, Tensor) else None,
+    )
+
+
 def _like(operand: Any) -> Any:
     """What a gradient must fit: ``(shape, dtype)`` of an array, None for a number."""
     return (operand.shape, operand.dtype) if isinstance(operand, _core.Array) else None
@@ -80,7 +88,7 @@ def _binary(
     output = getattr(_core, name)(a, b, *extra)
     if backward is None:
         return Tensor._wrap(output)
-    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
+    inputs = _tensors(input, other)
     return record(name, output, inputs, (a, b, *extra), backward)
 
 
@@ -111,10 +119,11 @@ def _scaled(name: str, input: Any, other: Any, alpha: Number) -> Tensor:
     a, b = _operand(name, "input", input), _operand(name, "other", other)
     if not (isinstance(a, _core.Array) or isinstance(b, _core.Array)):
         raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
-    output = getattr(_core, name)(a, b, _operand(name, "alpha", alpha))
-    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
-    factor = alpha if name == "add" else -alpha
-    return record(name, output, inputs, (_like(a), _like(b), factor), _add_backward)
+    factor = alpha if type(alpha) is int else _operand(name, "alpha", alpha)
+    output = getattr(_core, name)(a, b, factor)
+    inputs = _tensors(input, other)
+    saved = (_like(a), _like(b), factor if name == "add" else -factor)
+    return record(name, output, inputs, saved, _add_backward)
 
 
 def _add_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
@@ -291,7 +300,7 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number) -> 
     mask = _tensor("where", condition)
     a, b = _operand("where", "input", input), _operand("where", "other", other)
     output = _core.where(mask, a, b)
-    inputs = tuple(x if isinstance(x, Tensor) else None for x in (input, other))
+    inputs = _tensors(input, other)
     return record("where", output, inputs, (mask, _like(a), _like(b)), _where_backward)
 
 
