@@ -1,7 +1,191 @@
+// Max and average pooling: vectors run over channels of NHWC pixels, one task per image row.
+//
+// Max pooling keeps the index of the winner within its window in 8 bits (PyTorch: 64), so the backward
+// pass reads an eighth of the bytes. Both backward passes gather: an input pixel adds up the windows it
+// is in, in a fixed order, and is written once; no atomics, no zeroing.
+// Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
+#include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
+namespace {
 
-void fill_pool(Slots&) {}
+typedef uint8_t vbyte __attribute__((vector_size(LANES)));
+
+FASTNN_INLINE void store_index(uint8_t* p, vint v, int n) {
+  const vbyte b = __builtin_convertvector(v, vbyte);
+  __builtin_memcpy(p, &b, static_cast<size_t>(n));
+}
+FASTNN_INLINE void store_index(int32_t* p, vint v, int n) {
+  __builtin_memcpy(p, &v, sizeof(int32_t) * static_cast<size_t>(n));
+}
+FASTNN_INLINE vint load_index(const uint8_t* p, int n) {
+  vbyte b{};
+  __builtin_memcpy(&b, p, static_cast<size_t>(n));
+  return __builtin_convertvector(b, vint);
+}
+FASTNN_INLINE vint load_index(const int32_t* p, int n) {
+  vint v{};
+  __builtin_memcpy(&v, p, sizeof(int32_t) * static_cast<size_t>(n));
+  return v;
+}
+
+template <class T, class I>
+void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
+  parallel_for(p.N * p.h.out, [&](int64_t task) {
+    const int64_t oh = task % p.h.out;
+    const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
+    for (int64_t ow = 0; ow < p.w.out; ++ow)
+      vector_loop(0, p.C, [&](int64_t c, int n) {
+        vfloat best = set1(-__builtin_inff());
+        vint winner = vint{} - 1;
+        for (int64_t i = 0; i < p.h.taps[oh]; ++i) {
+          const int64_t h = p.h.start[oh] + i * p.h.dilation;
+          if (h < 0 || h >= p.h.in) continue;
+          for (int64_t j = 0; j < p.w.taps[ow]; ++j) {
+            const int64_t w = p.w.start[ow] + j * p.w.dilation;
+            if (w < 0 || w >= p.w.in) continue;
+            const vfloat v = load_any(image + (h * p.w.in + w) * p.C + c, n);
+            // The first tap wins even if it is -inf; a NaN wins over anything before it.
+            const vint wins = (v > best) | (v != v) | (winner < 0);
+            best = select(wins, v, best);
+            winner = wins ? vint{} + static_cast<int32_t>(i * p.w.extent + j) : winner;
+          }
+        }
+        const int64_t at = (task * p.w.out + ow) * p.C + c;
+        store_any(y + at, best, n);
+        store_index(indices + at, winner, n);
+      });
+  });
+}
+
+template <class T, class I>
+void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
+  parallel_for(p.N * p.h.in, [&](int64_t task) {
+    const int64_t h = task % p.h.in, image = task / p.h.in;
+    for (int64_t w = 0; w < p.w.in; ++w)
+      vector_loop(0, p.C, [&](int64_t c, int n) {
+        vfloat sum{};
+        for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
+          for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
+            const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
+            const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
+            const int64_t at = ((image * p.h.out + oh) * p.w.out + ow) * p.C + c;
+            const vint mine = load_index(indices + at, n) == static_cast<int32_t>(tap);
+            sum += select(mine, load_any(g + at, n), vfloat{});
+          }
+        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n);
+      });
+  });
+}
+
+template <class I>
+void flat_typed(const PoolParams& p, const I* indices, int64_t* flat) {
+  parallel_for(p.N * p.h.out, [&](int64_t task) {
+    const int64_t oh = task % p.h.out;
+    for (int64_t ow = 0; ow < p.w.out; ++ow)
+      for (int64_t c = 0; c < p.C; ++c) {
+        const int64_t at = (task * p.w.out + ow) * p.C + c;
+        const int64_t h = p.h.start[oh] + indices[at] / p.w.extent * p.h.dilation;
+        const int64_t w = p.w.start[ow] + indices[at] % p.w.extent * p.w.dilation;
+        flat[at] = h * p.w.in + w;
+      }
+  });
+}
+
+template <class T>
+void average_typed(const PoolParams& p, const T* x, T* y) {
+  parallel_for(p.N * p.h.out, [&](int64_t task) {
+    const int64_t oh = task % p.h.out;
+    const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
+      vector_loop(0, p.C, [&](int64_t c, int n) {
+        vfloat sum{};
+        for (int64_t i = 0; i < p.h.taps[oh]; ++i) {
+          const int64_t h = p.h.start[oh] + i;
+          if (h < 0 || h >= p.h.in) continue;
+          for (int64_t j = 0; j < p.w.taps[ow]; ++j) {
+            const int64_t w = p.w.start[ow] + j;
+            if (w < 0 || w >= p.w.in) continue;
+            sum += load_any(image + (h * p.w.in + w) * p.C + c, n);
+          }
+        }
+        store_any(y + (task * p.w.out + ow) * p.C + c, sum / divisor, n);
+      });
+    }
+  });
+}
+
+template <class T>
+void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
+  parallel_for(p.N * p.h.in, [&](int64_t task) {
+    const int64_t h = task % p.h.in, image = task / p.h.in;
+    for (int64_t w = 0; w < p.w.in; ++w)
+      vector_loop(0, p.C, [&](int64_t c, int n) {
+        vfloat sum{};
+        for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
+          for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
+            const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
+            sum += load_any(g + ((image * p.h.out + oh) * p.w.out + ow) * p.C + c, n) /
+                   (p.h.divisor[oh] * p.w.divisor[ow]);
+          }
+        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n);
+      });
+  });
+}
+
+template <class T>
+void max_of(const PoolParams& p, const void* x, void* y, void* indices) {
+  if (p.wide)
+    max_typed(p, static_cast<const T*>(x), static_cast<T*>(y), static_cast<int32_t*>(indices));
+  else
+    max_typed(p, static_cast<const T*>(x), static_cast<T*>(y), static_cast<uint8_t*>(indices));
+}
+
+template <class T>
+void max_backward_of(const PoolParams& p, const void* g, const void* indices, void* grad_x) {
+  if (p.wide)
+    max_backward_typed(p, static_cast<const T*>(g), static_cast<const int32_t*>(indices),
+                       static_cast<T*>(grad_x));
+  else
+    max_backward_typed(p, static_cast<const T*>(g), static_cast<const uint8_t*>(indices),
+                       static_cast<T*>(grad_x));
+}
+
+void max(const PoolParams& p, const void* x, void* y, void* indices) {
+  p.dtype == DType::float32 ? max_of<float>(p, x, y, indices)
+                            : max_of<bfloat16>(p, x, y, indices);
+}
+
+void max_backward(const PoolParams& p, const void* g, const void* indices, void* grad_x) {
+  p.dtype == DType::float32 ? max_backward_of<float>(p, g, indices, grad_x)
+                            : max_backward_of<bfloat16>(p, g, indices, grad_x);
+}
+
+void flat_indices(const PoolParams& p, const void* indices, int64_t* flat) {
+  p.wide ? flat_typed(p, static_cast<const int32_t*>(indices), flat)
+         : flat_typed(p, static_cast<const uint8_t*>(indices), flat);
+}
+
+void average(const PoolParams& p, const void* x, void* y) {
+  if (p.dtype == DType::float32)
+    average_typed(p, static_cast<const float*>(x), static_cast<float*>(y));
+  else
+    average_typed(p, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y));
+}
+
+void average_backward(const PoolParams& p, const void* g, void* grad_x) {
+  if (p.dtype == DType::float32)
+    average_backward_typed(p, static_cast<const float*>(g), static_cast<float*>(grad_x));
+  else
+    average_backward_typed(p, static_cast<const bfloat16*>(g), static_cast<bfloat16*>(grad_x));
+}
+
+}  // namespace
+
+void fill_pool(Slots& slots) {
+  slots.pool = {max, max_backward, flat_indices, average, average_backward};
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA

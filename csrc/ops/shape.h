@@ -1,8 +1,27 @@
-// Kernel slots of the shape family.
+// Gathering rows by index, and its gradient. Everything else that only moves elements (cat, pad, slices)
+// is views and copies.
 #pragma once
+
+#include "core/array.h"
 
 namespace fastnn {
 
-struct ShapeSlots {};
+struct ShapeSlots {
+  // out[i] = x[positions[i]] for rows of `bytes` bytes.
+  void (*take)(const void* x, const int64_t* positions, int64_t count, int64_t bytes, void* out);
+  // grad_x[positions[i]] += g[i] for rows of `width` elements, in order of i; grad_x is float32.
+  void (*take_backward)(const void* g, DType, const int64_t* positions, int64_t count,
+                        int64_t width, float* grad_x);
+};
 
+namespace ops {
+
+// x is dense in memory order and seen as rows of `width` elements; the result has `shape`, dense
+// row-major, or canonical if x is canonical of rank 4 and so is the result. Positions are in range.
+Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape);
+// The gradient of x, of `shape` in canonical memory if `canonical_rows`, else row-major.
+Array take_backward(const Array& grad_output, const Array& positions, int64_t width,
+                    const Dims& shape, bool canonical_rows);
+
+}  // namespace ops
 }  // namespace fastnn

@@ -122,8 +122,11 @@ class Node:
         self.needs = tuple([t is not None and t._requires_grad for t in inputs])
         self.inputs: tuple[Any, ...] = tuple(
             [
-                None if t is None or not t._requires_grad
-                else t if t._node is None else (t._node, t._index)
+                None
+                if t is None or not t._requires_grad
+                else t
+                if t._node is None
+                else (t._node, t._index)
                 for t in inputs
             ]
         )

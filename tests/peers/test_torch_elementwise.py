@@ -42,8 +42,6 @@ def same(ours, theirs, tolerance=2e-6):
     assert np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True), (a, b)
 
 
-
-
 @RANDOM
 @given(st.sampled_from(BINARY), st.sampled_from(SHAPES), st.sampled_from(DTYPES),
        st.sampled_from(DTYPES), st.integers(0, 99))  # fmt: skip

@@ -1,7 +1,361 @@
-"""The shape family."""
+"""Joining, cutting, padding and indexing tensors."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+import math
+from collections.abc import Sequence
+from typing import Any
 
-TENSOR_METHODS: dict = {}
+import numpy as np
+
+from fastnn import _core
+from fastnn.autograd import record
+from fastnn.functional.view import _dim, unsqueeze
+from fastnn.tensor import Tensor, _to_numpy, tensor
+
+__all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
+
+
+def _slab(array: Any, dim: int, start: int, size: int) -> Any:
+    """Elements ``start`` to ``start + size`` along a dimension, as a view."""
+    shape = list(array.shape)
+    shape[dim] = size
+    return array.as_strided(shape, array.strides, start * array.strides[dim])
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors one after the other along ``dim``.
+
+    Args:
+        tensors: at least one, of equal dtype and of equal shape but for ``dim``.
+        dim: the dimension to join along.
+
+    Raises:
+        ValueError: shapes differ elsewhere, or there is nothing to join.
+        TypeError: dtypes differ.
+    """
+    tensors = tuple(tensors)
+    if not tensors:
+        raise ValueError("cat: expected at least one tensor, got none")
+    first = tensors[0]
+    at = _dim("cat", dim, first.ndim)
+    for i, t in enumerate(tensors):
+        if t.ndim != first.ndim or any(
+            a != b for d, (a, b) in enumerate(zip(t.shape, first.shape, strict=True)) if d != at
+        ):
+            raise ValueError(
+                f"cat: tensor {i} expects shape {first.shape} but for dimension {at}, got {t.shape}"
+            )
+        if t.dtype is not first.dtype:
+            raise TypeError(f"cat: tensor {i} expects dtype {first.dtype}, got {t.dtype}")
+    sizes = [t.shape[at] for t in tensors]
+    shape = (*first.shape[:at], sum(sizes), *first.shape[at + 1 :])
+    output = _core.empty(shape, first.dtype.name)
+    start = 0
+    for t, size in zip(tensors, sizes, strict=True):
+        _core.copy_into(_slab(output, at, start, size), t._array)
+        start += size
+    return record("cat", output, tensors, (at, sizes), _cat_backward)
+
+
+def _cat_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    dim, sizes = saved
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(
+        _slab(grad_output, dim, start, size) if need else None
+        for start, size, need in zip(starts, sizes, needs, strict=True)
+    )
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one shape along a new dimension ``dim``.
+
+    Raises:
+        ValueError: shapes differ, or there is nothing to stack.
+    """
+    tensors = tuple(tensors)
+    if not tensors:
+        raise ValueError("stack: expected at least one tensor, got none")
+    for i, t in enumerate(tensors):
+        if t.shape != tensors[0].shape:
+            raise ValueError(f"stack: tensor {i} expects shape {tensors[0].shape}, got {t.shape}")
+    at = _dim("stack", dim, tensors[0].ndim + 1)
+    return cat([unsqueeze(t, at) for t in tensors], at)
+
+
+def split(
+    input: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0
+) -> tuple[Tensor, ...]:
+    """Pieces along ``dim``, as views: of one size (the last may be smaller) or of given sizes.
+
+    Raises:
+        ValueError: the sizes do not add up.
+    """
+    at = _dim("split", dim, input.ndim)
+    total = input.shape[at]
+    if isinstance(split_size_or_sections, int):
+        size = split_size_or_sections
+        if size <= 0:
+            raise ValueError(f"split: split size expects a value > 0, got {size}")
+        sections = [min(size, total - i) for i in range(0, total, size)] or [0]
+    else:
+        sections = list(split_size_or_sections)
+        if sum(sections) != total or any(s < 0 for s in sections):
+            raise ValueError(f"split: sections expect to add up to {total}, got {sections}")
+    pieces, start = [], 0
+    for size in sections:
+        pieces.append(_slice_view(input, [(0, s, 1) for s in input.shape], at, start, size))
+        start += size
+    return tuple(pieces)
+
+
+def _slice_view(
+    input: Tensor, whole: list[tuple[int, int, int]], dim: int, start: int, size: int
+) -> Tensor:
+    whole[dim] = (start, size, 1)
+    return _strided(input, "split", whole, list(range(input.ndim)))
+
+
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most ``chunks`` pieces of equal size along ``dim`` (the last may be smaller), as views.
+
+    Raises:
+        ValueError: ``chunks`` is not positive.
+    """
+    if chunks <= 0:
+        raise ValueError(f"chunk: chunks expects a value > 0, got {chunks}")
+    total = input.shape[_dim("chunk", dim, input.ndim)]
+    return split(input, max(1, -(-total // chunks)), dim)
+
+
+def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
+    """The elements in reverse order along ``dims``; a view with negative strides."""
+    asked = (dims,) if isinstance(dims, int) else tuple(dims)
+    reverse = {_dim("flip", d, input.ndim) for d in asked}
+    ranges = [
+        (size - 1, size, -1) if d in reverse and size else (0, size, 1)
+        for d, size in enumerate(input.shape)
+    ]
+    return _strided(input, "flip", ranges, list(range(input.ndim)))
+
+
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """A border of ``value`` around the last dimensions; a negative width cuts instead.
+
+    Args:
+        input: any shape and dtype.
+        pad: (left, right) of the last dimension, then (top, bottom) of the one before, and so on.
+        mode: ``"constant"`` only.
+        value: what to fill with.
+
+    Raises:
+        ValueError: an odd number of widths, too many, or a result of negative size.
+        NotImplementedError: another ``mode``.
+    """
+    if mode != "constant":
+        raise NotImplementedError(f"pad: mode expects 'constant', got {mode!r}")
+    widths = [int(w) for w in pad]
+    if len(widths) % 2 or len(widths) > 2 * input.ndim:
+        raise ValueError(
+            f"pad: expected a pair of widths for at most {input.ndim} dimensions, got {widths}"
+        )
+    shape, inner_start, outer_start, inner = list(input.shape), [], [], []
+    for d, size in enumerate(input.shape):
+        i = 2 * (input.ndim - 1 - d)
+        before, after = widths[i : i + 2] if i < len(widths) else (0, 0)
+        shape[d] = size + before + after
+        if shape[d] < 0:
+            raise ValueError(f"pad: widths {widths} leave nothing of shape {input.shape}")
+        inner_start.append(max(-before, 0))
+        outer_start.append(max(before, 0))
+        inner.append(max(0, size - max(-before, 0) - max(-after, 0)))
+    output = _core.full(shape, value, input.dtype.name)
+    source = _window(input._array, inner_start, inner)
+    _core.copy_into(_window(output, outer_start, inner), source)
+    saved = (input.shape, inner_start, outer_start, inner)
+    return record("pad", output, (input,), saved, _pad_backward)
+
+
+def _window(array: Any, start: list[int], shape: list[int]) -> Any:
+    offset = sum(i * s for i, s in zip(start, array.strides, strict=True)) if 0 not in shape else 0
+    return array.as_strided(shape, array.strides, offset)
+
+
+def _pad_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    shape, inner_start, outer_start, inner = saved
+    grad_input = _core.full(shape, 0.0, grad_output.dtype)
+    seen = _window(grad_output, outer_start, inner)
+    _core.copy_into(_window(grad_input, inner_start, inner), seen)
+    return grad_input
+
+
+def index_select(input: Tensor, dim: int, index: Any) -> Tensor:
+    """Slices of ``input`` along ``dim`` at the positions ``index``, a 1-D integer tensor.
+
+    Raises:
+        IndexError: a position is out of range.
+    """
+    at = _dim("index_select", dim, input.ndim)
+    key: list[Any] = [slice(None)] * input.ndim
+    key[at] = index
+    return getitem(input, tuple(key))
+
+
+def _normal_key(input: Tensor, key: Any) -> tuple[tuple[Any, ...], bool]:
+    """The index as a tuple of what NumPy understands, and whether it is slices and integers only."""
+    key = key if isinstance(key, tuple) else (key,)
+    plain = True
+    parts = []
+    for part in key:
+        if isinstance(part, Tensor):
+            part = _to_numpy(part._array)
+        if isinstance(part, (list, np.ndarray)):
+            part = np.asarray(part)
+            if part.size == 0 and part.dtype.kind == "f":
+                part = part.astype(np.int64)
+            if part.dtype.kind not in "iub":
+                raise TypeError(f"index: expected integers or booleans, got {part.dtype}")
+            plain = False
+        elif part is not None and part is not Ellipsis and not isinstance(part, slice):
+            if isinstance(part, (bool, np.bool_)):
+                plain = False
+            elif not hasattr(part, "__index__"):
+                raise TypeError(
+                    f"index: expected integers, slices, None, ..., lists or tensors, got {part!r}"
+                )
+            else:
+                part = int(part)
+        parts.append(part)
+    return tuple(parts), plain
+
+
+def getitem(input: Tensor, key: Any) -> Tensor:
+    """``input[key]`` with NumPy's meaning: views for slices and integers, copies for arrays.
+
+    Raises:
+        IndexError: out of range, or too many indices.
+    """
+    parts, plain = _normal_key(input, key)
+    return _basic(input, parts) if plain else _advanced(input, parts)
+
+
+def _basic(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
+    named = sum(part is not None and part is not Ellipsis for part in parts)
+    if named > input.ndim:
+        raise IndexError(
+            f"index: too many indices for a tensor of {input.ndim} dimensions, got {named}"
+        )
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        rest = parts[at + 1 :]
+        if Ellipsis in rest:
+            raise IndexError("index: expected at most one '...'")
+        parts = (*parts[:at], *[slice(None)] * (input.ndim - named), *rest)
+    else:
+        parts = (*parts, *[slice(None)] * (input.ndim - named))
+    ranges: list[tuple[int, int, int]] = []
+    kept: list[int | None] = []  # output dimensions: an input dimension, or None for a new one
+    for part in parts:
+        if part is None:
+            kept.append(None)
+            continue
+        d = len(ranges)
+        size = input.shape[d]
+        if isinstance(part, slice):
+            start, stop, step = part.indices(size)
+            ranges.append((start, len(range(start, stop, step)), step))
+            kept.append(d)
+        else:
+            if not -size <= part < size:
+                raise IndexError(f"index: {part} is out of range for dimension {d} of size {size}")
+            ranges.append((part % size, 1, 1))
+    return _strided(input, "index", ranges, kept)
+
+
+def _strided(
+    input: Tensor, name: str, ranges: list[tuple[int, int, int]], kept: Sequence[int | None]
+) -> Tensor:
+    """The view of (start, count, step) along each dimension, showing dimensions ``kept``."""
+    output = _view(input._array, ranges, kept)
+    return record(name, output, (input,), (input.shape, ranges, kept), _strided_backward)
+
+
+def _view(array: Any, ranges: list[tuple[int, int, int]], kept: Sequence[int | None]) -> Any:
+    empty = any(count == 0 for _, count, _ in ranges)
+    offset = 0 if empty else sum(
+        start * stride for (start, _, _), stride in zip(ranges, array.strides, strict=True)
+    )  # fmt: skip
+    shape = [1 if d is None else ranges[d][1] for d in kept]
+    strides = [1 if d is None else ranges[d][2] * array.strides[d] for d in kept]
+    return array.as_strided(shape, strides, offset)
+
+
+def _strided_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    shape, ranges, kept = saved
+    grad_input = _core.full(shape, 0.0, grad_output.dtype)
+    _core.copy_into(_view(grad_input, ranges, kept), grad_output)
+    return grad_input
+
+
+def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
+    first = parts[0] if parts else None
+    rest = parts[1:]
+    whole = all(isinstance(p, slice) and p == slice(None) for p in rest)
+    if whole and isinstance(first, np.ndarray) and first.dtype.kind in "iu" and input.ndim:
+        # Rows of the first dimension: images of a batch. No map of all elements is needed.
+        size = input.shape[0]
+        rows = first.astype(np.int64)
+        if rows.size and (rows.min() < -size or rows.max() >= size):
+            raise IndexError(f"index: positions expect {-size} to {size - 1}, got {first}")
+        positions, shape = np.where(rows < 0, rows + size, rows), first.shape + input.shape[1:]
+        width, array = math.prod(input.shape[1:]), _core.canonical(input._array)
+    else:
+        flat = np.arange(input.numel(), dtype=np.int64).reshape(input.shape)
+        positions = flat[parts]  # NumPy's own IndexError says what is wrong
+        shape, width, array = positions.shape, 1, _core.row_major(input._array)
+    if math.prod(shape) == 0:
+        output = _core.empty(shape, input.dtype.name)
+        return record("index", output, (input,), (None, 1, input.shape, False), _advanced_backward)
+    index = tensor(np.ascontiguousarray(positions))._array
+    # Rows of a canonical image batch stay canonical images only if the index is a plain list.
+    by_rows = width > 1 or input.ndim == 1
+    images = by_rows and input.ndim == 4
+    if images and len(shape) != 4:
+        array = _core.row_major(input._array)
+        images = False
+    output = _core.take(array, index, width, shape)
+    saved = (index, width, input.shape, images)
+    return record("index", output, (input,), saved, _advanced_backward)
+
+
+def _advanced_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    index, width, shape, images = saved
+    if index is None:
+        return _core.full(shape, 0.0, grad_output.dtype)
+    return _core.take_backward(grad_output, index, width, shape, images)
+
+
+def setitem(input: Tensor, key: Any, value: Any) -> None:
+    """``input[key] = value``, in place and outside the tape.
+
+    Raises:
+        RuntimeError: the tensor requires a gradient and recording is on.
+        IndexError: out of range.
+        ValueError: the tensor views read-only memory, or the shapes do not fit.
+    """
+    input._check_in_place("index assignment")
+    parts, _ = _normal_key(input, key)
+    if isinstance(value, Tensor):
+        value = _to_numpy(value._array)
+    _to_numpy(input._array)[parts] = value
+    input._array.bump_version()
+
+
+TENSOR_METHODS: dict[str, Any] = {
+    "__getitem__": getitem,
+    "__setitem__": setitem,
+    "chunk": chunk,
+    "flip": flip,
+    "index_select": index_select,
+    "split": split,
+}

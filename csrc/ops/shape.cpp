@@ -1,0 +1,50 @@
+#include "ops/shape.h"
+
+#include "core/error.h"
+#include "ops/slots.h"
+
+namespace fastnn::ops {
+namespace {
+
+void check_positions(const Array& positions, int64_t rows) {
+  check<TypeError>(positions.dtype() == DType::int64, "take: positions expect dtype int64, got ",
+                   name_of(positions.dtype()));
+  const int64_t* at = positions.data<int64_t>();
+  for (int64_t i = 0; i < positions.count(); ++i)
+    check(at[i] >= 0 && at[i] < rows, "take: position ", at[i], " is out of range for ", rows,
+          " rows");
+}
+
+}  // namespace
+
+Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape) {
+  const Array index = row_major(positions);
+  check(width > 0 && x.is_dense() && element_count(shape) == index.count() * width,
+        "take: sizes do not fit");
+  check_positions(index, x.count() / width);
+  const bool rows_of_images = shape.rank() == 4 && x.rank() == 4 && x.is_canonical();
+  Array out = empty_strided(shape, rows_of_images ? canonical_strides(shape)
+                                                  : row_major_strides(shape), x.dtype());
+  cpu_slots().shape.take(x.raw(), index.data<int64_t>(), index.count(),
+                         width * item_size(x.dtype()), out.raw());
+  return out;
+}
+
+Array take_backward(const Array& grad_output, const Array& positions, int64_t width,
+                    const Dims& shape, bool canonical_rows) {
+  const Array g = canonical_rows ? canonical(grad_output) : row_major(grad_output);
+  const Array index = row_major(positions);
+  check(width > 0 && g.count() == index.count() * width, "take: sizes do not fit");
+  check_positions(index, element_count(shape) / width);
+  Array grad_x = empty_strided(shape, canonical_rows ? canonical_strides(shape)
+                                                     : row_major_strides(shape), DType::float32);
+  __builtin_memset(grad_x.raw(), 0, static_cast<size_t>(grad_x.count() * 4));
+  cpu_slots().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
+                                  grad_x.data<float>());
+  if (g.dtype() == DType::float32) return grad_x;
+  Array narrow = empty_strided(shape, grad_x.strides(), g.dtype());
+  copy_into(narrow, grad_x);
+  return narrow;
+}
+
+}  // namespace fastnn::ops
