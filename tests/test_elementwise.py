@@ -218,6 +218,7 @@ def test_in_place_changes_count_and_alias():
     assert x._array.version == before + 3
     x.clamp_(min=1, max=5).sqrt_().neg_()
     assert np.allclose(x.numpy(), -np.sqrt([1, 2, 4, 5]))
+    assert fastnn.arange(4).clamp_(None, 2).tolist() == [0, 1, 2, 2]
     half = fastnn.ones(3, dtype="bfloat16")
     half += fastnn.tensor([1.0, 2.0, 3.0])
     assert half.dtype is fastnn.bfloat16 and half.tolist() == [2, 3, 4]

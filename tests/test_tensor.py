@@ -420,3 +420,14 @@ def test_no_warning_is_given_by_a_plain_round_trip():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastnn.from_numpy(fastnn.tensor([1, 2], dtype="bool").numpy()).float().numpy()
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements():
+    count = 2**31 + 5
+    x = fastnn.zeros(count, dtype="uint8")
+    x += 1
+    x.numpy()[-2] = 9
+    assert x.sum().item() == count + 8
+    assert x.argmax().item() == count - 2 and x.max().item() == 9
+    assert x.reshape(-1, 1).argmax(0).item() == count - 2

@@ -58,8 +58,8 @@ def _attach() -> None:
 
 
 _FAMILIES = (
-    "activation", "conv", "dropout", "elementwise", "interpolate", "loss", "matmul", "norm", "pool",
-    "reduce", "shape", "softmax", "view",
+    "activation", "conv", "dropout", "elementwise", "interpolate", "loss", "matmul", "norm",
+    "operators", "pool", "reduce", "shape", "softmax", "view",
 )  # fmt: skip
 _attach()
 

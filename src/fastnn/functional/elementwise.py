@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastnn import _core
-from fastnn.autograd import is_grad_enabled, record
-from fastnn.dtypes import bool_
+from fastnn.autograd import record
 from fastnn.tensor import Tensor
 
 __all__ = [
@@ -28,7 +27,7 @@ __all__ = [
 Number = float | int | bool
 
 
-def _operand(name: str, argument: str, value: Any) -> Any:
+def as_operand(name: str, argument: str, value: Any) -> Any:
     """What the kernel takes: the tensor's array, or a Python number."""
     if isinstance(value, Tensor):
         return value._array
@@ -82,7 +81,7 @@ def _binary(
     argument: str = "other",
 ) -> Tensor:
     """Calls a kernel of two operands; ``saved`` is the operands and ``extra``."""
-    a, b = _operand(name, "input", input), _operand(name, argument, other)
+    a, b = as_operand(name, "input", input), as_operand(name, argument, other)
     if not (isinstance(a, _core.Array) or isinstance(b, _core.Array)):
         raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
     output = getattr(_core, name)(a, b, *extra)
@@ -116,10 +115,10 @@ def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1) ->
 
 def _scaled(name: str, input: Any, other: Any, alpha: Number) -> Tensor:
     """A sum saves the shapes of its operands only: changing them in place afterwards is fine."""
-    a, b = _operand(name, "input", input), _operand(name, "other", other)
+    a, b = as_operand(name, "input", input), as_operand(name, "other", other)
     if not (isinstance(a, _core.Array) or isinstance(b, _core.Array)):
         raise TypeError(f"{name}: input expects a Tensor, got {type(input).__name__}")
-    factor = alpha if type(alpha) is int else _operand(name, "alpha", alpha)
+    factor = alpha if type(alpha) is int else as_operand(name, "alpha", alpha)
     output = getattr(_core, name)(a, b, factor)
     inputs = _tensors(input, other)
     saved = (_like(a), _like(b), factor if name == "add" else -factor)
@@ -298,7 +297,7 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number) -> 
         TypeError: ``condition`` is not a bool tensor.
     """
     mask = _tensor("where", condition)
-    a, b = _operand("where", "input", input), _operand("where", "other", other)
+    a, b = as_operand("where", "input", input), as_operand("where", "other", other)
     output = _core.where(mask, a, b)
     inputs = _tensors(input, other)
     return record("where", output, inputs, (mask, _like(a), _like(b)), _where_backward)
@@ -326,8 +325,8 @@ def clamp(input: Tensor, min: Number | None = None, max: Number | None = None) -
     for name, limit in (("min", min), ("max", max)):
         if limit is not None and not isinstance(limit, (bool, int, float, np.number)):
             raise TypeError(f"clamp: {name} expects a number, got {type(limit).__name__}")
-    low = None if min is None else _operand("clamp", "min", min)
-    high = None if max is None else _operand("clamp", "max", max)
+    low = None if min is None else as_operand("clamp", "min", min)
+    high = None if max is None else as_operand("clamp", "max", max)
     output = _core.clamp(x, low, high)
     return record("clamp", output, (input,), (x, low, high), _clamp_backward)
 
@@ -467,128 +466,7 @@ def round(input: Tensor) -> Tensor:
     return _step("round", input)
 
 
-# Methods and operators of Tensor.
-
-
-def _is_operand(name: str, value: Any) -> bool:
-    """Whether a binary operator takes it. NumPy would take an array over and give one back."""
-    if isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name}: unsupported operand, a numpy.ndarray; use fastnn.from_numpy(array)"
-        )
-    return isinstance(value, (Tensor, bool, int, float, np.number, np.bool_))
-
-
-def _operator(function: Callable[..., Tensor], reflected: bool = False) -> Callable[..., Any]:
-    """A binary operator method; what is no operand is left to Python's own TypeError."""
-
-    def method(self: Tensor, other: Any) -> Any:
-        if not _is_operand(function.__name__, other):
-            return NotImplemented
-        return function(other, self) if reflected else function(self, other)
-
-    return method
-
-
-def _logical(function: Callable[..., Tensor], symbol: str) -> Callable[..., Any]:
-    """``&``, ``|`` and ``^`` of bool tensors."""
-
-    def method(self: Tensor, other: Any) -> Any:
-        for x in (self, other):
-            if not (isinstance(x, (bool, np.bool_)) or getattr(x, "dtype", None) is bool_):
-                return NotImplemented
-        return function(self, other)
-
-    method.__doc__ = f"``self {symbol} other`` of bool tensors."
-    return method
-
-
-def _invert(self: Tensor) -> Tensor:
-    """``~self`` of a bool tensor."""
-    if self.dtype is not bool_:
-        raise TypeError(f"~: expected a bool tensor, got {self.dtype.name}")
-    return logical_not(self)
-
-
-def _in_place(name: str, argument: str = "other") -> Callable[..., Tensor]:
-    """``x.add_(y)``: writes the result into x's memory."""
-
-    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if is_grad_enabled() and _needs_grad(self, *args, *kwargs.values()):
-            raise RuntimeError(
-                f"{name}_: in-place changes are not recorded, and an operand requires a gradient; "
-                f"use fastnn.no_grad(), or {name} instead"
-            )
-        values = [_operand(f"{name}_", argument, value) for value in args]
-        named = {key: _operand(f"{name}_", key, value) for key, value in kwargs.items()}
-        getattr(_core, name)(self._array, *values, **named, out=self._array)
-        return self
-
-    method.__name__ = f"{name}_"
-    method.__doc__ = f"In-place :func:`fastnn.{name}`; not recorded, so only without gradients."
-    return method
-
-
-def _augmented(function: Callable[..., Tensor], in_place: Callable[..., Tensor]) -> Any:
-    """``x += y``: in place, or, where a gradient is wanted, a new recorded tensor under the name.
-
-    A leaf that requires a gradient is refused: the name would silently stop being that leaf.
-    """
-
-    def method(self: Tensor, other: Any) -> Any:
-        if not _is_operand(function.__name__, other):
-            return NotImplemented
-        if not (is_grad_enabled() and _needs_grad(self, other)) or (
-            self.is_leaf and self.requires_grad
-        ):
-            return in_place(self, other)
-        return function(self, other)
-
-    return method
-
-
-def _needs_grad(*values: Any) -> bool:
-    return any(isinstance(x, Tensor) and x.requires_grad for x in values)
-
-
-_IN_PLACE = {
-    f"{name}_": _in_place(name, "exponent" if name == "pow" else "other")
-    for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "neg", "abs")
-    + ("square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos", "floor", "ceil")
-    + ("round", "sign")
-}
-
 TENSOR_METHODS: dict[str, Any] = {
     **{name: globals()[name] for name in __all__ if name != "where"},
-    **_IN_PLACE,
     "where": lambda self, condition, other: where(condition, self, other),
-    "__add__": _operator(add),
-    "__radd__": _operator(add, reflected=True),
-    "__iadd__": _augmented(add, _IN_PLACE["add_"]),
-    "__sub__": _operator(sub),
-    "__rsub__": _operator(sub, reflected=True),
-    "__isub__": _augmented(sub, _IN_PLACE["sub_"]),
-    "__mul__": _operator(mul),
-    "__rmul__": _operator(mul, reflected=True),
-    "__imul__": _augmented(mul, _IN_PLACE["mul_"]),
-    "__truediv__": _operator(div),
-    "__rtruediv__": _operator(div, reflected=True),
-    "__itruediv__": _augmented(div, _IN_PLACE["div_"]),
-    "__pow__": _operator(pow),
-    "__rpow__": _operator(pow, reflected=True),
-    "__neg__": neg,
-    "__abs__": abs,
-    "__eq__": _operator(eq),
-    "__ne__": _operator(ne),
-    "__lt__": _operator(lt),
-    "__le__": _operator(le),
-    "__gt__": _operator(gt),
-    "__ge__": _operator(ge),
-    "__and__": _logical(logical_and, "&"),
-    "__rand__": _logical(logical_and, "&"),
-    "__or__": _logical(logical_or, "|"),
-    "__ror__": _logical(logical_or, "|"),
-    "__xor__": _logical(logical_xor, "^"),
-    "__rxor__": _logical(logical_xor, "^"),
-    "__invert__": _invert,
 }

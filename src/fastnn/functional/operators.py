@@ -1,0 +1,142 @@
+"""Tensor's operators (``x + y``, ``x += y``, ``~mask``) and in-place methods (``x.add_(y)``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastnn import _core
+from fastnn.autograd import is_grad_enabled
+from fastnn.dtypes import bool_
+from fastnn.functional import elementwise as _ops
+from fastnn.functional.elementwise import as_operand
+from fastnn.tensor import Tensor
+
+
+def _is_operand(name: str, value: Any) -> bool:
+    """Whether a binary operator takes it. NumPy would take an array over and give one back."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: unsupported operand, a numpy.ndarray; use fastnn.from_numpy(array)"
+        )
+    return isinstance(value, (Tensor, bool, int, float, np.number, np.bool_))
+
+
+def _operator(function: Callable[..., Tensor], reflected: bool = False) -> Callable[..., Any]:
+    """A binary operator method; what is no operand is left to Python's own TypeError."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        if not _is_operand(function.__name__, other):
+            return NotImplemented
+        return function(other, self) if reflected else function(self, other)
+
+    return method
+
+
+def _logical(function: Callable[..., Tensor], symbol: str) -> Callable[..., Any]:
+    """``&``, ``|`` and ``^`` of bool tensors."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        for x in (self, other):
+            if not (isinstance(x, (bool, np.bool_)) or getattr(x, "dtype", None) is bool_):
+                return NotImplemented
+        return function(self, other)
+
+    method.__doc__ = f"``self {symbol} other`` of bool tensors."
+    return method
+
+
+def _invert(self: Tensor) -> Tensor:
+    """``~self`` of a bool tensor."""
+    if self.dtype is not bool_:
+        raise TypeError(f"~: expected a bool tensor, got {self.dtype.name}")
+    return _ops.logical_not(self)
+
+
+def _in_place(name: str, argument: str = "other") -> Callable[..., Tensor]:
+    """``x.add_(y)``: writes the result into x's memory."""
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_grad_enabled() and _needs_grad(self, *args, *kwargs.values()):
+            raise RuntimeError(
+                f"{name}_: in-place changes are not recorded, and an operand requires a gradient; "
+                f"use fastnn.no_grad(), or {name} instead"
+            )
+        values = [_or_none(name, argument, value) for value in args]
+        named = {key: _or_none(name, key, value) for key, value in kwargs.items()}
+        getattr(_core, name)(self._array, *values, **named, out=self._array)
+        return self
+
+    method.__name__ = f"{name}_"
+    method.__doc__ = f"In-place :func:`fastnn.{name}`; not recorded, so only without gradients."
+    return method
+
+
+def _or_none(name: str, argument: str, value: Any) -> Any:
+    """An operand; clamp_ may leave a limit out."""
+    return None if value is None and name == "clamp" else as_operand(f"{name}_", argument, value)
+
+
+def _augmented(function: Callable[..., Tensor], in_place: Callable[..., Tensor]) -> Any:
+    """``x += y``: in place, or, where a gradient is wanted, a new recorded tensor under the name.
+
+    A leaf that requires a gradient is refused: the name would silently stop being that leaf.
+    """
+
+    def method(self: Tensor, other: Any) -> Any:
+        if not _is_operand(function.__name__, other):
+            return NotImplemented
+        if not (is_grad_enabled() and _needs_grad(self, other)) or (
+            self.is_leaf and self.requires_grad
+        ):
+            return in_place(self, other)
+        return function(self, other)
+
+    return method
+
+
+def _needs_grad(*values: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in values)
+
+
+_IN_PLACE = {
+    f"{name}_": _in_place(name, "exponent" if name == "pow" else "other")
+    for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "neg", "abs")
+    + ("square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos", "floor", "ceil")
+    + ("round", "sign")
+}
+
+TENSOR_METHODS: dict[str, Any] = {
+    **_IN_PLACE,
+    "__add__": _operator(_ops.add),
+    "__radd__": _operator(_ops.add, reflected=True),
+    "__iadd__": _augmented(_ops.add, _IN_PLACE["add_"]),
+    "__sub__": _operator(_ops.sub),
+    "__rsub__": _operator(_ops.sub, reflected=True),
+    "__isub__": _augmented(_ops.sub, _IN_PLACE["sub_"]),
+    "__mul__": _operator(_ops.mul),
+    "__rmul__": _operator(_ops.mul, reflected=True),
+    "__imul__": _augmented(_ops.mul, _IN_PLACE["mul_"]),
+    "__truediv__": _operator(_ops.div),
+    "__rtruediv__": _operator(_ops.div, reflected=True),
+    "__itruediv__": _augmented(_ops.div, _IN_PLACE["div_"]),
+    "__pow__": _operator(_ops.pow),
+    "__rpow__": _operator(_ops.pow, reflected=True),
+    "__neg__": _ops.neg,
+    "__abs__": _ops.abs,
+    "__eq__": _operator(_ops.eq),
+    "__ne__": _operator(_ops.ne),
+    "__lt__": _operator(_ops.lt),
+    "__le__": _operator(_ops.le),
+    "__gt__": _operator(_ops.gt),
+    "__ge__": _operator(_ops.ge),
+    "__and__": _logical(_ops.logical_and, "&"),
+    "__rand__": _logical(_ops.logical_and, "&"),
+    "__or__": _logical(_ops.logical_or, "|"),
+    "__ror__": _logical(_ops.logical_or, "|"),
+    "__xor__": _logical(_ops.logical_xor, "^"),
+    "__rxor__": _logical(_ops.logical_xor, "^"),
+    "__invert__": _invert,
+}
