@@ -1,7 +1,96 @@
+// Dropout: one read and one write per element; the mask costs ten rounds of integer arithmetic per four
+// elements, which stay below the time of the memory traffic, so nothing is stored for the backward.
+#include "core/philox.h"
+#include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
+namespace {
 
-void fill_dropout(Slots&) {}
+constexpr int64_t kWords = 1024;  // generated at a time, into L1
+
+// Words first .. first + kWords - 1 of the stream; first is a multiple of 4. The loop over blocks is
+// written so that the compiler runs LANES of them at once.
+void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
+  for (int64_t b = 0; b < kWords / 4; ++b) {
+    const Philox4 four = philox(seed, offset, static_cast<uint64_t>(first / 4 + b));
+    for (int w = 0; w < 4; ++w) out[4 * b + w] = four.word[w];
+  }
+}
+
+FASTNN_INLINE vuint load_words(const uint32_t* p) {
+  vuint v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t offset,
+                    uint32_t threshold, float scale) {
+  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
+    uint32_t buffer[kWords + LANES] = {};
+    for (int64_t first = begin; first < end; first += kWords) {
+      words(seed, offset, first, buffer);
+      const int64_t last = first + kWords < end ? first + kWords : end;
+      vector_loop(first, last, [&](int64_t i, int n) {
+        const vint keep = load_words(buffer + i - first) >= threshold;
+        store_any(y + i, select(keep, load_any(x + i, n) * scale, vfloat{}), n);
+      });
+    }
+  });
+}
+
+template <class T>
+void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t seed,
+                 uint64_t offset, uint32_t threshold, float scale) {
+  auto kept = [&](int64_t unit) {
+    return philox(seed, offset, static_cast<uint64_t>(unit / 4)).word[unit % 4] >= threshold;
+  };
+  if (C == 1) {  // whole samples
+    parallel_for(N, [&](int64_t n) {
+      if (kept(n))
+        vector_loop(n * P, (n + 1) * P, [&](int64_t i, int l) {
+          store_any(y + i, load_any(x + i, l) * scale, l);
+        });
+      else
+        __builtin_memset(y + n * P, 0, sizeof(T) * static_cast<size_t>(P));
+    });
+    return;
+  }
+  parallel_for(N, [&](int64_t n) {
+    float* factor = static_cast<float*>(thread_scratch(C * 4, 0));
+    for (int64_t c = 0; c < C; ++c) factor[c] = kept(n * C + c) ? scale : 0.0f;
+    for (int64_t pixel = n * P; pixel < (n + 1) * P; ++pixel)
+      vector_loop(0, C, [&](int64_t c, int l) {
+        const vfloat f = load_any(factor + c, l);
+        store_any(y + pixel * C + c, select(f == 0, vfloat{}, load_any(x + pixel * C + c, l) * f),
+                  l);
+      });
+  });
+}
+
+void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed, uint64_t offset,
+              uint32_t threshold, float scale) {
+  if (dtype == DType::float32)
+    elements_typed(static_cast<const float*>(x), static_cast<float*>(y), count, seed, offset,
+                   threshold, scale);
+  else
+    elements_typed(static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), count, seed, offset,
+                   threshold, scale);
+}
+
+void units(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType dtype, uint64_t seed,
+           uint64_t offset, uint32_t threshold, float scale) {
+  if (dtype == DType::float32)
+    units_typed(static_cast<const float*>(x), static_cast<float*>(y), N, P, C, seed, offset,
+                threshold, scale);
+  else
+    units_typed(static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), N, P, C, seed, offset,
+                threshold, scale);
+}
+
+}  // namespace
+
+void fill_dropout(Slots& slots) { slots.dropout = {elements, units}; }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -1,8 +1,47 @@
-// Kernel slots of the optim family.
+// Optimizer steps over all parameters at once, and gradient clipping.
 #pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/array.h"
+#include "ops/rules/optim.h"
 
 namespace fastnn {
 
-struct OptimSlots {};
+enum class Optimizer : int { sgd, adam, adagrad, rmsprop, adadelta };
 
+// One parameter; `state` holds up to three buffers, float32, in the order of the rules.
+struct OptimTensor {
+  void* param;
+  const void* grad;
+  float* state[3];
+  int64_t count;
+  DType dtype;  // of param and grad
+};
+
+struct OptimSlots {
+  void (*step)(Optimizer, const OptimStep&, const OptimTensor* tensors, int64_t tensor_count);
+  // Sum of squares of all gradients, in fixed chunks.
+  double (*square_sum)(const OptimTensor* tensors, int64_t tensor_count);
+  // grad *= factor.
+  void (*scale)(const OptimTensor* tensors, int64_t tensor_count, float factor);
+  void (*clamp)(const OptimTensor* tensors, int64_t tensor_count, float limit);
+};
+
+namespace ops {
+
+// kind: "sgd", "adam", "adagrad", "rmsprop", "adadelta". states[i] lists buffer i of each parameter,
+// or is empty. `numbers` and `flags` set the fields of OptimStep by name.
+void optimizer_step(const std::string& kind, const std::vector<Array>& params,
+                    const std::vector<Array>& grads, const std::vector<std::vector<Array>>& states,
+                    const std::map<std::string, double>& numbers,
+                    const std::map<std::string, bool>& flags);
+
+// Euclidean norm of all gradients together; scales them in place if it exceeds max_norm.
+double clip_grad_norm(const std::vector<Array>& grads, double max_norm);
+void clip_grad_value(const std::vector<Array>& grads, double clip_value);
+
+}  // namespace ops
 }  // namespace fastnn

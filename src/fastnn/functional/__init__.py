@@ -1,6 +1,7 @@
 """The operators as functions of tensors; public as ``fastnn.nn.functional``."""
 
 # One line per family: star imports take exactly what the family's __all__ lists.
+from fastnn.functional import optim as optim
 from fastnn.functional.activation import *
 from fastnn.functional.conv import *
 from fastnn.functional.dropout import *
