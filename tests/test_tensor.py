@@ -416,6 +416,13 @@ def test_pickle_and_deepcopy():
     assert half.dtype is fastnn.bfloat16 and half.tolist() == [1, 1, 1]
 
 
+def test_iteration_gives_rows():
+    rows = list(fastnn.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert [r.tolist() for r in rows] == [[1, 2], [3, 4]]
+    with pytest.raises(TypeError, match="scalar"):
+        iter(fastnn.tensor(1.0))
+
+
 def test_no_warning_is_given_by_a_plain_round_trip():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

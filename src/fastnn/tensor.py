@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn import autograd as _autograd
 from fastnn.dtypes import DType, as_dtype, bfloat16, float32
 

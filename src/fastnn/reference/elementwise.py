@@ -1,5 +1,5 @@
-"""Elementwise operators: arithmetic with broadcasting, comparisons, selection, functions of one
-argument.
+"""Elementwise operators: arithmetic with broadcasting, comparisons, selection; functions of one
+argument are in ``elementwise_unary.py``.
 
 A gradient of a broadcast operand is the sum of the full-size gradient over the dimensions along
 which that operand was repeated (:func:`sum_to`).
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastnn.reference import elementwise_unary as one
 from fastnn.reference.case import BadCall, Op, Params, Problem
 
 Gradients = dict[str, np.ndarray]
@@ -215,127 +216,6 @@ def clamp_backward(grad_output, input, min=None, max=None):
     return {"input": grad_output * inside}
 
 
-# --- functions of one argument --------------------------------------------------------------------
-
-
-def neg(input):
-    """``-input``."""
-    return -input
-
-
-def neg_backward(grad_output, input):
-    return {"input": -grad_output}
-
-
-def abs(input):
-    """``|input|``."""
-    return np.abs(input)
-
-
-def abs_backward(grad_output, input):
-    return {"input": grad_output * np.sign(input)}
-
-
-def sign(input):
-    """-1, 0 or 1; NaN stays NaN."""
-    return np.sign(input)
-
-
-def square(input):
-    """``input * input``."""
-    return input * input
-
-
-def square_backward(grad_output, input):
-    return {"input": 2 * input * grad_output}
-
-
-def sqrt(input):
-    """Square root; NaN below zero."""
-    return np.sqrt(input)
-
-
-def sqrt_backward(grad_output, input):
-    return {"input": grad_output / (2 * np.sqrt(input))}
-
-
-def rsqrt(input):
-    """``1 / sqrt(input)``."""
-    return 1 / np.sqrt(input)
-
-
-def rsqrt_backward(grad_output, input):
-    return {"input": -0.5 * grad_output * input ** (-1.5)}
-
-
-def reciprocal(input):
-    """``1 / input``."""
-    return 1 / input
-
-
-def reciprocal_backward(grad_output, input):
-    return {"input": -grad_output / (input * input)}
-
-
-def exp(input):
-    """``e ** input``."""
-    return np.exp(input)
-
-
-def exp_backward(grad_output, input):
-    return {"input": grad_output * np.exp(input)}
-
-
-def log(input):
-    """Natural logarithm; -inf at zero, NaN below."""
-    return np.log(input)
-
-
-def log_backward(grad_output, input):
-    return {"input": grad_output / input}
-
-
-def sin(input):
-    """Sine of radians."""
-    return np.sin(input)
-
-
-def sin_backward(grad_output, input):
-    return {"input": grad_output * np.cos(input)}
-
-
-def cos(input):
-    """Cosine of radians."""
-    return np.cos(input)
-
-
-def cos_backward(grad_output, input):
-    return {"input": -grad_output * np.sin(input)}
-
-
-def floor(input):
-    """Largest integer not above."""
-    return np.floor(input)
-
-
-def ceil(input):
-    """Smallest integer not below."""
-    return np.ceil(input)
-
-
-def round(input):
-    """Nearest integer, halves to even."""
-    return np.round(input)
-
-
-def _flat(grad_output, input):
-    """Gradient of a step function: zero."""
-    return {"input": np.zeros_like(grad_output)}
-
-
-sign_backward = floor_backward = ceil_backward = round_backward = _flat
-
-
 # --- cases ----------------------------------------------------------------------------------------
 # s2x3x4: shape of the input (s alone: a scalar tensor); o3x1: shape of the other operand; v2.5: a
 # Python number as the other operand; int, byte, bool: int64, uint8 or bool data instead of floats.
@@ -418,9 +298,10 @@ def _where(p, rng) -> Problem:
     if "u" in p:
         problem.inputs.pop("input")
         problem.kwargs["input"] = p["u"]
-    shapes = [np.shape(a) for a in problem.inputs.values()] + [condition.shape]
+    arrays: list[Any] = list(problem.inputs.values())
+    shapes = [np.shape(a) for a in arrays] + [condition.shape]
     out = int(np.prod(np.broadcast_shapes(*shapes)))
-    sizes = [np.size(a) for a in problem.inputs.values()]
+    sizes = [np.size(a) for a in arrays]
     repeats = max(1, *(out // max(n, 1) for n in sizes))
     problem.inputs = {"condition": condition, **problem.inputs}
     problem.k_backward = repeats
@@ -438,7 +319,8 @@ def _pow(p, rng) -> Problem:
     whole = isinstance(p.get("v"), int) or not _is_float(p)
     problem = _two(p, rng, away if whole else positive, normal, "exponent")
     if not _is_float(p) and "exponent" in problem.inputs:
-        problem.inputs["exponent"] = np.abs(problem.inputs["exponent"])
+        exponent: Any = problem.inputs["exponent"]
+        problem.inputs["exponent"] = np.abs(exponent)
     problem.scale_backward = 30.0
     return problem
 
@@ -502,8 +384,8 @@ def _comparison(name: str) -> Op:
 
 
 def _unary(name: str, make=normal, cases=_FLOATS_AND_INTEGERS) -> Op:
-    backward = globals()[f"{name}_backward"]
-    return Op(globals()[name], backward, partial(_one, make=make), cases, _BENCH_ONE, call=name)
+    forward, backward = getattr(one, name), getattr(one, f"{name}_backward")
+    return Op(forward, backward, partial(_one, make=make), cases, _BENCH_ONE, call=name)
 
 
 def _test(name: str, cases=(*_SHAPES, "s3x37_int")) -> Op:

@@ -18,7 +18,7 @@ Gradients = dict[str, np.ndarray]
 
 
 def _axes(ndim: int, dim: Any) -> tuple[int, ...]:
-    dims = range(ndim) if dim is None else (dim,) if np.isscalar(dim) else dim
+    dims: Any = range(ndim) if dim is None else (dim,) if np.isscalar(dim) else dim
     return tuple(d % ndim for d in dims) if ndim else ()
 
 
@@ -242,7 +242,7 @@ def _std(p: Params, rng: np.random.Generator) -> Problem:
 def _prod(p: Params, rng: np.random.Generator) -> Problem:
     """Products of many factors stay near 1 with factors near 1."""
     problem = _problem(p, rng)
-    x = problem.inputs["input"]
+    x: Any = problem.inputs["input"]
     if problem.differentiable:
         x = np.where(x == 0, 0.0, np.exp(0.1 * x)) * np.where(x < 0, -1.0, 1.0)
         x = np.asarray(x)
