@@ -227,6 +227,24 @@ def test_in_place_changes_count_and_alias():
     assert whole.tolist() == [1, 1, 3]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.add_(),
+        lambda x: x.add_(1, 2),
+        lambda x: x.add_(1, other=2),
+        lambda x: x.mul_(2, alpha=1),
+        lambda x: x.exp_(1),
+        lambda x: x.clamp_(0, 1, 2),
+        lambda x: x.div_(None),
+        lambda x: x.pow_("2"),
+    ],
+)
+def test_wrong_arguments_in_place_are_named(call):
+    with pytest.raises(TypeError, match=r"^\w+_: (expected|other|exponent)"):
+        call(fastnn.ones(3))
+
+
 def test_in_place_reads_overlapping_memory_first():
     values = np.arange(6, dtype=np.float32)
     x = fastnn.from_numpy(values)

@@ -160,6 +160,18 @@ def test_hand_computed():
     assert np.allclose(x.grad.numpy()[0], np.array([1, 2]) / np.sqrt(5))
 
 
+def test_max_of_two_tensors_is_the_larger_of_each():
+    x, y = fastnn.tensor([1.0, 5.0]), fastnn.tensor([3.0, 2.0])
+    assert fastnn.max(x, y).tolist() == [3, 5] and x.min(y).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dim", [2**70, -(2**40), 7])
+def test_absurd_dims(dim):
+    for name in OPS:
+        with pytest.raises(ValueError, match=f"{name}: dim expects"):
+            getattr(fastnn.ones(2, 3), name)(dim=dim)
+
+
 def test_equal_extremes_share_the_gradient_of_the_whole():
     x = fastnn.tensor([1.0, 7.0, 7.0], requires_grad=True)
     x.max().backward()

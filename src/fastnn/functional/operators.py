@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
@@ -55,28 +56,41 @@ def _invert(self: Tensor) -> Tensor:
     return _ops.logical_not(self)
 
 
-def _in_place(name: str, argument: str = "other") -> Callable[..., Tensor]:
-    """``x.add_(y)``: writes the result into x's memory."""
+def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``x.add_(y)``: writes the result into x's memory. Takes what ``function`` takes after x."""
+    name = function.__name__
+    kernel = getattr(_core, name)
+    parameters = list(signature(function).parameters.values())[1:]
+    names = [p.name for p in parameters]
+    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
+    positional = [p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY]
+    shown = ", ".join(names) or "no arguments"
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if is_grad_enabled() and _needs_grad(self, *args, *kwargs.values()):
+        given = {**dict(zip(positional, args, strict=False)), **kwargs}
+        values = [given.get(n, defaults.get(n, Parameter.empty)) for n in names]
+        if (
+            len(given) != len(args) + len(kwargs)  # too many, or one given twice
+            or any(key not in names for key in kwargs)
+            or any(value is Parameter.empty for value in values)
+        ):
+            raise TypeError(f"{name}_: expected {shown}, got {(*args, *kwargs)!r}")
+        if is_grad_enabled() and _needs_grad(self, *values):
             raise RuntimeError(
                 f"{name}_: in-place changes are not recorded, and an operand requires a gradient; "
                 f"use fastnn.no_grad(), or {name} instead"
             )
-        values = [_or_none(name, argument, value) for value in args]
-        named = {key: _or_none(name, key, value) for key, value in kwargs.items()}
-        getattr(_core, name)(self._array, *values, **named, out=self._array)
+        operands = [
+            None if value is None and defaults.get(n, 0) is None
+            else as_operand(f"{name}_", n, value)
+            for n, value in zip(names, values, strict=True)
+        ]  # fmt: skip
+        kernel(self._array, *operands, out=self._array)
         return self
 
     method.__name__ = f"{name}_"
     method.__doc__ = f"In-place :func:`fastnn.{name}`; not recorded, so only without gradients."
     return method
-
-
-def _or_none(name: str, argument: str, value: Any) -> Any:
-    """An operand; clamp_ may leave a limit out."""
-    return None if value is None and name == "clamp" else as_operand(f"{name}_", argument, value)
 
 
 def _augmented(function: Callable[..., Tensor], in_place: Callable[..., Tensor]) -> Any:
@@ -102,7 +116,7 @@ def _needs_grad(*values: Any) -> bool:
 
 
 _IN_PLACE = {
-    f"{name}_": _in_place(name, "exponent" if name == "pow" else "other")
+    f"{name}_": _in_place(getattr(_ops, name))
     for name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "neg", "abs")
     + ("square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos", "floor", "ceil")
     + ("round", "sign")

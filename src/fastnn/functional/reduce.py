@@ -12,8 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import numpy as np
+
+import fastnn._core as _core
 from fastnn.autograd import record, record_many
+from fastnn.functional.elementwise import maximum, minimum
 from fastnn.tensor import Tensor
 
 __all__ = [
@@ -38,11 +41,17 @@ def _dims(name: str, dim: Any, rank: int) -> tuple[int, ...]:
         raise TypeError(f"{name}: dim expects an int, a tuple of ints or None, got {dim!r}")
     if rank == 0 and dims in ((0,), (-1,)):
         return ()  # a scalar counts as one element along dimension 0
-    return tuple(int(d) for d in dims)
+    return tuple([_as_int(name, d) for d in dims])
+
+
+def _as_int(name: str, dim: Any) -> int:
+    if not -(2**31) <= dim < 2**31:
+        raise ValueError(f"{name}: dim expects a dimension of the input, got {dim}")
+    return int(dim)
 
 
 def _are_ints(values: Sequence[Any]) -> bool:
-    return not [v for v in values if isinstance(v, bool) or not hasattr(v, "__index__")]
+    return not [v for v in values if isinstance(v, bool) or not isinstance(v, (int, np.integer))]
 
 
 def _shown(kept: Any, shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) -> Any:
@@ -199,7 +208,7 @@ def max(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     """Largest element, NaN if there is one; with ``dim``, the pair (values, indices).
 
     The index is that of the first largest element, which alone gets the gradient. Without ``dim``
-    equal largest elements share it.
+    equal largest elements share it. ``max(x, y)`` of two tensors is ``maximum(x, y)``.
 
     Raises:
         ValueError: there is no element to choose from.
@@ -216,8 +225,10 @@ def min(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     return _extreme("min", input, dim, keepdim)
 
 
-def _extreme(name: str, input: Tensor, dim: int | None, keepdim: bool) -> Any:
+def _extreme(name: str, input: Tensor, dim: Any, keepdim: bool) -> Any:
     x = _array(name, input)
+    if isinstance(dim, Tensor):
+        return (maximum if name == "max" else minimum)(input, dim)
     if dim is None:
         output = getattr(_core, name)(x, _dims(name, None, input.ndim)).reshape(())
         if input.dtype.is_floating_point:
@@ -233,7 +244,7 @@ def _extreme(name: str, input: Tensor, dim: int | None, keepdim: bool) -> Any:
 def _one_dim(name: str, dim: Any) -> int:
     if not _are_ints((dim,)):
         raise TypeError(f"{name}: dim expects an int or None, got {dim!r}")
-    return int(dim)
+    return _as_int(name, dim)
 
 
 def _extreme_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
