@@ -1,0 +1,132 @@
+"""Activation layers: each calls the function of the same name in ``fastnn.nn.functional``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fastnn.functional as F
+from fastnn.nn.module import Module, Parameter
+from fastnn.tensor import Tensor, full
+
+
+class _Activation(Module):
+    """A function with fixed settings. Subclasses name it and list the settings and defaults."""
+
+    function: str = ""
+    settings: dict[str, Any] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        name, names = type(self).__name__, list(self.settings)
+        if len(args) > len(names) or any(k not in names or k in names[: len(args)] for k in kwargs):
+            raise TypeError(f"{name}: expected settings {names}, got {args} {kwargs}")
+        chosen = {**self.settings, **dict(zip(names, args, strict=False)), **kwargs}
+        for key, value in chosen.items():
+            setattr(self, key, value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return getattr(F, self.function)(input, **self._chosen())
+
+    def _chosen(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.settings}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self._chosen().items())
+
+
+class ReLU(_Activation):
+    """``max(x, 0)``. Shape: any."""
+
+    function = "relu"
+
+
+class LeakyReLU(_Activation):
+    """``x`` or ``negative_slope * x``. Shape: any."""
+
+    function, settings = "leaky_relu", {"negative_slope": 0.01}
+
+
+class ELU(_Activation):
+    """``x`` or ``alpha * (exp(x) - 1)``. Shape: any."""
+
+    function, settings = "elu", {"alpha": 1.0}
+
+
+class SELU(_Activation):
+    """Self-normalising ELU. Shape: any."""
+
+    function = "selu"
+
+
+class GELU(_Activation):
+    """``x * P(N(0, 1) <= x)``; ``approximate`` is "none" or "tanh". Shape: any."""
+
+    function, settings = "gelu", {"approximate": "none"}
+
+
+class SiLU(_Activation):
+    """``x * sigmoid(x)``. Shape: any."""
+
+    function = "silu"
+
+
+class Sigmoid(_Activation):
+    """``1 / (1 + exp(-x))``. Shape: any."""
+
+    function = "sigmoid"
+
+
+class Tanh(_Activation):
+    """Hyperbolic tangent. Shape: any."""
+
+    function = "tanh"
+
+
+class Softplus(_Activation):
+    """``log(1 + exp(beta x)) / beta``. Shape: any."""
+
+    function, settings = "softplus", {"beta": 1.0, "threshold": 20.0}
+
+
+class Hardswish(_Activation):
+    """``x * clamp(x + 3, 0, 6) / 6``. Shape: any."""
+
+    function = "hardswish"
+
+
+class Maxout(_Activation):
+    """Largest of ``pool_size`` neighbouring channels. Shape: (N, C, ...) -> (N, C / pool_size, ...)."""
+
+    function, settings = "maxout", {"pool_size": 2}
+
+
+class Softmax(_Activation):
+    """``exp(x) / sum(exp(x))`` along ``dim``. Shape: any."""
+
+    function, settings = "softmax", {"dim": -1}
+
+
+class LogSoftmax(_Activation):
+    """``log(softmax(x))`` along ``dim``. Shape: any."""
+
+    function, settings = "log_softmax", {"dim": -1}
+
+
+class PReLU(Module):
+    """``x`` or ``weight * x`` with learned slopes. Shape: (N, C, ...).
+
+    Args:
+        num_parameters: 1, or C for a slope per channel.
+        init: initial slope.
+    """
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
+        super().__init__()
+        self.num_parameters = num_parameters
+        self.weight = Parameter(full(num_parameters, init))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.prelu(input, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"num_parameters={self.num_parameters}"

@@ -1,0 +1,34 @@
+"""Gradient clipping of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastnn.functional.optim import clip_grad_norm, clip_grad_value
+from fastnn.tensor import Tensor
+
+
+def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    listed = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [p.grad for p in listed if p.grad is not None]
+
+
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
+    """Scales all gradients so that their Euclidean norm together is at most ``max_norm``.
+
+    Returns:
+        The norm before.
+
+    Raises:
+        ValueError: ``max_norm`` is negative.
+    """
+    return clip_grad_norm(_grads(parameters), max_norm)
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limits every gradient to ``-clip_value .. clip_value``.
+
+    Raises:
+        ValueError: ``clip_value`` is negative.
+    """
+    clip_grad_value(_grads(parameters), clip_value)

@@ -1,0 +1,109 @@
+"""Modules that hold modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fastnn.nn.module import Module
+
+
+class ModuleList(Module):
+    """A list of modules whose parameters are found; without a forward of its own.
+
+    Args:
+        modules: the initial contents.
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        self.extend(modules)
+
+    def _items(self) -> list[Module]:
+        return list(self.children())
+
+    def append(self, module: Module) -> ModuleList:
+        """Adds a module at the end."""
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: expected a Module, got {type(module).__name__}"
+            )
+        setattr(self, str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        """Adds modules at the end."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+    def __getitem__(self, index: Any) -> Any:
+        items = self._items()
+        if isinstance(index, slice):
+            return type(self)(items[index]) if type(self) is ModuleList else Sequential(
+                *items[index]
+            )  # fmt: skip
+        return items[index]
+
+
+class Sequential(ModuleList):
+    """Modules called one after the other.
+
+    Args:
+        *modules: the modules, or one mapping of names to modules.
+
+    Example:
+        >>> from fastnn import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        Module.__init__(self)
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            for name, module in modules[0].items():
+                self.add_module(name, module)
+        else:
+            self.extend(modules)
+
+    def forward(self, input: Any) -> Any:
+        for module in self.children():
+            input = module(input)
+        return input
+
+
+class ModuleDict(Module):
+    """Modules by name whose parameters are found; without a forward of its own.
+
+    Args:
+        modules: the initial contents.
+    """
+
+    def __init__(self, modules: Mapping[str, Module] | None = None) -> None:
+        super().__init__()
+        for name, module in (modules or {}).items():
+            self[name] = module
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        self.add_module(name, module)
+
+    def __getitem__(self, name: str) -> Module:
+        return dict(self.named_children())[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in dict(self.named_children())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.named_children())
+
+    def items(self) -> Iterator[tuple[str, Module]]:
+        """Names and modules."""
+        return self.named_children()

@@ -1,0 +1,308 @@
+"""Module: what layers and networks have in common."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastnn import _core
+from fastnn.autograd import no_grad
+from fastnn.tensor import Tensor, tensor
+
+M = TypeVar("M", bound="Module")
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns: assigned to a module's attribute it becomes a parameter.
+
+    Args:
+        data: the initial values; the memory is shared.
+        requires_grad: whether it is learned.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:
+        values = data if isinstance(data, Tensor) else tensor(data)
+        return cls._wrap(values._array, requires_grad)  # type: ignore[return-value]
+
+    def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+
+class Module:
+    """Base of all layers and networks.
+
+    Subclasses create parameters and submodules in ``__init__`` (after ``super().__init__()``) and compute
+    in ``forward``. Attributes that are :class:`Parameter` or :class:`Module` are found by walking the
+    attributes, in the order of assignment; other tensors become buffers by :meth:`register_buffer`.
+
+    Attributes:
+        training: what dropout and batch norm look at; set by :meth:`train` and :meth:`eval`.
+    """
+
+    training: bool
+
+    def __init__(self) -> None:
+        self.training = True
+        self._buffers: dict[str, bool] = {}  # name -> persistent
+        self._forward_hooks: list[Callable[..., Any]] = []
+        self._forward_pre_hooks: list[Callable[..., Any]] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (Parameter, Module)) and "_buffers" not in self.__dict__:
+            raise AttributeError(
+                f"{type(self).__name__}: call super().__init__() before assigning {name!r}"
+            )
+        held = self.__dict__.get(name)
+        if isinstance(held, Parameter) and isinstance(value, Tensor):
+            if not isinstance(value, Parameter):
+                raise TypeError(
+                    f"{type(self).__name__}.{name}: expected a Parameter or None, got a Tensor; "
+                    "use .copy_() under no_grad() to change its values"
+                )
+        object.__setattr__(self, name, value)
+
+    # Calls.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}: forward() is not written")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for hook in self._forward_pre_hooks:
+            changed = hook(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        result = self.forward(*args, **kwargs)
+        for hook in self._forward_hooks:
+            changed = hook(self, args, result)
+            if changed is not None:
+                result = changed
+        return result
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+        """Calls ``hook(module, args, result)`` after forward; a result that is not None replaces it.
+
+        Returns:
+            A function that removes the hook.
+        """
+        self._forward_hooks.append(hook)
+        return lambda: self._forward_hooks.remove(hook)
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+        """Calls ``hook(module, args)`` before forward; a result that is not None replaces the args.
+
+        Returns:
+            A function that removes the hook.
+        """
+        self._forward_pre_hooks.append(hook)
+        return lambda: self._forward_pre_hooks.remove(hook)
+
+    # What it holds.
+
+    def register_buffer(self, name: str, value: Tensor | None, persistent: bool = True) -> None:
+        """A tensor that is state but not learned; saved in :meth:`state_dict` if persistent."""
+        self._buffers[name] = persistent
+        setattr(self, name, value)
+
+    def register_parameter(self, name: str, value: Parameter | None) -> None:
+        """The same as assigning an attribute."""
+        setattr(self, name, value)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """The same as assigning an attribute."""
+        setattr(self, name, module)
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Direct submodules with their attribute names."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        """Direct submodules."""
+        for _, child in self.named_children():
+            yield child
+
+    def named_modules(
+        self, prefix: str = "", _seen: set[int] | None = None
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each once, with dotted names."""
+        seen = set() if _seen is None else _seen
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name, seen)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        for _, module in self.named_modules():
+            yield module
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """All parameters, each once, with dotted names."""
+        seen: set[int] = set()
+        for path, module in self.named_modules(prefix):
+            for name, value in module.__dict__.items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{path}.{name}" if path else name, value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, each once."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """All buffers with dotted names."""
+        for path, module in self.named_modules(prefix):
+            for name in module._buffers:
+                value = getattr(module, name)
+                if value is not None:
+                    yield f"{path}.{name}" if path else name, value
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers."""
+        for _, buffer in self.named_buffers():
+            yield buffer
+
+    def get_submodule(self, path: str) -> Module:
+        """The submodule of a dotted name.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        module: Any = self
+        for part in filter(None, path.split(".")):
+            module = getattr(module, part)
+        return module
+
+    def get_parameter(self, path: str) -> Parameter:
+        """The parameter of a dotted name.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        module, _, name = path.rpartition(".")
+        return getattr(self.get_submodule(module), name)
+
+    # Changes to all of it.
+
+    def train(self: M, mode: bool = True) -> M:
+        """Training behaviour (dropout, batch statistics) on or off, here and below."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: M) -> M:
+        """The same as ``train(False)``."""
+        return self.train(False)
+
+    def apply(self: M, function: Callable[[Module], Any]) -> M:
+        """Calls ``function`` on every submodule and then on this one."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
+
+    def requires_grad_(self: M, requires_grad: bool = True) -> M:
+        """Sets ``requires_grad`` of every parameter."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of every parameter."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
+        """Floating parameters and buffers in another dtype or on another device, in place.
+
+        ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch; gradients are dropped if
+        the dtype changes.
+
+        Raises:
+            RuntimeError: the device is not available.
+        """
+        with no_grad():
+            for _, value in [*self.named_parameters(), *self.named_buffers()]:
+                if value.dtype.is_floating_point:
+                    moved = Tensor.to(value.detach(), *args, dtype=dtype, device=device)
+                    if moved._array is not value._array:
+                        value._array = moved._array
+                        value.grad = None
+        return self
+
+    # State.
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        for path, module in self.named_modules():
+            for name, persistent in module._buffers.items():
+                value = getattr(module, name)
+                if persistent and value is not None:
+                    yield f"{path}.{name}" if path else name, value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by dotted name, sharing their memory."""
+        return OrderedDict((name, value.detach()) for name, value in self._state())
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copies values into the parameters and buffers of the same names.
+
+        Args:
+            state: tensors or NumPy arrays by dotted name.
+            strict: refuse missing and unexpected names; shapes must fit in any case.
+
+        Raises:
+            RuntimeError: names or shapes do not fit; lists every one. Nothing is changed then.
+        """
+        own = dict(self._state())
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        problems = []
+        if strict and missing:
+            problems.append("missing: " + ", ".join(missing))
+        if strict and unexpected:
+            problems.append("unexpected: " + ", ".join(unexpected))
+        for name in own:
+            if name in state and tuple(state[name].shape) != own[name].shape:
+                problems.append(
+                    f"{name}: expected shape {own[name].shape}, got {tuple(state[name].shape)}"
+                )
+        if problems:
+            raise RuntimeError(
+                f"load_state_dict: the state does not fit {type(self).__name__}:\n  "
+                + "\n  ".join(problems)
+            )
+        for name, target in own.items():
+            if name in state:
+                value = state[name]
+                source = value if isinstance(value, Tensor) else tensor(np.asarray(value))
+                _core.copy_into(target._array, source._array)
+
+    # Text.
+
+    def extra_repr(self) -> str:
+        """What stands between the parentheses of ``repr`` for a layer."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"({name}): " + repr(child).replace("\n", "\n  ")
+            for name, child in self.named_children()
+        ]
+        head, extra = type(self).__name__, self.extra_repr()
+        if not lines:
+            return f"{head}({extra})"
+        first = [extra] if extra else []
+        return head + "(\n  " + "\n  ".join(first + lines) + "\n)"
