@@ -171,6 +171,37 @@ def test_nan_and_infinity(isa):
     assert (half + half).isnan().tolist() == [True] + [False] * 5
 
 
+def test_sine_and_cosine_over_all_of_float32(isa):
+    """Both sides of 8192, where the reduction changes; subnormal numbers count as zero."""
+    rng = np.random.default_rng(0)
+    x = (10.0 ** rng.uniform(-30, 38, 20_000) * rng.choice([-1, 1], 20_000)).astype(np.float32)
+    x[:8000] = rng.uniform(-9000, 9000, 8000)
+    x[8000:8100] = np.arange(100) * np.float32(np.pi / 2)  # where one of them is nearly zero
+    t = fastnn.tensor(x)
+    for name in ("sin", "cos"):
+        want = getattr(np, name)(x.astype(np.float64))
+        assert np.abs(getattr(fastnn, name)(t).numpy() - want).max() < 1.5e-7
+    assert fastnn.isnan(fastnn.sin(fastnn.tensor([inf, -inf, nan]))).all()
+    assert fastnn.isnan(fastnn.cos(fastnn.tensor([inf, -inf, nan]))).all()
+
+
+def test_powers_and_their_gradients_at_the_edges(isa):
+    x = fastnn.tensor([0.0, 0.0, 0.0, -2.0, -2.0, 4.0], requires_grad=True)
+    y = fastnn.tensor([0.0, 2.0, 0.5, 3.0, 0.5, -0.5], requires_grad=True)
+    out = x**y
+    assert np.allclose(out.detach().numpy(), [1, 0, 0, -8, nan, 0.5], equal_nan=True)
+    out.backward(fastnn.ones(6))
+    assert np.allclose(x.grad.numpy(), [0, 0, inf, 12, nan, -0.0625], equal_nan=True)
+    assert np.allclose(y.grad.numpy()[:3], [0, 0, 0]) and np.isnan(y.grad.numpy()[3])
+    whole = fastnn.tensor([3.0, -3.0, 0.0])
+    for exponent in (0, 1, 2, 3, -1, -2, 4):
+        with np.errstate(divide="ignore"):
+            want = whole.numpy() ** np.float32(exponent)
+        assert np.allclose((whole**exponent).numpy(), want), exponent
+    assert np.allclose((fastnn.tensor([4.0, 0.25]) ** 0.5).numpy(), [2, 0.5])
+    assert np.allclose((fastnn.tensor([4.0, 0.25]) ** -0.5).numpy(), [0.5, 2])
+
+
 @pytest.mark.parametrize(
     ("symbol", "name"),
     [(operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul"), (operator.truediv, "div"),
