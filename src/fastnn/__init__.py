@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastnn import _load as _load  # isort: skip  # before anything else loads _core
 from fastnn._core import empty_cache, memory_stats, reset_peak_memory_stats
 from fastnn.autograd import (
     autocast,

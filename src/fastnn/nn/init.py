@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from fastnn.autograd import no_grad
-from fastnn.random import randn, uniform_
 from fastnn.random import normal_ as _normal
+from fastnn.random import randn, uniform_
 from fastnn.tensor import Tensor, from_numpy
 
 __all__ = [

@@ -46,9 +46,7 @@ class Optimizer:
         params = [params] if isinstance(params, Tensor) else list(params)
         for p in params:
             if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}: expected tensors, got {type(p).__name__}"
-                )
+                raise TypeError(f"{type(self).__name__}: expected tensors, got {type(p).__name__}")
         known = {id(p) for other in self.param_groups for p in other["params"]}
         if len({id(p) for p in params} | known) != len(params) + len(known):
             raise ValueError(f"{type(self).__name__}: a parameter stands in the groups twice")
@@ -141,7 +139,9 @@ class Optimizer:
                     self.state[id(p)] = {**self.state.get(id(p), {"step": 0})}
                     self.state[id(p)].pop(name, None)
                     target = self._buffers([p], name)[0]
-                    held[name] = target.copy_(tensor(value) if not isinstance(value, Tensor) else value)
+                    held[name] = target.copy_(
+                        tensor(value) if not isinstance(value, Tensor) else value
+                    )
                 else:
                     held[name] = value
             loaded[id(p)] = held

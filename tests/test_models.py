@@ -1,0 +1,127 @@
+"""Networks: published parameter counts and multiply-adds, names, and a step of training each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import models
+
+PARAMETERS = {
+    "lenet5": 60_850, "resnet20": 269_722, "resnet56": 853_018, "resnet110": 1_727_962,
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+    "resnet101": 44_549_160, "resnet152": 60_192_808, "vgg11": 132_863_336,
+    "vgg11_bn": 132_868_840, "vgg13": 133_047_848, "vgg13_bn": 133_053_736, "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248,
+}  # fmt: skip
+GMACS = {"vgg11": 7.609, "vgg16": 15.47, "resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089}
+
+
+@pytest.fixture
+def quick_init(monkeypatch):
+    """Zeros instead of random values: drawing 140 million of them takes seconds."""
+    from fastnn.nn import init
+
+    for fill in ("kaiming_normal_", "kaiming_uniform_", "normal_", "_uniform"):
+        monkeypatch.setattr(init, fill, lambda tensor, *args, **kwargs: init.zeros_(tensor))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_published_one(name, quick_init):
+    model = models.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_multiply_adds_are_the_published_ones(name, quick_init):
+    with fastnn.no_grad():
+        table = fastnn.summary(models.create_model(name), (3, 224, 224))
+    assert table.macs / 1e9 == pytest.approx(GMACS[name], abs=6e-4)
+    assert f"{PARAMETERS[name]:,}" in str(table)
+
+
+def test_vgg16_sizes_are_the_textbooks(quick_init):
+    """138 M parameters (FC1 alone 102,760,448, without its bias)."""
+    with fastnn.no_grad():
+        table = fastnn.summary(models.vgg16(), (3, 224, 224))
+    first = next(r for r in table.rows if r.name == "classifier.0")
+    assert first.parameters == 102_760_448 + 4096
+
+
+def test_lenet_layer_by_layer():
+    table = fastnn.summary(models.lenet5(), (1, 32, 32))
+    assert [r.parameters for r in table.rows] == [156, 12, 1516, 32, 48120, 10164, 850]
+    assert [r.shape for r in table.rows] == [
+        (6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84,), (10,),
+    ]  # fmt: skip
+
+
+def test_lenet_maps_see_only_their_table():
+    """A change of one S2 map moves just the C3 maps that list it."""
+    from fastnn.models.lenet import C3_TABLE
+
+    layer = models.lenet5().c3
+    x = np.zeros((1, 6, 5, 5), np.float32)
+    for source in range(6):
+        moved = x.copy()
+        moved[:, source] = 1
+        change = (layer(fastnn.tensor(moved)) - layer(fastnn.tensor(x))).detach().numpy()
+        touched = {int(i) for i in np.nonzero(change.reshape(-1))[0]}
+        assert touched == {i for i, row in enumerate(C3_TABLE) if source in row}
+
+
+def test_names_are_torchvisions():
+    resnet = set(models.resnet50(num_classes=3).state_dict())
+    assert {
+        "conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight",
+        "layer3.5.bn2.num_batches_tracked", "fc.bias",
+    } <= resnet  # fmt: skip
+    assert len(resnet) == 320
+    vgg = set(dict(models.VGG(models.vgg.LAYERS["vgg11"], True, num_classes=2).state_dict()))
+    assert {"features.0.weight", "features.1.running_mean", "features.25.bias",
+            "classifier.6.weight"} <= vgg  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lenet5", (1, 32, 32)), ("resnet20", (3, 16, 16)), ("resnet18", (3, 32, 32)),
+     ("resnet50", (3, 32, 32))],
+)  # fmt: skip
+def test_a_step_lowers_the_loss(name, shape):
+    model = models.create_model(name, in_channels=shape[0], num_classes=10)
+    optimizer = fastnn.optim.SGD(model.parameters(), lr=0.01)
+    x, y = fastnn.randn(8, *shape), fastnn.tensor([i % 10 for i in range(8)])
+    losses = []
+    for _ in range(4):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_plain_networks_have_the_same_parameters_but_no_shortcut():
+    plain, deep = models.resnet20(shortcuts=False), models.resnet20()
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in deep.parameters())
+    plain.load_state_dict(deep.state_dict())
+    x = fastnn.randn(2, 3, 8, 8)
+    assert not np.allclose(plain.eval()(x).detach().numpy(), deep.eval()(x).detach().numpy())
+
+
+def test_zero_init_starts_blocks_as_identities():
+    block = models.resnet18(zero_init_residual=True).layer1[0].eval()
+    x = fastnn.rand(1, 64, 4, 4)
+    assert np.array_equal(block(x).detach().numpy(), x.numpy())
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="create_model: expected one of lenet5, .*got 'resnet19'"):
+        models.create_model("resnet19")
+    with pytest.raises(ValueError, match=r"depth expects 6n \+ 2, got 21"):
+        models.CifarResNet(21)
+    with pytest.raises(ValueError, match=r"LeNet5: input expects shape \(N, 1, 32, 32\)"):
+        models.lenet5()(fastnn.zeros(1, 1, 28, 28))

@@ -1,0 +1,226 @@
+"""Modules: what they find, what they save, what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 3)])
+        self.scale = nn.Parameter(fastnn.ones(1))
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.first(x)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        for block in self.blocks:
+            x = block(x)
+        return x * self.scale
+
+
+def test_parameters_and_buffers_are_found_by_name():
+    net = Net()
+    assert [n for n, _ in net.named_parameters()] == [
+        "scale", "first.weight", "first.bias", "norm.weight", "norm.bias",
+        "blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "blocks.1.bias",
+    ]  # fmt: skip
+    assert [n for n, _ in net.named_buffers()] == [
+        "norm.running_mean", "norm.running_var", "norm.num_batches_tracked",
+    ]  # fmt: skip
+    assert len(list(net.modules())) == 6
+
+
+def test_a_parameter_used_twice_counts_once():
+    layer = nn.Linear(3, 3)
+    assert len(list(nn.Sequential(layer, nn.ReLU(), layer).parameters())) == 2
+
+
+def test_every_parameter_gets_a_gradient_and_forgets_it():
+    net = Net()
+    net(fastnn.randn(3, 2, 5, 5)).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_train_and_eval_reach_every_module():
+    net = Net().eval()
+    assert not any(m.training for m in net.modules())
+    assert all(m.training for m in net.train().modules())
+
+
+def test_state_moves_between_networks():
+    source, target = Net(), Net()
+    source(fastnn.randn(4, 2, 5, 5))  # moves the running statistics
+    target.load_state_dict(source.state_dict())
+    x = fastnn.randn(2, 2, 5, 5)
+    assert np.array_equal(source.eval()(x).detach().numpy(), target.eval()(x).detach().numpy())
+    assert target.norm.num_batches_tracked.item() == 1
+
+
+def test_state_mismatch_lists_every_problem_and_changes_nothing():
+    net = Net()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    del state["first.bias"]
+    state["stranger"] = fastnn.ones(1)
+    state["blocks.1.bias"] = fastnn.ones(7)
+    state["scale"] = fastnn.full(1, 9.0)
+    with pytest.raises(RuntimeError) as error:
+        net.load_state_dict(state)
+    for part in (
+        "missing: first.bias",
+        "unexpected: stranger",
+        r"blocks.1.bias: expected shape (3,)",
+    ):
+        assert part in str(error.value)
+    assert net.scale.item() == 1
+
+
+def test_loose_loading_takes_what_fits():
+    net = Net()
+    net.load_state_dict({"scale": fastnn.full(1, 9.0), "stranger": fastnn.ones(1)}, strict=False)
+    assert net.scale.item() == 9
+
+
+def test_state_loads_from_numpy_and_other_dtypes():
+    layer = nn.Linear(2, 2)
+    layer.load_state_dict({"weight": np.eye(2), "bias": fastnn.ones(2, dtype="bfloat16")})
+    assert layer.weight.tolist() == [[1, 0], [0, 1]] and layer.bias.tolist() == [1, 1]
+
+
+def test_hooks_see_and_replace_values():
+    layer, seen = nn.Linear(2, 2), []
+    remove = layer.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    layer(fastnn.ones(3, 2))
+    remove()
+    layer(fastnn.ones(4, 2))
+    assert seen == [(3, 2)]
+    layer.register_forward_pre_hook(lambda m, args: (args[0] * 0,))
+    assert np.array_equal(layer(fastnn.ones(1, 2)).detach().numpy()[0], layer.bias.detach().numpy())
+
+
+def test_apply_visits_every_module():
+    visited = []
+    Net().apply(lambda m: visited.append(type(m).__name__))
+    assert visited[-1] == "Net" and visited.count("Linear") == 2
+
+
+def test_repr_reads_like_a_tree():
+    text = repr(nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Sequential(nn.ReLU())))
+    assert text == (
+        "Sequential(\n  (0): Conv2d(1, 2, kernel_size=(3, 3), stride=1, bias=False)\n"
+        "  (1): Sequential(\n    (0): ReLU()\n  )\n)"
+    )
+
+
+def test_to_changes_floating_values_only():
+    net = Net().to("bfloat16")
+    assert net.first.weight.dtype is fastnn.bfloat16
+    assert net.norm.num_batches_tracked.dtype is fastnn.int64
+    assert isinstance(net.scale, nn.Parameter)
+    with pytest.raises(RuntimeError, match="device 'cuda' is not available"):
+        net.to("cuda")
+
+
+def test_mistakes_are_named():
+    class Forgetful(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(1, 1)
+
+    with pytest.raises(AttributeError, match=r"Forgetful: call super\(\).__init__\(\)"):
+        Forgetful()
+    with pytest.raises(TypeError, match="weight: expected a Parameter or None, got a Tensor"):
+        nn.Linear(1, 1).weight = fastnn.ones(1, 1)
+    with pytest.raises(NotImplementedError, match=r"forward\(\) is not written"):
+        nn.Module()(1)
+    with pytest.raises(TypeError, match="ModuleList: expected a Module, got int"):
+        nn.ModuleList([3])
+    with pytest.raises(ValueError, match="Conv2d: out_channels expects a multiple of groups=2"):
+        nn.Conv2d(4, 3, 1, groups=2)
+    with pytest.raises(TypeError, match="LeakyReLU: expected settings"):
+        nn.LeakyReLU(slope=1)
+
+
+def test_containers_index_slice_and_iterate():
+    net = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sigmoid())
+    assert isinstance(net[1], nn.Tanh) and isinstance(net[-1], nn.Sigmoid)
+    assert [type(m).__name__ for m in net[1:]] == ["Tanh", "Sigmoid"]
+    named = nn.ModuleDict({"a": nn.ReLU()})
+    assert "a" in named and list(named) == ["a"] and len(named) == 1
+
+
+LAYERS = [
+    (nn.ReLU(), (2, 4)), (nn.LeakyReLU(0.2), (2, 4)), (nn.ELU(), (2, 4)), (nn.SELU(), (2, 4)),
+    (nn.GELU("tanh"), (2, 4)), (nn.SiLU(), (2, 4)), (nn.Sigmoid(), (2, 4)), (nn.Tanh(), (2, 4)),
+    (nn.Softplus(beta=2.0), (2, 4)), (nn.Hardswish(), (2, 4)), (nn.Maxout(2), (2, 4)),
+    (nn.Softmax(1), (2, 4)), (nn.LogSoftmax(1), (2, 4)), (nn.PReLU(4), (2, 4)),
+    (nn.Linear(4, 3), (2, 4)), (nn.Flatten(), (2, 4, 3, 3)), (nn.Identity(), (2, 4)),
+    (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)), (nn.ConvTranspose2d(4, 6, 3, 2), (2, 4, 5, 5)),
+    (nn.BatchNorm1d(4), (5, 4)), (nn.BatchNorm2d(4), (2, 4, 3, 3)), (nn.LayerNorm(4), (2, 4)),
+    (nn.InstanceNorm2d(4, affine=True), (2, 4, 3, 3)), (nn.GroupNorm(2, 4), (2, 4, 3, 3)),
+    (nn.LocalResponseNorm(3), (2, 4, 3, 3)), (nn.MaxPool2d(2), (2, 4, 4, 4)),
+    (nn.AvgPool2d(2), (2, 4, 4, 4)), (nn.AdaptiveAvgPool2d(1), (2, 4, 4, 4)),
+    (nn.AdaptiveMaxPool2d(2), (2, 4, 4, 4)), (nn.Upsample(scale_factor=2), (2, 4, 3, 3)),
+    (nn.Dropout(0.5), (2, 4)), (nn.Dropout2d(0.5), (2, 4, 3, 3)), (nn.DropPath(0.5), (2, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: type(v).__name__)
+def test_every_layer_runs_forward_and_backward(layer, shape):
+    x = fastnn.randn(*shape, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == shape and np.isfinite(x.grad.numpy()).all()
+    assert type(layer).__name__ in repr(layer)
+
+
+def test_losses_as_layers_equal_their_functions():
+    scores, labels = fastnn.randn(4, 3), fastnn.tensor([0, 1, 2, 1])
+    a, b = fastnn.randn(5), fastnn.rand(5)
+    pairs = [
+        (nn.CrossEntropyLoss(label_smoothing=0.1)(scores, labels),
+         F.cross_entropy(scores, labels, label_smoothing=0.1)),
+        (nn.NLLLoss()(scores, labels), F.nll_loss(scores, labels)),
+        (nn.MSELoss("sum")(a, b), F.mse_loss(a, b, "sum")),
+        (nn.L1Loss()(a, b), F.l1_loss(a, b)),
+        (nn.SmoothL1Loss(beta=0.5)(a, b), F.smooth_l1_loss(a, b, beta=0.5)),
+        (nn.BCEWithLogitsLoss()(a, b), F.binary_cross_entropy_with_logits(a, b)),
+    ]  # fmt: skip
+    for got, want in pairs:
+        assert got.item() == want.item()
+
+
+def test_batch_norm_can_average_over_all_batches():
+    norm = nn.BatchNorm1d(1, momentum=None)
+    batches = [fastnn.tensor([[0.0], [2.0]]), fastnn.tensor([[4.0], [8.0]])]
+    for batch in batches:
+        norm(batch)
+    assert norm.running_mean.item() == pytest.approx((1 + 6) / 2)
+    assert norm.running_var.item() == pytest.approx((2 + 8) / 2)
+
+
+def test_weight_norm_splits_length_from_direction_and_back():
+    layer = nn.Linear(3, 2)
+    weight = layer.weight.detach().numpy().copy()
+    nn.weight_norm(layer)
+    assert [n for n, _ in layer.named_parameters()] == ["bias", "weight_g", "weight_v"]
+    x = fastnn.randn(4, 3)
+    before = layer(x).detach().numpy()
+    np.testing.assert_allclose(
+        before, x.numpy() @ weight.T + layer.bias.detach().numpy(), atol=1e-6
+    )
+    layer(x).sum().backward()
+    # The direction's gradient has no part along the direction.
+    dot = (layer.weight_v.grad.numpy() * layer.weight_v.detach().numpy()).sum(1)
+    np.testing.assert_allclose(dot, 0, atol=1e-5)
+    nn.remove_weight_norm(layer)
+    np.testing.assert_allclose(layer(x).detach().numpy(), before, atol=1e-6)
+    with pytest.raises(ValueError, match="remove_weight_norm: 'weight' of Linear has none"):
+        nn.remove_weight_norm(layer)
