@@ -98,6 +98,9 @@ void bind_array(py::module_& m) {
 
   m.def("from_numpy", &from_numpy);
   m.def("empty", &empty);
+  m.def("empty_like", [](const Array& x, DType dtype) {
+    return x.is_dense() ? empty_strided(x.shape(), x.strides(), dtype) : empty(x.shape(), dtype);
+  });
   m.def("full", &ops::full);
   m.def("astype", &ops::astype, NoGil());
   m.def("canonical", &ops::canonical, NoGil());

@@ -16,8 +16,7 @@ constexpr float kGeluCubic = 0.044715f;
 template <class T, class F>
 void map(const T* x, T* y, int64_t count, const F& f) {
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end,
-                [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n); });
+    vector_loop(begin, end, [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n); });
   });
 }
 
@@ -48,11 +47,9 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
     case Activation::leaky_relu:
       return map(x, y, count, [=](vfloat v) { return select(v < 0, v * a, v); });
     case Activation::elu:
-      return map(x, y, count,
-                 [=](vfloat v) { return b * select(v < 0, a * (vexp(v) - 1.0f), v); });
+      return map(x, y, count, [=](vfloat v) { return b * select(v < 0, a * (vexp(v) - 1.0f), v); });
     case Activation::gelu:
-      return map(x, y, count,
-                 [](vfloat v) { return 0.5f * v * (1.0f + verf(v * kInverseSqrt2)); });
+      return map(x, y, count, [](vfloat v) { return 0.5f * v * (1.0f + verf(v * kInverseSqrt2)); });
     case Activation::gelu_tanh:
       return map(x, y, count, [](vfloat v) {
         return 0.5f * v * (1.0f + vtanh(kSqrt2OverPi * (v + kGeluCubic * v * v * v)));
@@ -70,9 +67,8 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
         return select(z > b, v, soft);
       });
     case Activation::hardswish:
-      return map(x, y, count, [](vfloat v) {
-        return v * vmax(vfloat{}, vmin(set1(6.0f), v + 3.0f)) / 6.0f;
-      });
+      return map(x, y, count,
+                 [](vfloat v) { return v * vmax(vfloat{}, vmin(set1(6.0f), v + 3.0f)) / 6.0f; });
   }
 }
 
@@ -233,9 +229,8 @@ void prelu_backward(const void* g, const void* x, const float* weight, void* gra
                     float* grad_weight, int64_t pixels, int64_t C, DType dtype) {
   with_type(dtype, [&](auto* t) {
     using P = decltype(t);
-    prelu_backward_typed(static_cast<P>(const_cast<void*>(g)),
-                         static_cast<P>(const_cast<void*>(x)), weight, static_cast<P>(grad_x),
-                         grad_weight, pixels, C);
+    prelu_backward_typed(static_cast<P>(const_cast<void*>(g)), static_cast<P>(const_cast<void*>(x)),
+                         weight, static_cast<P>(grad_x), grad_weight, pixels, C);
   });
 }
 

@@ -2,10 +2,10 @@
 //
 // Input pixel (h, w) receives from output pixel (oh, ow) through tap (kh, kw) where
 //   oh * stride + kh * dilation - pad = h.
-// For a fixed phase h mod stride, the taps with (h + pad - kh * dilation) divisible by the stride are
-// fixed too, and the phase is a stride-1 convolution of grad_output with these taps and transposed
-// weights: stride_h * stride_w products of a quarter of the taps each (stride 2, 3x3: 1, 2, 2, 4),
-// without a single multiplication by an inserted zero. Flops: those of the forward pass.
+// For a fixed phase h mod stride, the taps with (h + pad - kh * dilation) divisible by the stride
+// are fixed too, and the phase is a stride-1 convolution of grad_output with these taps and
+// transposed weights: stride_h * stride_w products of a quarter of the taps each (stride 2, 3x3: 1,
+// 2, 2, 4), without a single multiplication by an inserted zero. Flops: those of the forward pass.
 #include "core/allocator.h"
 #include "cpu/implicit_gemm.h"
 
@@ -67,11 +67,32 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
         } else {
           pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
         }
-        TapGrid grid{g, p.N, p.OH, p.OW, p.OC, group * oc, oc,
+        TapGrid grid{g,
+                     p.N,
+                     p.OH,
+                     p.OW,
+                     p.OC,
+                     group * oc,
+                     oc,
                      (p.H - ph + p.stride_h - 1) / p.stride_h,
-                     (p.W - pw + p.stride_w - 1) / p.stride_w, 1, 1, taps.count, taps.dh, taps.dw,
-                     packed.floats(), ic, grad_input, p.H, p.W, p.C, group * ic, ph, p.stride_h,
-                     pw, p.stride_w, epilogue};
+                     (p.W - pw + p.stride_w - 1) / p.stride_w,
+                     1,
+                     1,
+                     taps.count,
+                     taps.dh,
+                     taps.dw,
+                     packed.floats(),
+                     ic,
+                     grad_input,
+                     p.H,
+                     p.W,
+                     p.C,
+                     group * ic,
+                     ph,
+                     p.stride_h,
+                     pw,
+                     p.stride_w,
+                     epilogue};
         run_grid<T>(grid);
       }
 }

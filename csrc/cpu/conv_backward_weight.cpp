@@ -3,13 +3,13 @@
 //
 // An outer product over pixels, computed where the operands lie: M broadcasts of input channels
 // times NV vectors of output channels, the tile kept in registers over a whole unit of pixels (a
-// strip of rows, or several small images). Where the dilation along w is 1, the KW * IC values under a
-// row of taps are contiguous in the padded panel and form one long M dimension, which also serves
-// stems with 3 input channels.
+// strip of rows, or several small images). Where the dilation along w is 1, the KW * IC values
+// under a row of taps are contiguous in the padded panel and form one long M dimension, which also
+// serves stems with 3 input channels.
 //
-// Determinism: units are dealt to R partial sums by shape alone and the partials are added in order.
-// R is small where the weight is large (each partial is as large as the weight), and then the
-// columns of the weight are the parallel dimension instead. Flops: those of the forward pass.
+// Determinism: units are dealt to R partial sums by shape alone and the partials are added in
+// order. R is small where the weight is large (each partial is as large as the weight), and then
+// the columns of the weight are the parallel dimension instead. Flops: those of the forward pass.
 #include "core/allocator.h"
 #include "cpu/implicit_gemm.h"
 
@@ -161,8 +161,7 @@ void bias_gradient_typed(const T* g, int64_t pixels, int64_t channels, float* gr
   });
 }
 
-void bias_gradient(const void* g, int64_t pixels, int64_t channels, DType dtype,
-                   float* grad_bias) {
+void bias_gradient(const void* g, int64_t pixels, int64_t channels, DType dtype, float* grad_bias) {
   if (dtype == DType::float32)
     bias_gradient_typed(static_cast<const float*>(g), pixels, channels, grad_bias);
   else

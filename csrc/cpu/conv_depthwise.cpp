@@ -1,8 +1,8 @@
-// Depthwise conv2d (one filter per channel): every pass is a few multiply-adds per element loaded, so
-// the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
+// Depthwise conv2d (one filter per channel): every pass is a few multiply-adds per element loaded,
+// so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
-// Weights are turned once per call from [C][KH][KW] to [KH][KW][C]. Tasks are output (or input) rows;
-// the weight gradient sums rows into fixed chunks and adds the chunks in order.
+// Weights are turned once per call from [C][KH][KW] to [KH][KW][C]. Tasks are output (or input)
+// rows; the weight gradient sums rows into fixed chunks and adds the chunks in order.
 #include "core/allocator.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"

@@ -3,8 +3,8 @@
 //
 // Weights are packed once per call to [block of NR output channels][kh][kw][ic][NR], then
 // implicit_gemm.h does the rest; groups are separate products over channel ranges.
-// Flops: 2 N OH OW OC KH KW IC. Rejected: im2col (writes and reads KH KW times the input), padding the
-// whole input (a strip in L2 costs a hundredth of it).
+// Flops: 2 N OH OW OC KH KW IC. Rejected: im2col (writes and reads KH KW times the input), padding
+// the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
 #include "cpu/implicit_gemm.h"
 
@@ -38,9 +38,15 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   for (int64_t group = 0; group < p.groups; ++group) {
     pack_weight(w + group * oc * rows, oc, rows, packed.floats());
     ConvEpilogue e = epilogue;
-    TapGrid grid{x,      p.N,   p.H, p.W, p.C,          group * ic,         ic, p.OH, p.OW,
-                 p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW), dh, dw, packed.floats(),
-                 oc,     y,     p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, e};
+    TapGrid grid{x,          p.N,        p.H,
+                 p.W,        p.C,        group * ic,
+                 ic,         p.OH,       p.OW,
+                 p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
+                 dh,         dw,         packed.floats(),
+                 oc,         y,          p.OH,
+                 p.OW,       p.OC,       group * oc,
+                 0,          1,          0,
+                 1,          e};
     run_grid<T>(grid);
   }
 }

@@ -1,5 +1,6 @@
-// Dropout: one read and one write per element; the mask costs ten rounds of integer arithmetic per four
-// elements, which stay below the time of the memory traffic, so nothing is stored for the backward.
+// Dropout: one read and one write per element; the mask costs ten rounds of integer arithmetic per
+// four elements, which stay below the time of the memory traffic, so nothing is stored for the
+// backward.
 #include "core/philox.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
@@ -9,8 +10,8 @@ namespace {
 
 constexpr int64_t kWords = 1024;  // generated at a time, into L1
 
-// Words first .. first + kWords - 1 of the stream; first is a multiple of 4. The loop over blocks is
-// written so that the compiler runs LANES of them at once.
+// Words first .. first + kWords - 1 of the stream; first is a multiple of 4. The loop over blocks
+// is written so that the compiler runs LANES of them at once.
 void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
   for (int64_t b = 0; b < kWords / 4; ++b) {
     const Philox4 four = philox(seed, offset, static_cast<uint64_t>(first / 4 + b));
@@ -41,17 +42,16 @@ void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t off
 }
 
 template <class T>
-void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t seed,
-                 uint64_t offset, uint32_t threshold, float scale) {
+void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t seed, uint64_t offset,
+                 uint32_t threshold, float scale) {
   auto kept = [&](int64_t unit) {
     return philox(seed, offset, static_cast<uint64_t>(unit / 4)).word[unit % 4] >= threshold;
   };
   if (C == 1) {  // whole samples
     parallel_for(N, [&](int64_t n) {
       if (kept(n))
-        vector_loop(n * P, (n + 1) * P, [&](int64_t i, int l) {
-          store_any(y + i, load_any(x + i, l) * scale, l);
-        });
+        vector_loop(n * P, (n + 1) * P,
+                    [&](int64_t i, int l) { store_any(y + i, load_any(x + i, l) * scale, l); });
       else
         __builtin_memset(y + n * P, 0, sizeof(T) * static_cast<size_t>(P));
     });

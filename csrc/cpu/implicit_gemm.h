@@ -4,7 +4,8 @@
 // Every output pixel (i, j) of a grid is a sum over taps of the channels of one input pixel,
 //   y[i][j][n] = sum over t, k of a[i * step_h + dh[t]][j * step_w + dw[t]][k] * B[t][k][n]
 // with input outside the image counted as zero. Forward is one such grid; the gradient of a strided
-// convolution is stride_h * stride_w of them, one per output phase, each with the taps that reach it.
+// convolution is stride_h * stride_w of them, one per output phase, each with the taps that reach
+// it.
 //
 //   task = (group of small images or strip of grid rows) x (range of column blocks)
 //     panel: the input rows it needs, zero padded, in float32, in this thread's L2
@@ -13,7 +14,8 @@
 //
 // Every output is computed by one kernel call in one order, so tasks may be cut freely.
 // Cost: 2 * pixels * taps * K * columns flops. Per multiply-add tile the kernel reads B from L2 at
-// 4 * NR bytes per MR * NV FMAs (9 B/cycle on AVX-512), which sets MR x NR rather than cache blocking.
+// 4 * NR bytes per MR * NV FMAs (9 B/cycle on AVX-512), which sets MR x NR rather than cache
+// blocking.
 #pragma once
 
 #include "cpu/matmul.h"
@@ -26,19 +28,19 @@ constexpr int kMaxTaps = 1024;
 constexpr int64_t kPanelBytes = 384 << 10;
 
 struct TapGrid {
-  const void* a;                      // input images, NHWC
+  const void* a;  // input images, NHWC
   int64_t N, H, W;
-  int64_t a_pixel, a_channel, K;      // elements per pixel, first channel used, channels used
-  int64_t GH, GW, step_h, step_w;     // the grid and its step through the input
+  int64_t a_pixel, a_channel, K;   // elements per pixel, first channel used, channels used
+  int64_t GH, GW, step_h, step_w;  // the grid and its step through the input
   int tap_count;
   const int64_t* dh;
   const int64_t* dw;
-  const float* b;                     // packed [block][tap][K][block width]
+  const float* b;  // packed [block][tap][K][block width]
   int64_t columns;
-  void* y;                            // output images, NHWC
+  void* y;  // output images, NHWC
   int64_t YH, YW, y_pixel, y_channel;
   int64_t y_row0, y_row_step, y_col0, y_col_step;  // where grid point (i, j) lies in the output
-  ConvEpilogue epilogue;              // bias and residual offsets are those of y
+  ConvEpilogue epilogue;                           // bias and residual offsets are those of y
 };
 
 FASTNN_INLINE int64_t low(const int64_t* v, int n) {
@@ -189,10 +191,10 @@ void run_grid(TapGrid g) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
         for (int r = 0; r < m; ++r) {
           at[r] = panel + image * image_size + (i * g.step_h * cols + j * g.step_w) * pixel;
-          where[r] = (((first_image + image) * g.YH + g.y_row0 + (first_row + i) * g.y_row_step) *
-                          g.YW +
-                      g.y_col0 + j * g.y_col_step) *
-                     g.y_pixel;
+          where[r] =
+              (((first_image + image) * g.YH + g.y_row0 + (first_row + i) * g.y_row_step) * g.YW +
+               g.y_col0 + j * g.y_col_step) *
+              g.y_pixel;
           if (++j == g.GW) {
             j = 0;
             if (++i == rows) {
@@ -202,8 +204,8 @@ void run_grid(TapGrid g) {
           }
         }
         product_kernels[m - 1][vectors - 1](at, taps, tap_count, k, b, tile);
-        store_tile(tile, vectors * LANES, m, where, g.y_channel + block * NR,
-                   left < NR ? left : NR, g.epilogue, y);
+        store_tile(tile, vectors * LANES, m, where, g.y_channel + block * NR, left < NR ? left : NR,
+                   g.epilogue, y);
       }
     }
   });

@@ -1,6 +1,6 @@
-// Nearest and bilinear resampling of NHWC images; vectors run over channels, one task per image row.
-// The backward pass gathers: an input pixel adds up the outputs that read it, in a fixed order.
-// Floor: the larger image written or read once; the smaller one comes from cache.
+// Nearest and bilinear resampling of NHWC images; vectors run over channels, one task per image
+// row. The backward pass gathers: an input pixel adds up the outputs that read it, in a fixed
+// order. Floor: the larger image written or read once; the smaller one comes from cache.
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 

@@ -1,8 +1,9 @@
 // Losses.
 //
-// Class losses, per row with logits x, target distribution t (one-hot labels or probabilities, smoothed
-// by s: t (1 - s) + s / C) and class weights w:
-//   loss = sum_c t_c w_c (log sum exp(x) - x_c),  d loss / d x_k = (sum_c t_c w_c) softmax_k - t_k w_k.
+// Class losses, per row with logits x, target distribution t (one-hot labels or probabilities,
+// smoothed by s: t (1 - s) + s / C) and class weights w:
+//   loss = sum_c t_c w_c (log sum exp(x) - x_c),  d loss / d x_k = (sum_c t_c w_c) softmax_k - t_k
+//   w_k.
 // One pass for the maximum, one for the sum, one for the result, with the row in L1.
 // Pair losses are elementwise: two reads, one write.
 #include "cpu/simd/math.h"
@@ -18,8 +19,7 @@ struct Target {
 
   __attribute__((always_inline)) float operator()(int64_t c) const {
     const float w = p.weight ? p.weight[c] : 1.0f;
-    const float t = p.labels ? (p.labels[row] == c ? 1.0f : 0.0f)
-                             : p.probabilities[row * p.C + c];
+    const float t = p.labels ? (p.labels[row] == c ? 1.0f : 0.0f) : p.probabilities[row * p.C + c];
     return w * (t * (1.0f - p.smoothing) + p.smoothing / static_cast<float>(p.C));
   }
 };
@@ -123,7 +123,8 @@ void pairs(PairLoss kind, float a, const float* x, const float* t, const float* 
           y = select(vabs(d) < a, 0.5f * d * d / a, vabs(d) - 0.5f * a);
           break;
         default: {
-          // (1 - t) x + (1 + (p - 1) t) softplus(-x), with softplus(-x) = log1p(e^-|x|) + max(-x, 0)
+          // (1 - t) x + (1 + (p - 1) t) softplus(-x), with softplus(-x) = log1p(e^-|x|) + max(-x,
+          // 0)
           const vfloat soft = vlog1p(vexp(-vabs(v))) + vmax(-v, vfloat{});
           const vfloat share = 1.0f + (ones_or(pos_weight, i, n) - 1.0f) * target;
           y = ((1.0f - target) * v + share * soft) * ones_or(weight, i, n);

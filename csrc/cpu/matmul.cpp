@@ -62,13 +62,13 @@ void outer(const OuterStrip& s, float* tile, int64_t pitch, bool add) {
 }  // namespace
 
 #define FASTNN_TILES(KERNEL, M) {KERNEL<M, 1>, KERNEL<M, 2>}
-#define FASTNN_SMALL_TILES(KERNEL)                                                     \
-  FASTNN_TILES(KERNEL, 1), FASTNN_TILES(KERNEL, 2), FASTNN_TILES(KERNEL, 3),           \
+#define FASTNN_SMALL_TILES(KERNEL)                                           \
+  FASTNN_TILES(KERNEL, 1), FASTNN_TILES(KERNEL, 2), FASTNN_TILES(KERNEL, 3), \
       FASTNN_TILES(KERNEL, 4), FASTNN_TILES(KERNEL, 5), FASTNN_TILES(KERNEL, 6)
 #if defined(FASTNN_ISA_avx512)
-#define FASTNN_ALL_TILES(KERNEL)                                                       \
-  FASTNN_SMALL_TILES(KERNEL), FASTNN_TILES(KERNEL, 7), FASTNN_TILES(KERNEL, 8),        \
-      FASTNN_TILES(KERNEL, 9), FASTNN_TILES(KERNEL, 10), FASTNN_TILES(KERNEL, 11),     \
+#define FASTNN_ALL_TILES(KERNEL)                                                   \
+  FASTNN_SMALL_TILES(KERNEL), FASTNN_TILES(KERNEL, 7), FASTNN_TILES(KERNEL, 8),    \
+      FASTNN_TILES(KERNEL, 9), FASTNN_TILES(KERNEL, 10), FASTNN_TILES(KERNEL, 11), \
       FASTNN_TILES(KERNEL, 12), FASTNN_TILES(KERNEL, 13), FASTNN_TILES(KERNEL, 14)
 #else
 #define FASTNN_ALL_TILES(KERNEL) FASTNN_SMALL_TILES(KERNEL)

@@ -1,9 +1,9 @@
 // The register-blocked kernels that convolution, linear and matmul loop over.
 //
 // product: C[m][n] = sum over taps t and k of rows[m][taps[t] + k] * B[t][k][n]
-//   A tile of M rows by V vectors of accumulators stays in registers over the whole reduction, which
-//   may run over several taps (a batch-reduce GEMM): a convolution's output is written once. Rows are
-//   separate pointers, so a tile may hold any pixels: no row-end remainder, no im2col.
+//   A tile of M rows by V vectors of accumulators stays in registers over the whole reduction,
+//   which may run over several taps (a batch-reduce GEMM): a convolution's output is written once.
+//   Rows are separate pointers, so a tile may hold any pixels: no row-end remainder, no im2col.
 //
 //            n: V * LANES columns of packed B, one row per k ->
 //       row0 [ acc acc ]      per k: V loads of B, M broadcasts of A, M * V multiply-adds

@@ -1,9 +1,9 @@
 // Batch, instance and group norm: vectors run over channels of NHWC pixels.
 //
-// Segments are cut into chunks of pixels by shape. A chunk computes its channel means, then its sums of
-// squared deviations from them while it is still in L2 (two passes, no cancellation, memory read once);
-// chunks merge in order by Chan's formula. Apply and backward are one pass each.
-// Bytes, forward: 2 reads (moments, apply) and 1 write of x; the floor is these over the copy bandwidth.
+// Segments are cut into chunks of pixels by shape. A chunk computes its channel means, then its
+// sums of squared deviations from them while it is still in L2 (two passes, no cancellation, memory
+// read once); chunks merge in order by Chan's formula. Apply and backward are one pass each. Bytes,
+// forward: 2 reads (moments, apply) and 1 write of x; the floor is these over the copy bandwidth.
 #include "core/allocator.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"

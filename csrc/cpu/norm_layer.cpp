@@ -1,9 +1,8 @@
 // Layer norm over contiguous rows, and local response norm over the channels of a pixel.
 //
-// Layer norm: a row is in cache for its second pass (squared deviations) and third (output). The weight
-// gradient sums rows in fixed chunks, added in order.
-// Local response norm: squares go to a zero-padded row, so that the window sum needs no edge cases; the
-// power is exp(-beta log(.)).
+// Layer norm: a row is in cache for its second pass (squared deviations) and third (output). The
+// weight gradient sums rows in fixed chunks, added in order. Local response norm: squares go to a
+// zero-padded row, so that the window sum needs no edge cases; the power is exp(-beta log(.)).
 #include "core/allocator.h"
 #include "cpu/simd/math.h"
 #include "ops/slots.h"
@@ -30,8 +29,8 @@ void layer_typed(const T* x, int64_t rows, int64_t D, float eps, const float* we
   parallel_ranges(rows, kGrain / (D + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* row = x + r * D;
-      const float m =
-          row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n); }) / static_cast<float>(D);
+      const float m = row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n); }) /
+                      static_cast<float>(D);
       const float m2 = row_sum<T>(D, [&](int64_t i, int n) {
         const vfloat away = load_any(row + i, n) - m;
         return away * away;
@@ -68,9 +67,10 @@ void layer_backward_typed(const T* g, const T* x, int64_t rows, int64_t D, const
         return weight ? v * load_any(weight + i, n) : v;
       };
       const float first = row_sum<T>(D, weighted) / static_cast<float>(D);
-      const float second = row_sum<T>(D, [&](int64_t i, int n) {
-                             return weighted(i, n) * (load_any(row + i, n) - m);
-                           }) * inverse * inverse / static_cast<float>(D);
+      const float second =
+          row_sum<T>(
+              D, [&](int64_t i, int n) { return weighted(i, n) * (load_any(row + i, n) - m); }) *
+          inverse * inverse / static_cast<float>(D);
       vector_loop(0, D, [&](int64_t i, int n) {
         const vfloat away = load_any(row + i, n) - m;
         store_any(grad_x + r * D + i, (weighted(i, n) - first - away * second) * inverse, n);
@@ -176,8 +176,7 @@ void layer_backward(const void* g, const void* x, int64_t rows, int64_t D, DType
                     float* grad_weight, float* grad_bias) {
   if (dtype == DType::float32)
     layer_backward_typed(static_cast<const float*>(g), static_cast<const float*>(x), rows, D,
-                         weight, mean, invstd, static_cast<float*>(grad_x), grad_weight,
-                         grad_bias);
+                         weight, mean, invstd, static_cast<float*>(grad_x), grad_weight, grad_bias);
   else
     layer_backward_typed(static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x), rows, D,
                          weight, mean, invstd, static_cast<bfloat16*>(grad_x), grad_weight,
@@ -200,9 +199,8 @@ void local_response_backward(const void* g, const void* x, int64_t pixels, int64
     local_response_backward_typed(static_cast<const float*>(g), static_cast<const float*>(x),
                                   pixels, C, size, alpha, beta, k, static_cast<float*>(grad_x));
   else
-    local_response_backward_typed(static_cast<const bfloat16*>(g),
-                                  static_cast<const bfloat16*>(x), pixels, C, size, alpha, beta, k,
-                                  static_cast<bfloat16*>(grad_x));
+    local_response_backward_typed(static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x),
+                                  pixels, C, size, alpha, beta, k, static_cast<bfloat16*>(grad_x));
 }
 
 }  // namespace

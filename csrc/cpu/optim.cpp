@@ -1,6 +1,6 @@
-// Optimizer steps: one pass over every parameter, gradient and state buffer, in one parallel loop over
-// chunks of all tensors together, so that a network of many small tensors costs no more than a large one.
-// Floor: SGD with momentum 20 bytes per parameter, Adam 28, over the copy bandwidth.
+// Optimizer steps: one pass over every parameter, gradient and state buffer, in one parallel loop
+// over chunks of all tensors together, so that a network of many small tensors costs no more than a
+// large one. Floor: SGD with momentum 20 bytes per parameter, Adam 28, over the copy bandwidth.
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
@@ -132,8 +132,7 @@ void scale(const OptimTensor* tensors, int64_t count, float factor) {
 
 void clamp(const OptimTensor* tensors, int64_t count, float limit) {
   // A NaN fails both comparisons and stays.
-  update(tensors, count,
-         [=](vfloat v) { return vmax(set1(-limit), vmin(set1(limit), v)); });
+  update(tensors, count, [=](vfloat v) { return vmax(set1(-limit), vmin(set1(limit), v)); });
 }
 
 }  // namespace

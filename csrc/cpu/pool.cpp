@@ -1,9 +1,9 @@
 // Max and average pooling: vectors run over channels of NHWC pixels, one task per image row.
 //
-// Max pooling keeps the index of the winner within its window in 8 bits (PyTorch: 64), so the backward
-// pass reads an eighth of the bytes. Both backward passes gather: an input pixel adds up the windows it
-// is in, in a fixed order, and is written once; no atomics, no zeroing.
-// Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
+// Max pooling keeps the index of the winner within its window in 8 bits (PyTorch: 64), so the
+// backward pass reads an eighth of the bytes. Both backward passes gather: an input pixel adds up
+// the windows it is in, in a fixed order, and is written once; no atomics, no zeroing. Floor: read
+// x, write y (and indices); for overlapping windows the re-reads come from L1.
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
@@ -154,8 +154,7 @@ void max_backward_of(const PoolParams& p, const void* g, const void* indices, vo
 }
 
 void max(const PoolParams& p, const void* x, void* y, void* indices) {
-  p.dtype == DType::float32 ? max_of<float>(p, x, y, indices)
-                            : max_of<bfloat16>(p, x, y, indices);
+  p.dtype == DType::float32 ? max_of<float>(p, x, y, indices) : max_of<bfloat16>(p, x, y, indices);
 }
 
 void max_backward(const PoolParams& p, const void* g, const void* indices, void* grad_x) {

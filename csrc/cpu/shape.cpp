@@ -1,5 +1,6 @@
-// Rows gathered by index (a memory copy), and the sum of gradients back into them. The sum runs in the
-// order of the indices, so repeated rows give the same bits each time; wide rows are split among threads.
+// Rows gathered by index (a memory copy), and the sum of gradients back into them. The sum runs in
+// the order of the indices, so repeated rows give the same bits each time; wide rows are split
+// among threads.
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 

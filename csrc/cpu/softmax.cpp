@@ -1,8 +1,8 @@
 // Softmax: y = exp(x - max) / sum, log softmax: y = x - max - log(sum).
 //
-// Memory order is (outer, D, inner). Where inner is 1 (channels of NHWC, or the last dimension) vectors
-// run along D and end in a fixed tree; else they run along inner and the sum over D is a plain loop.
-// The row is in cache for all three passes; floor: one read and one write.
+// Memory order is (outer, D, inner). Where inner is 1 (channels of NHWC, or the last dimension)
+// vectors run along D and end in a fixed tree; else they run along inner and the sum over D is a
+// plain loop. The row is in cache for all three passes; floor: one read and one write.
 #include "cpu/simd/math.h"
 #include "ops/slots.h"
 
@@ -108,15 +108,14 @@ void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype
   if (dtype == DType::float32)
     forward_typed(static_cast<const float*>(x), outer, D, inner, log, static_cast<float*>(y));
   else
-    forward_typed(static_cast<const bfloat16*>(x), outer, D, inner, log,
-                  static_cast<bfloat16*>(y));
+    forward_typed(static_cast<const bfloat16*>(x), outer, D, inner, log, static_cast<bfloat16*>(y));
 }
 
 void backward(const void* g, const void* y, int64_t outer, int64_t D, int64_t inner, DType dtype,
               bool log, void* grad_x) {
   if (dtype == DType::float32)
-    backward_typed(static_cast<const float*>(g), static_cast<const float*>(y), outer, D, inner,
-                   log, static_cast<float*>(grad_x));
+    backward_typed(static_cast<const float*>(g), static_cast<const float*>(y), outer, D, inner, log,
+                   static_cast<float*>(grad_x));
   else
     backward_typed(static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(y), outer, D,
                    inner, log, static_cast<bfloat16*>(grad_x));

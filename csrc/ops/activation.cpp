@@ -15,8 +15,8 @@ Activation activation_named(const std::string& name) {
 }
 
 Array gradient_like(const char* op, const Array& grad_output, const Array& like) {
-  check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ",
-        like.shape().str(), ", got ", grad_output.shape().str());
+  check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ", like.shape().str(),
+        ", got ", grad_output.shape().str());
   return canonical(astype(grad_output, like.dtype()));
 }
 

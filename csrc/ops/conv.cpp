@@ -17,8 +17,8 @@ void check_settings(const char* op, const Dims& stride, const Dims& padding, con
   check(padding.rank() == 4, op, ": padding expects (left, right, top, bottom), got ",
         padding.str());
   for (int64_t side : padding)
-    check(side >= 0, op, ": padding expects integers >= 0, got (left, right, top, bottom) = ",
-          padding.str());
+    check(side >= 0, op,
+          ": padding expects integers >= 0, got (left, right, top, bottom) = ", padding.str());
   check(groups > 0, op, ": groups expects an integer > 0, got ", groups);
   for (const Dims* dims : {&stride, &padding, &dilation})
     for (int64_t value : *dims)
@@ -83,8 +83,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
              const Dims& padding, const Dims& dilation, int64_t groups,
              const std::string& activation, const Array* residual) {
   check_same_dtype("conv2d", input, weight);
-  ConvParams p =
-      settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
+  ConvParams p = settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
   p.dtype = input.dtype();
   check(activation.empty() || activation == "relu",
         "conv2d: activation expects None or 'relu', got '", activation, "'");
@@ -122,23 +121,22 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
   const Array g = canonical(astype(grad_output, p.dtype)), w = canonical(weight);
   Array grad_input = empty(input_shape, p.dtype);
   const ConvSlots& slots = cpu_slots().conv;
-  (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(
-      p, g.raw(), w.raw(), {}, grad_input.raw());
+  (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, g.raw(), w.raw(), {},
+                                                                           grad_input.raw());
   return grad_input;
 }
 
-Array conv2d_backward_weight(const Array& grad_output, const Array& input,
-                             const Dims& weight_shape, const Dims& stride, const Dims& padding,
-                             const Dims& dilation, int64_t groups) {
-  ConvParams p =
-      settle("conv2d", input.shape(), weight_shape, stride, padding, dilation, groups);
+Array conv2d_backward_weight(const Array& grad_output, const Array& input, const Dims& weight_shape,
+                             const Dims& stride, const Dims& padding, const Dims& dilation,
+                             int64_t groups) {
+  ConvParams p = settle("conv2d", input.shape(), weight_shape, stride, padding, dilation, groups);
   p.dtype = input.dtype();
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
   Array grad_weight = empty(weight_shape, p.dtype);
   const ConvSlots& slots = cpu_slots().conv;
-  (p.is_depthwise() ? slots.depthwise_backward_weight : slots.backward_weight)(
-      p, x.raw(), g.raw(), grad_weight.raw());
+  (p.is_depthwise() ? slots.depthwise_backward_weight : slots.backward_weight)(p, x.raw(), g.raw(),
+                                                                               grad_weight.raw());
   return grad_weight;
 }
 

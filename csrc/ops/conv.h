@@ -8,9 +8,9 @@
 namespace fastnn {
 
 struct ConvParams {
-  int64_t N, C, H, W;     // input
-  int64_t OC, OH, OW;     // output
-  int64_t KH, KW;         // kernel
+  int64_t N, C, H, W;  // input
+  int64_t OC, OH, OW;  // output
+  int64_t KH, KW;      // kernel
   int64_t stride_h, stride_w;
   int64_t pad_top, pad_left;  // the other two sides follow from the output size
   int64_t dilation_h, dilation_w;
@@ -57,13 +57,14 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,
                             int64_t groups);
-Array conv2d_backward_weight(const Array& grad_output, const Array& input,
-                             const Dims& weight_shape, const Dims& stride, const Dims& padding,
-                             const Dims& dilation, int64_t groups);
+Array conv2d_backward_weight(const Array& grad_output, const Array& input, const Dims& weight_shape,
+                             const Dims& stride, const Dims& padding, const Dims& dilation,
+                             int64_t groups);
 // Sum over all dimensions but the second, in the dtype of the parameter.
 Array conv2d_backward_bias(const Array& grad_output, DType dtype);
 
-// The gradient of conv2d with respect to its input, as an operator; weight is (C, OC/groups, KH, KW).
+// The gradient of conv2d with respect to its input, as an operator; weight is (C, OC/groups, KH,
+// KW).
 Array conv_transpose2d(const Array& input, const Array& weight, const Array* bias,
                        const Dims& stride, const Dims& padding, const Dims& output_padding,
                        int64_t groups, const Dims& dilation);

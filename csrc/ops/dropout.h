@@ -1,4 +1,5 @@
-// Dropout. Masks are never stored: Philox regenerates them in the backward pass from (seed, offset).
+// Dropout. Masks are never stored: Philox regenerates them in the backward pass from (seed,
+// offset).
 #pragma once
 
 #include "core/array.h"
@@ -17,9 +18,9 @@ struct DropoutSlots {
 
 namespace ops {
 
-// kind: "dropout" (elements), "dropout2d" (channels of (N, C, H, W)) or "drop_path" (samples). p is the
-// probability of zero. Applied to the output's gradient with the same seed and offset, this is the
-// backward too.
+// kind: "dropout" (elements), "dropout2d" (channels of (N, C, H, W)) or "drop_path" (samples). p is
+// the probability of zero. Applied to the output's gradient with the same seed and offset, this is
+// the backward too.
 Array dropout(const std::string& kind, const Array& input, double p, uint64_t seed,
               uint64_t offset);
 

@@ -16,8 +16,8 @@ struct Axis {
   std::vector<float> share, weights;
 
   ResampleAxis view() const {
-    return {in,           out,           low.data(),     high.data(),
-            share.data(), first.data(),  outputs.data(), weights.data()};
+    return {in,           out,          low.data(),     high.data(),
+            share.data(), first.data(), outputs.data(), weights.data()};
   }
 };
 
@@ -28,9 +28,9 @@ double source(int64_t o, int64_t in, int64_t out, bool nearest, bool align_corne
     return scale > 0 ? std::floor(static_cast<double>(o) * scale)
                      : static_cast<double>(o * in / out);
   if (align_corners)
-    return out > 1 ? static_cast<double>(o) * static_cast<double>(in - 1) /
-                         static_cast<double>(out - 1)
-                   : 0.0;
+    return out > 1
+               ? static_cast<double>(o) * static_cast<double>(in - 1) / static_cast<double>(out - 1)
+               : 0.0;
   const double step = scale > 0 ? scale : static_cast<double>(in) / static_cast<double>(out);
   return std::max(0.0, (static_cast<double>(o) + 0.5) * step - 0.5);
 }
@@ -74,8 +74,8 @@ void settle(Resample& r, const Dims& input, const Dims& size, const std::string&
         ": mode expects 'nearest' or 'bilinear', got '", mode, "'");
   check(mode == "bilinear" || !align_corners, op,
         ": align_corners can be set only with mode='bilinear'");
-  check(size.rank() == 2 && size[0] > 0 && size[1] > 0, op,
-        ": size expects two integers > 0, got ", size.str());
+  check(size.rank() == 2 && size[0] > 0 && size[1] > 0, op, ": size expects two integers > 0, got ",
+        size.str());
   check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ",
         input.str());
   const bool nearest = mode == "nearest";
@@ -86,8 +86,8 @@ void settle(Resample& r, const Dims& input, const Dims& size, const std::string&
 
 }  // namespace
 
-Array interpolate(const Array& input, const Dims& size, const std::string& mode,
-                  bool align_corners, double scale_h, double scale_w) {
+Array interpolate(const Array& input, const Dims& size, const std::string& mode, bool align_corners,
+                  double scale_h, double scale_w) {
   check_floating("interpolate", "input", input);
   Resample r;
   settle(r, input.shape(), size, mode, align_corners, scale_h, scale_w, input.dtype());

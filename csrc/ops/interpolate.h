@@ -8,9 +8,9 @@ namespace fastnn {
 
 struct ResampleAxis {
   int64_t in, out;
-  const int64_t* low;    // per output: first input
-  const int64_t* high;   // per output: second input
-  const float* share;    // per output: weight of the second; the first has 1 - share
+  const int64_t* low;   // per output: first input
+  const int64_t* high;  // per output: second input
+  const float* share;   // per output: weight of the second; the first has 1 - share
   // Per input i, outputs and weights j in [first[i], first[i + 1]) that it contributes to.
   const int64_t* first;
   const int64_t* outputs;
@@ -32,8 +32,8 @@ struct InterpolateSlots {
 namespace ops {
 
 // scale_h, scale_w: input pixels per output pixel, or 0 to take them from the sizes.
-Array interpolate(const Array& input, const Dims& size, const std::string& mode,
-                  bool align_corners, double scale_h, double scale_w);
+Array interpolate(const Array& input, const Dims& size, const std::string& mode, bool align_corners,
+                  double scale_h, double scale_w);
 Array interpolate_backward(const Array& grad_output, const Dims& input_shape,
                            const std::string& mode, bool align_corners, double scale_h,
                            double scale_w);

@@ -67,8 +67,8 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
                      ": target expects int64 or int32 labels",
                      log_probabilities ? "" : ", or floating probabilities", ", got ",
                      name_of(target.dtype()));
-    check(target.shape() == c.rows_shape, op, ": target labels expect shape ",
-          c.rows_shape.str(), ", got ", target.shape().str());
+    check(target.shape() == c.rows_shape, op, ": target labels expect shape ", c.rows_shape.str(),
+          ", got ", target.shape().str());
     c.labels = row_major(astype(target, DType::int64));
     const int64_t* labels = c.labels.data<int64_t>();
     for (int64_t i = 0; i < c.p.rows; ++i)
@@ -122,8 +122,11 @@ Pairs prepare_pairs(const std::string& name, const Array& input, const Array& ta
   check(target.shape() == input.shape(), op, ": target expects the input's shape ",
         input.shape().str(), ", got ", target.shape().str());
   check(a >= 0, op, ": beta expects a value >= 0, got ", a);
-  Pairs p{static_cast<PairLoss>(kind), canonical(astype(input, DType::float32)),
-          canonical(astype(target, DType::float32)), {}, {}};
+  Pairs p{static_cast<PairLoss>(kind),
+          canonical(astype(input, DType::float32)),
+          canonical(astype(target, DType::float32)),
+          {},
+          {}};
   for (auto [given, kept] : {std::pair(weight, &p.weight), std::pair(pos_weight, &p.pos_weight)})
     if (given) {
       check_floating(op, "weight", *given);
@@ -143,8 +146,7 @@ Array cross_entropy(const Array& input, const Array& target, const Array* weight
                     bool log_probabilities) {
   const char* op = class_op(log_probabilities);
   const Reduction how = reduction_named(op, reduction);
-  const Classes c =
-      prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
+  const Classes c = prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
   Array losses = empty_strided(c.rows_shape, row_major_strides(c.rows_shape), DType::float32);
   cpu_slots().loss.classes(c.p, losses.data<float>());
   if (how == Reduction::none) return losses;
@@ -158,8 +160,7 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
                              bool log_probabilities) {
   const char* op = class_op(log_probabilities);
   const Reduction how = reduction_named(op, reduction);
-  const Classes c =
-      prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
+  const Classes c = prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
   const Array g = row_major(astype(grad_output, DType::float32));
   Array scale = g;
   if (how != Reduction::none) {

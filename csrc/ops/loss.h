@@ -29,15 +29,15 @@ struct LossSlots {
                 const float* pos_weight, int64_t count, float* loss);
   // grad_x = scale[i] * d loss / d x, with scale[0] for all where `one_scale`.
   void (*pairs_backward)(PairLoss, float a, const float* x, const float* t, const float* weight,
-                         const float* pos_weight, const float* scale, bool one_scale,
-                         int64_t count, float* grad_x);
+                         const float* pos_weight, const float* scale, bool one_scale, int64_t count,
+                         float* grad_x);
 };
 
 namespace ops {
 
-// input (N, C) or (N, C, H, W). target: int64 or int32 labels (N,) or (N, H, W), or probabilities of
-// the input's shape. reduction is "mean", "sum" or "none". ValueError for a label outside [0, C) that
-// is not ignore_index, naming its position. With `log_probabilities` this is nll_loss.
+// input (N, C) or (N, C, H, W). target: int64 or int32 labels (N,) or (N, H, W), or probabilities
+// of the input's shape. reduction is "mean", "sum" or "none". ValueError for a label outside [0, C)
+// that is not ignore_index, naming its position. With `log_probabilities` this is nll_loss.
 Array cross_entropy(const Array& input, const Array& target, const Array* weight,
                     int64_t ignore_index, const std::string& reduction, double smoothing,
                     bool log_probabilities);

@@ -100,8 +100,8 @@ Array linear(const Array& input, const Array& weight, const Array* bias) {
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
   const ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
   if (out.count())
-    cpu_slots().conv.forward(p, x.raw(), w.raw(), {bias ? b.data<float>() : nullptr, nullptr, false},
-                             out.raw());
+    cpu_slots().conv.forward(p, x.raw(), w.raw(),
+                             {bias ? b.data<float>() : nullptr, nullptr, false}, out.raw());
   return out;
 }
 

@@ -100,8 +100,7 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   }
   if (x.count())
     cpu_slots().norm.channel_apply(s, x.raw(), mean, pointer(scale), pointer(shift),
-                                   residual ? r.raw() : nullptr, activation == "relu",
-                                   out.y.raw());
+                                   residual ? r.raw() : nullptr, activation == "relu", out.y.raw());
   return out;
 }
 
@@ -195,8 +194,8 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
   Array m = constant(SC, 0), a = constant(SC, 0), b = constant(SC, 0), d = constant(SC, 0);
   Array sum_g = constant(SC, 0), sum_gx = constant(SC, 0);
   for (int64_t i = 0; i < SC; ++i) m.data<float>()[i] = pointer(mean)[i / width];
-  cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), nullptr, pointer(m),
-                                     sum_g.data<float>(), sum_gx.data<float>());
+  cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), nullptr, pointer(m), sum_g.data<float>(),
+                                     sum_gx.data<float>());
   for (int64_t i = 0; i < s.S * groups; ++i) {
     const double inverse = pointer(invstd)[i];
     const double count = static_cast<double>(s.P * width);

@@ -1,6 +1,6 @@
-// Normalisations. Batch, instance and group norm share four kernels over S segments of P pixels of C
-// channels (batch norm: one segment of N * H * W pixels; the others: N segments of H * W), and differ
-// only in how the S x C moments are combined. Layer norm works on rows.
+// Normalisations. Batch, instance and group norm share four kernels over S segments of P pixels of
+// C channels (batch norm: one segment of N * H * W pixels; the others: N segments of H * W), and
+// differ only in how the S x C moments are combined. Layer norm works on rows.
 #pragma once
 
 #include "core/array.h"

@@ -32,8 +32,8 @@ struct OptimSlots {
 
 namespace ops {
 
-// kind: "sgd", "adam", "adagrad", "rmsprop", "adadelta". states[i] lists buffer i of each parameter,
-// or is empty. `numbers` and `flags` set the fields of OptimStep by name.
+// kind: "sgd", "adam", "adagrad", "rmsprop", "adadelta". states[i] lists buffer i of each
+// parameter, or is empty. `numbers` and `flags` set the fields of OptimStep by name.
 void optimizer_step(const std::string& kind, const std::vector<Array>& params,
                     const std::vector<Array>& grads, const std::vector<std::vector<Array>>& states,
                     const std::map<std::string, double>& numbers,

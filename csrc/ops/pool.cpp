@@ -45,8 +45,8 @@ struct Axis {
   }
 
   PoolAxis view() const {
-    return {in,           out,          dilation,       extent,      start.data(), taps.data(),
-            divisor.data(), first.data(), hits.data()};
+    return {in,           out,        dilation, extent, start.data(), taps.data(), divisor.data(),
+            first.data(), hits.data()};
   }
 };
 
@@ -99,8 +99,8 @@ Windows fixed(const char* op, const Dims& input, const Dims& kernel, const Dims&
     check(dilation[i] > 0 && dilation[i] < int64_t{1} << 31, op,
           ": dilation expects values > 0, got ", dilation.str());
     check(padding[i] >= 0 && 2 * padding[i] <= dilation[i] * (kernel[i] - 1) + 1, op,
-          ": padding expects values from 0 to half the kernel, got ", padding.str(),
-          " for kernel ", kernel.str());
+          ": padding expects values from 0 to half the kernel, got ", padding.str(), " for kernel ",
+          kernel.str());
   }
   check(divisor >= 0, op, ": divisor_override expects a value > 0, got ", divisor);
   auto axis = [&](int i) {
@@ -169,8 +169,7 @@ Array run_average(const char* op, const Array& input, const Windows& windows) {
   check_floating(op, "input", input);
   const Array x = canonical(input);
   Array y = empty(windows.output(x.shape()), x.dtype());
-  if (y.count())
-    cpu_slots().pool.average(windows.params(x.shape(), x.dtype()), x.raw(), y.raw());
+  if (y.count()) cpu_slots().pool.average(windows.params(x.shape(), x.dtype()), x.raw(), y.raw());
   return y;
 }
 
@@ -206,9 +205,9 @@ Array max_pool2d_backward(const Array& grad_output, const Array& indices, const 
 Array max_pool2d_flat_indices(const Array& indices, const Dims& input_shape, const Dims& kernel,
                               const Dims& stride, const Dims& padding, const Dims& dilation,
                               bool ceil_mode) {
-  return run_flat(indices, input_shape,
-                  fixed("max_pool2d", input_shape, kernel, stride, padding, dilation, ceil_mode,
-                        true, 0));
+  return run_flat(
+      indices, input_shape,
+      fixed("max_pool2d", input_shape, kernel, stride, padding, dilation, ceil_mode, true, 0));
 }
 
 Array avg_pool2d(const Array& input, const Dims& kernel, const Dims& stride, const Dims& padding,
@@ -253,9 +252,8 @@ Array adaptive_max_pool2d_backward(const Array& grad_output, const Array& indice
 }
 
 Array adaptive_max_pool2d_flat_indices(const Array& indices, const Dims& input_shape) {
-  return run_flat(
-      indices, input_shape,
-      adaptive("adaptive_max_pool2d", input_shape, {indices.size(2), indices.size(3)}));
+  return run_flat(indices, input_shape,
+                  adaptive("adaptive_max_pool2d", input_shape, {indices.size(2), indices.size(3)}));
 }
 
 }  // namespace fastnn::ops

@@ -1,6 +1,6 @@
-// Pooling over windows of an image. Fixed, ceil-mode and adaptive windows are all described by tables:
-// where each output row's window starts and how long it is, and for each input row which windows it is
-// in. Kernels know only the tables.
+// Pooling over windows of an image. Fixed, ceil-mode and adaptive windows are all described by
+// tables: where each output row's window starts and how long it is, and for each input row which
+// windows it is in. Kernels know only the tables.
 #pragma once
 
 #include <utility>
@@ -17,7 +17,8 @@ struct PoolAxis {
   const int64_t* start;  // per output: position of the first tap, may lie outside the image
   const int64_t* taps;   // per output: number of taps
   const float* divisor;  // per output: what the average divides by, along this dimension
-  // Per input i, the pairs hits[2j], hits[2j + 1] = (output, tap) for j in [first[i], first[i + 1]).
+  // Per input i, the pairs hits[2j], hits[2j + 1] = (output, tap) for j in [first[i], first[i +
+  // 1]).
   const int64_t* first;
   const int64_t* hits;
 };

@@ -23,8 +23,8 @@ Array take(const Array& x, const Array& positions, int64_t width, const Dims& sh
         "take: sizes do not fit");
   check_positions(index, x.count() / width);
   const bool rows_of_images = shape.rank() == 4 && x.rank() == 4 && x.is_canonical();
-  Array out = empty_strided(shape, rows_of_images ? canonical_strides(shape)
-                                                  : row_major_strides(shape), x.dtype());
+  Array out = empty_strided(
+      shape, rows_of_images ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
   cpu_slots().shape.take(x.raw(), index.data<int64_t>(), index.count(),
                          width * item_size(x.dtype()), out.raw());
   return out;
@@ -36,8 +36,8 @@ Array take_backward(const Array& grad_output, const Array& positions, int64_t wi
   const Array index = row_major(positions);
   check(width > 0 && g.count() == index.count() * width, "take: sizes do not fit");
   check_positions(index, element_count(shape) / width);
-  Array grad_x = empty_strided(shape, canonical_rows ? canonical_strides(shape)
-                                                     : row_major_strides(shape), DType::float32);
+  Array grad_x = empty_strided(
+      shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), DType::float32);
   __builtin_memset(grad_x.raw(), 0, static_cast<size_t>(grad_x.count() * 4));
   cpu_slots().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
                                   grad_x.data<float>());

@@ -1,5 +1,5 @@
-// Gathering rows by index, and its gradient. Everything else that only moves elements (cat, pad, slices)
-// is views and copies.
+// Gathering rows by index, and its gradient. Everything else that only moves elements (cat, pad,
+// slices) is views and copies.
 #pragma once
 
 #include "core/array.h"

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 
 if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
-    from fastnn import _core as _core
+    pass
 else:
     os.environ["GOMP_SPINCOUNT"] = "2000"
     try:
-        from fastnn import _core as _core
+        pass
     finally:
         del os.environ["GOMP_SPINCOUNT"]

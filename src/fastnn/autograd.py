@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any
 
-from fastnn import _core
+import fastnn._core as _core
 
 if TYPE_CHECKING:
     from fastnn.tensor import Tensor

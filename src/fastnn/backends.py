@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastnn import _core
+import fastnn._core as _core
 
 
 class cpu:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.dtypes import as_dtype, float32
 from fastnn.tensor import Tensor, _sizes
 

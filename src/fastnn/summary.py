@@ -85,7 +85,7 @@ def _macs(module: Module, output: Tensor) -> int:
     name = type(module).__name__
     if name == "ConvTranspose2d":
         raise NotImplementedError("summary: multiply-adds of ConvTranspose2d are not counted yet")
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if name == "Conv2d":
         return output.numel() * math.prod(weight.shape[1:])
     if name == "Linear":

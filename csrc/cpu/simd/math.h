@@ -1,9 +1,9 @@
 // Elementary functions of vectors: range reduction and a polynomial, a few units in the last place.
 //
-// Inputs outside the finite range give what IEEE asks for: exp(inf) = inf, exp(-inf) = 0, log(0) = -inf,
-// log(-1) = NaN, and NaN in, NaN out. Subnormal numbers count as zero (kernels run with flush to zero).
-// Coefficients: S. Moshier, Cephes mathematical library (single precision). Errors over all of float32's
-// range are measured by tests/test_activation.py.
+// Inputs outside the finite range give what IEEE asks for: exp(inf) = inf, exp(-inf) = 0, log(0) =
+// -inf, log(-1) = NaN, and NaN in, NaN out. Subnormal numbers count as zero (kernels run with flush
+// to zero). Coefficients: S. Moshier, Cephes mathematical library (single precision). Errors over
+// all of float32's range are measured by tests/test_activation.py.
 #pragma once
 
 #include "cpu/simd/vec.h"

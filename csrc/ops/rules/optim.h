@@ -8,8 +8,8 @@ namespace fastnn {
 
 struct OptimStep {
   float lr, weight_decay;
-  float a, b, eps;                   // per optimizer, see the rules
-  float correction1, correction2;    // Adam: 1 - beta^step
+  float a, b, eps;                 // per optimizer, see the rules
+  float correction1, correction2;  // Adam: 1 - beta^step
   bool nesterov, first, amsgrad, centered, decoupled, maximize, has_momentum;
   float dampening, momentum;
 };
@@ -37,7 +37,8 @@ FASTNN_INLINE void adam_rule(const OptimStep& s, V& p, V g, V& m, V& v, V& top, 
   p = p - m * (s.lr / s.correction1) / (root(used) / root(V{} + s.correction2) + s.eps);
 }
 
-// Duchi, Hazan, Singer, "Adaptive subgradient methods", 2011. v: sum of squares; lr is decayed already.
+// Duchi, Hazan, Singer, "Adaptive subgradient methods", 2011. v: sum of squares; lr is decayed
+// already.
 template <class V, class Root>
 FASTNN_INLINE void adagrad_rule(const OptimStep& s, V& p, V g, V& v, const Root& root) {
   v = v + g * g;

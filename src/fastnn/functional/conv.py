@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import is_autocast_enabled, record
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import record
 from fastnn.tensor import Tensor
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import record
 from fastnn.tensor import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import no_grad, record
 from fastnn.functional.view import squeeze, to, unsqueeze
 from fastnn.tensor import Tensor

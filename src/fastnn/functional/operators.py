@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled
 from fastnn.dtypes import bool_
 from fastnn.functional import elementwise as _ops

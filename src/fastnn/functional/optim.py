@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.tensor import Tensor
 
 __all__ = [

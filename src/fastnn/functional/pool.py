@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import record, record_many
 from fastnn.functional.conv import _pair
 from fastnn.tensor import Tensor

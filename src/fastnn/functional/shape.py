@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import record
 from fastnn.functional.view import _dim, unsqueeze
 from fastnn.tensor import Tensor, _to_numpy, tensor

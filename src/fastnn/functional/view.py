@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import record
 from fastnn.dtypes import DType, as_dtype
 from fastnn.tensor import Tensor

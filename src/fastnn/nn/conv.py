@@ -18,6 +18,9 @@ Size = int | Sequence[int]
 class _Conv(Module):
     """What both convolutions share: the settings, and PyTorch's initial values."""
 
+    stride: Any
+    bias: Any  # Parameter or None
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool,
         weight_shape: tuple[int, int],
@@ -46,8 +49,6 @@ class _Conv(Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text + ("" if self.bias is not None else ", bias=False")
-
-    stride: Any
 
 
 class Conv2d(_Conv):

@@ -21,6 +21,8 @@ class Linear(Module):
         bias: whether to add a learned bias.
     """
 
+    bias: Any  # Parameter or None
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         if in_features <= 0 or out_features <= 0:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.autograd import no_grad
+from fastnn.functional.view import to
 from fastnn.tensor import Tensor, tensor
 
 M = TypeVar("M", bound="Module")
@@ -48,6 +49,10 @@ class Module:
     """
 
     training: bool
+
+    if TYPE_CHECKING:
+        # Parameters, buffers and submodules may have any name.
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self) -> None:
         self.training = True
@@ -236,7 +241,7 @@ class Module:
         with no_grad():
             for _, value in [*self.named_parameters(), *self.named_buffers()]:
                 if value.dtype.is_floating_point:
-                    moved = Tensor.to(value.detach(), *args, dtype=dtype, device=device)
+                    moved = to(value.detach(), *args, dtype=dtype, device=device)
                     if moved._array is not value._array:
                         value._array = moved._array
                         value.grad = None

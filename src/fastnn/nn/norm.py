@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import fastnn.functional as F
 from fastnn.nn.module import Module, Parameter
@@ -21,6 +22,8 @@ class _BatchNorm(Module):
     """
 
     ranks: tuple[int, ...] = ()
+    weight: Any  # Parameter or None
+    bias: Any
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,

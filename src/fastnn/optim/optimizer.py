@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _core
+import fastnn._core as _core
 from fastnn.tensor import Tensor, tensor
 
 
@@ -85,15 +85,9 @@ class Optimizer:
         for p in params:
             held = self.state[id(p)]
             if name not in held:
-                array = _core.full(p.shape, value, "float32")
-                if array.strides != p._array.strides:  # the parameter's own memory order
-                    order = sorted(range(p.ndim), key=lambda d, p=p: -p._array.strides[d])
-                    dense = _core.full([p.shape[d] for d in order], value, "float32")
-                    dense = _core.row_major(dense)
-                    back = [order.index(d) for d in range(p.ndim)]
-                    array = dense.as_strided(
-                        p.shape, [dense.strides[back[d]] for d in range(p.ndim)], 0
-                    )
+                # copy_into keeps the strides of its target: those of the parameter.
+                array = _core.empty_like(p._array, "float32")
+                _core.copy_into(array, _core.full(p.shape, value, "float32"))
                 held[name] = Tensor._wrap(array)
             found.append(held[name])
         return found

@@ -212,11 +212,15 @@ def _bad(op: str, *rest: Any) -> Callable[[Any], Any]:
     return lambda f: getattr(f.nn.functional, op)(f.zeros(2, 6, 3, 3), *rest)
 
 
+def _of_integers(op: str) -> Callable[[Any], Any]:
+    return lambda f: getattr(f.nn.functional, op)(f.tensor([1, 2]))
+
+
 ERRORS: list[BadCall] = [
     *(
         BadCall(
             f"{op} of integers",
-            lambda f, op=op: getattr(f.nn.functional, op)(f.tensor([1, 2])),
+            _of_integers(op),
             TypeError,
             "input expects dtype float32 or bfloat16, got int64",
         )

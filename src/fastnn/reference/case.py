@@ -49,7 +49,7 @@ class Problem:
         flops: multiply-adds times two of the forward pass, for the benchmark; 0 if it moves bytes.
     """
 
-    inputs: dict[str, np.ndarray | list[np.ndarray] | None]
+    inputs: dict[str, Any]  # np.ndarray, a list of them, or None
     kwargs: Params = field(default_factory=dict)
     k: int = 1
     k_backward: int | None = None

@@ -112,7 +112,7 @@ def conv_transpose2d_backward(
     grad_output, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
     dilation=1,
 ):  # fmt: skip
-    stride, dilation, extra = pair(stride), pair(dilation), pair(output_padding)
+    stride, dilation = pair(stride), pair(dilation)
     left, right, top, bottom = _sides(padding, dilation, weight.shape[2:])
     h, w = input.shape[2:]
     g = np.pad(grad_output, ((0, 0), (0, 0), (top, bottom), (left, right)))

@@ -27,7 +27,7 @@ def stack_backward(grad_output, tensors, dim=0):
 
 
 def _sections(size, split_size_or_sections):
-    if np.isscalar(split_size_or_sections):
+    if isinstance(split_size_or_sections, int):
         step = split_size_or_sections
         return [min(step, size - i) for i in range(0, size, step)] or [0]
     return list(split_size_or_sections)
