@@ -58,9 +58,9 @@ def resize(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         return np.ascontiguousarray(images, dtype=np.float32)
     y = (np.arange(height) + 0.5) * (images.shape[2] / height) - 0.5
     x = (np.arange(width) + 0.5) * (images.shape[3] / width) - 0.5
-    grid = np.broadcast_to(y[:, None], (height, width)), np.broadcast_to(x, (height, width))
     shape = (len(images), height, width)
-    return _sample(images, *(np.broadcast_to(g, shape) for g in grid), edge=True)
+    rows, columns = np.broadcast_to(y[:, None], shape), np.broadcast_to(x, shape)
+    return _sample(images, rows, columns, edge=True)
 
 
 def random_affine(

@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: safetensors files, written so that a crash leaves the old one."""
+"""Weights and checkpoints on disk: safetensors files that no crash can tear."""
 
 from fastnn.io.atomic import atomic_write
 from fastnn.io.model import load_model, save_model

@@ -75,7 +75,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"load_state: {str(path)!r} is truncated or no safetensors file ({error})"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-import numpy as np
 
 #: Learning rates to start from, per optimizer.
 LEARNING_RATES = {
@@ -72,7 +71,7 @@ class TrainConfig:
                 raise ValueError(
                     f"train: {name} expects a value >= {least}, got {getattr(self, name)}"
                 )
-        if not (self.lr > 0 and np.isfinite(self.lr)):  # type: ignore[operator]
+        if not (self.lr is not None and 0 < self.lr < math.inf):
             raise ValueError(f"train: lr expects a value above 0, got {self.lr}")
         for name in ("label_smoothing", "warmup"):
             if not 0 <= getattr(self, name) < 1:

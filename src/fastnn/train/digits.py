@@ -19,9 +19,10 @@ from fastnn.train.loop import evaluate, fit
 #: CIFAR ResNets take the 8 x 8 images as they are: the last stage then sees 2 x 2.
 RECIPES: dict[str, dict[str, Any]] = {
     "lenet5": {"size": 32, "channels": 1, "epochs": 20, "optimizer": "adam"},
-    **{f"resnet{depth}": {"size": 8, "channels": 1, "epochs": 20, "lr": 0.05}
+    **{f"resnet{depth}": {"size": 8, "channels": 1, "epochs": 30, "lr": 0.05}
        for depth in (20, 32, 44, 56, 110)},
-    **{f"vgg{depth}": {"optimizer": "adam", "lr": 3e-4, "epochs": 10} for depth in (11, 13, 16, 19)},
+    **{f"vgg{depth}": {"optimizer": "adam", "lr": 3e-4, "epochs": 10}
+       for depth in (11, 13, 16, 19)},
     **{f"vgg{depth}_bn": {"lr": 0.01, "epochs": 5} for depth in (11, 13, 16, 19)},
 }  # fmt: skip
 
@@ -68,8 +69,8 @@ def train_digits(
     config : TrainConfig
         Of :func:`digits_config`.
     out : path
-        Gets ``model.safetensors``, ``checkpoint.safetensors``, ``metrics.jsonl``, ``curves.png`` and
-        ``confusion.png``.
+        Gets ``model.safetensors``, ``checkpoint.safetensors``, ``metrics.jsonl``, ``curves.png``
+        and ``confusion.png``.
     resume : bool
         Continue from ``out``'s checkpoint, with the configuration it was made with.
     progress : bool

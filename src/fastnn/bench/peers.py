@@ -1,0 +1,115 @@
+"""The same call in PyTorch, found by name: our operators have its names, arguments and order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from fastnn.reference.case import Problem
+
+Passes = tuple[Callable[[], Any], Callable[[], Any] | None]
+
+#: Our operators whose PyTorch counterpart is an optimizer with a fused step.
+_OPTIMIZERS = {"sgd_step": "SGD", "adam_step": "Adam", "adagrad_step": "Adagrad"}
+
+
+def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> list[Passes]:
+    """Forward and backward of one case in PyTorch, in each memory layout it has; may be empty.
+
+    Parameters
+    ----------
+    op : str
+        Operator.
+    problem : Problem
+        Of the case.
+    dtype : str
+        ``"float32"`` or ``"bfloat16"``.
+    inputs : dict
+        Our tensors, whose values are copied.
+
+    Returns
+    -------
+    list of (forward, backward or None)
+    """
+    if find_spec("torch") is None:
+        return []
+    import torch
+
+    import fastnn
+
+    torch.set_num_threads(fastnn.get_num_threads())
+    if op in _OPTIMIZERS:
+        return _optimizer(op, problem, inputs, torch)
+    call = getattr(torch.nn.functional, op, None) or getattr(torch, op, None)
+    if call is None:
+        return []
+    found: list[Passes] = []
+    images = any(getattr(v, "ndim", 0) == 4 for v in inputs.values())
+    layouts = [torch.contiguous_format] + [torch.channels_last] * images
+    for layout in layouts:
+        try:
+            found.append(_passes(torch, call, problem, dtype, inputs, layout))
+        except (TypeError, RuntimeError, ValueError):
+            return []  # PyTorch has no such option (a fused activation, say): no peer
+    return found
+
+
+def _passes(
+    torch: Any, call: Any, problem: Problem, dtype: str, inputs: dict[str, Any], layout: Any
+) -> Passes:
+    # None is everywhere the default; leaving it out skips options that only we have.
+    arguments = {
+        name: _copied(torch, value, name, problem, dtype, layout)
+        for name, value in (inputs | problem.kwargs).items()
+        if value is not None
+    }
+    out = call(**arguments)
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    lists = [v if isinstance(v, list) else [v] for v in arguments.values()]
+    leaves = [t for ts in lists for t in ts if getattr(t, "requires_grad", False)]
+    backward = None
+    if getattr(first, "requires_grad", False):
+        gradient = torch.ones_like(first)
+
+        def backward() -> Any:
+            return torch.autograd.grad(first, leaves, gradient, retain_graph=True)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return call(**arguments)
+
+    return forward, backward
+
+
+def _copied(torch: Any, value: Any, name: str, problem: Problem, dtype: str, layout: Any) -> Any:
+    if isinstance(value, list):
+        return [_copied(torch, v, name, problem, dtype, layout) for v in value]
+    if not hasattr(value, "detach"):
+        return value
+    array = np.asarray(value.detach())
+    floating = value.dtype.is_floating_point
+    out = torch.from_numpy(array.astype(np.float32) if floating else array.copy())
+    if floating and dtype == "bfloat16" and name not in problem.float32_inputs:
+        out = out.to(torch.bfloat16)
+    if out.ndim == 4:
+        out = out.contiguous(memory_format=layout)
+    return out.requires_grad_(value.requires_grad)
+
+
+def _optimizer(op: str, problem: Problem, inputs: dict[str, Any], torch: Any) -> list[Passes]:
+    """PyTorch's fused optimizer, with the options that the case gives."""
+    params = [torch.from_numpy(np.array(p.detach(), np.float32)) for p in inputs["params"]]
+    for p, g in zip(params, inputs["grads"], strict=True):
+        p.requires_grad_(True)
+        p.grad = torch.from_numpy(np.array(g.detach(), np.float32))
+    known = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad"}
+    options = {k: v for k, v in problem.kwargs.items() if k in known}
+    try:
+        optimizer = getattr(torch.optim, _OPTIMIZERS[op])(params, fused=True, **options)
+        optimizer.step()
+    except (TypeError, RuntimeError, ValueError):
+        return []
+    return [(optimizer.step, None)]

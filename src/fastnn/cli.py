@@ -1,0 +1,362 @@
+"""The ``fastnn`` command: train, predict, info, verify, bench, summary.
+
+Exit codes: 0 for success, 1 when ``verify`` finds a wrong kernel, 2 for a wrong call or a missing
+input (one line on standard error), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fastnn
+
+if TYPE_CHECKING:
+    from fastnn.reference.case import Op
+    from fastnn.verify import Result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with arguments (``sys.argv`` if left out) and returns its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.threads is not None:
+            if args.threads < 1:
+                raise ValueError(f"--threads expects a value >= 1, got {args.threads}")
+            fastnn.set_num_threads(args.threads)
+        return args.run(args)
+    except BrokenPipeError:  # ``fastnn verify | head``: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ArithmeticError, ImportError, LookupError, MemoryError, NotImplementedError, OSError,
+            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+        if os.environ.get("FASTNN_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        print(f"fastnn {args.command}: error: {text}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastnn",
+        description="Hand-written, verified kernels for convolutional networks.",
+        epilog="FASTNN_ISA lowers the instruction set; FASTNN_TRACEBACK=1 shows an error's origin.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastnn {fastnn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}".strip(),
+        )
+        made.set_defaults(run=run)
+        made.add_argument(
+            "--threads",
+            type=int,
+            default=None,
+            metavar="N",
+            help="threads of the kernels; results do not depend on it (default: all)",
+        )
+        return made
+
+    _train_options(
+        command(
+            "train",
+            _train,
+            "train a network on real images, and write model, metrics and pictures",
+            "digits: the 1,797 handwritten digits that ship inside scikit-learn, 20% held out.",
+        )
+    )
+
+    predict = command(
+        "predict",
+        _predict,
+        "print the class probabilities of an image",
+        (
+            "The image becomes gray and square, and is reduced to the size of the training images. "
+            "Training images have bright ink on dark paper: an image with a bright border is inverted."
+        ),
+    )
+    predict.add_argument("model", type=Path, help="model.safetensors of fastnn train")
+    predict.add_argument("image", type=Path, help="image file")
+    predict.add_argument(
+        "--invert",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="whether the ink is darker than the paper (default: auto)",
+    )
+    predict.add_argument("--json", action="store_true", help="print JSON")
+
+    info = command("info", _info, "print version, build options, instruction sets, threads, CUDA")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    verify = command(
+        "verify",
+        _verify,
+        "run every kernel against its NumPy reference",
+        (
+            "At every instruction set of this machine. The error column is the worst error as a share "
+            "of its bound. Exit code 1 if a kernel is wrong."
+        ),
+    )
+    verify.add_argument("op", nargs="?", help="operator or family; all if left out")
+    verify.add_argument("case", nargs="?", help="case line, such as n2c17h3w3_bf16")
+    verify.add_argument(
+        "--isa",
+        default=None,
+        metavar="LEVEL",
+        help="only this instruction set (default: every one available)",
+    )
+
+    bench = command(
+        "bench",
+        _bench,
+        "time every operator beside this machine's measured peaks",
+        ("PyTorch is timed in turns with ours if it is installed; speedup is its time over ours."),
+    )
+    bench.add_argument("--ops", nargs="+", default=[], metavar="OP", help="operators or families")
+    bench.add_argument("--quick", action="store_true", help="one case per operator, little time")
+    bench.add_argument(
+        "--json",
+        type=Path,
+        default=Path("bench.json"),
+        metavar="FILE",
+        help="where the results go (default: bench.json)",
+    )
+    bench.add_argument("--no-torch", action="store_true", help="do not time PyTorch")
+
+    summary = command("summary", _summary, "print the layer table of a network")
+    summary.add_argument("model", help="name, such as vgg16")
+    summary.add_argument(
+        "--input",
+        default="3,224,224",
+        metavar="C,H,W",
+        help="size of one image (default: 3,224,224)",
+    )
+    summary.add_argument(
+        "--num-classes", type=int, default=None, metavar="N", help="classes (default: the model's)"
+    )
+    return parser
+
+
+def _train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument("dataset", choices=("digits",), help="data set")
+    options = (
+        ("--model", str, "NAME", "resnet20, vgg11_bn, resnet18, lenet5, ... (default: resnet20)"),
+        ("--epochs", int, "N", "passes over the data (default: the model's recipe)"),
+        ("--batch-size", int, "N", "images per step (default: 64)"),
+        ("--lr", float, "RATE", "highest learning rate (default: the model's recipe)"),
+        ("--optimizer", str, "NAME", "sgd, adam, adamw, adagrad, rmsprop, adadelta (default: the "
+                                     "model's recipe)"),
+        ("--device", str, "NAME", "where to train (default: cpu)"),
+        ("--seed", int, "N", "of the weights, the order and the augmentation (default: 0)"),
+        ("--dtype", str, "TYPE", "float32, or bfloat16 for autocast (default: float32)"),
+    )  # fmt: skip
+    for name, kind, metavar, text in options:
+        train.add_argument(name, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    train.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/digits"),
+        metavar="DIR",
+        help="directory of the run (default: runs/digits)",
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out, with the options it was started with",
+    )
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fastnn.train import Interrupted, TrainConfig, digits_config, load_checkpoint, train_digits
+
+    names = ("model", "epochs", "batch_size", "lr", "optimizer", "device", "seed", "dtype")
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.resume:
+        config = TrainConfig.from_dict(
+            load_checkpoint(args.out / "checkpoint.safetensors")["config"]
+        )
+        for name, value in given.items():
+            if value != getattr(config, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {value} differs from the run's "
+                    f"{getattr(config, name)}; leave it out to resume, or start anew with --out"
+                )
+    else:
+        config = digits_config(**given)
+    print(
+        f"{config.model} on digits: {config.epochs} epochs, batches of {config.batch_size}, "
+        f"{config.optimizer}, lr {config.lr:g}, {config.dtype}, seed {config.seed}, "
+        f"{fastnn.get_num_threads()} threads, {fastnn.backends.cpu.active_isa()}"
+    )
+    try:
+        history = train_digits(config, args.out, resume=args.resume, progress=not args.quiet)
+    except Interrupted as stop:
+        print(
+            f"\ninterrupted; {stop.epoch} of {config.epochs} epochs are kept in {stop.checkpoint}\n"
+            f"resume with: fastnn train digits --resume --out {args.out}",
+            file=sys.stderr,
+        )
+        return 130
+    last = history[-1]
+    print(
+        f"hold-out accuracy {last['test_accuracy']:.2%} after {len(history)} epochs, "
+        f"{sum(row['seconds'] for row in history):.1f} s of training; wrote {args.out}"
+    )
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from fastnn.predict import predict
+
+    invert = {"auto": None, "yes": True, "no": False}[args.invert]
+    shares = predict(args.model, args.image, invert)
+    if args.json:
+        print(json.dumps(shares))
+        return 0
+    best = max(shares, key=lambda name: shares[name])
+    for name, share in shares.items():
+        mark = "  <" if name == best else ""
+        print(f"{name:>6}  {share:7.2%}  {'#' * round(40 * share)}{mark}")
+    return 0
+
+
+def _facts() -> dict[str, object]:
+    import numpy as np
+
+    from fastnn import _core
+
+    cpu = fastnn.backends.cpu
+    return {
+        "fastnn": fastnn.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "compiler": _core.compiler,
+        "instruction sets compiled": cpu.compiled_isas(),
+        "instruction sets available": cpu.available_isas(),
+        "instruction set in use": cpu.active_isa(),
+        "threads": fastnn.get_num_threads(),
+        "cores": os.cpu_count(),
+        "FASTNN_CUDA at build": _core.cuda_option,
+        "CUDA": _core.cuda_status,
+    }
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = _facts()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name:<28}{text}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from fastnn import verify
+
+    families, operators = verify.families(), verify.operators()
+    if args.op is None:
+        names = list(operators)
+    elif args.op in operators:
+        names = [args.op]
+    elif args.op in families:
+        names = list(families[args.op])
+    else:
+        known = ", ".join(sorted({*operators, *families}))
+        raise ValueError(f"expected an operator or family among {known}; got {args.op!r}")
+    if args.case is not None and names != [args.op]:
+        raise ValueError(f"a case belongs to one operator; {args.op!r} is a family")
+    levels = [args.isa] if args.isa else fastnn.backends.cpu.available_isas()
+    for level in levels:
+        with fastnn.backends.cpu.isa(level):
+            pass  # an unknown level is refused before the table begins
+    print(f"{'operator':<34}{'ISA':<10}{'cases':>6}{'error/bound':>13}  pass")
+    failures: list[str] = []
+    total = 0
+    for name in names:
+        op = operators[name]
+        lines = op.cases if args.case is None else (args.case,)
+        for level in levels:
+            with fastnn.backends.cpu.isa(level):
+                results = [_run_case(name, line, op) for line in lines]
+                wrong = [result.explain() for result in results if not result.ok]
+            worst = max((result.worst for result in results), default=0.0)
+            total += len(results)
+            failures += wrong
+            verdict = f"NO ({len(wrong)} wrong)" if wrong else "yes"
+            print(f"{name:<34}{level:<10}{len(results):>6}{worst:>13.3f}  {verdict}", flush=True)
+    for text in failures:
+        print(f"\n{text}")
+    print(f"\n{total} cases, {len(failures)} failed")
+    return 1 if failures else 0
+
+
+def _run_case(name: str, line: str, op: Op) -> Result:
+    from fastnn import verify
+
+    try:
+        return verify.run_case(name, line, op)
+    except KeyError as error:
+        raise ValueError(f"case {line!r} lacks {error}, which every case of {name} has") from error
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from fastnn.bench import bench, format_row, header, measure_peaks
+    from fastnn.io import atomic_write
+
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    peaks = measure_peaks(0.3 if args.quick else 3.0)
+    print(
+        f"measured peaks, {fastnn.get_num_threads()} threads: {peaks.gflops:.0f} GFLOP/s in "
+        f"float32, {peaks.copy_gbs:.1f} GB/s copying"
+    )
+    print(header())
+    rows = []
+    for row in bench(peaks, args.ops, quick=args.quick, with_torch=not args.no_torch):
+        print(format_row(row), flush=True)
+        rows.append(row)
+    facts = _facts()
+    if not args.no_torch and "torch" in sys.modules:
+        facts["torch"] = sys.modules["torch"].__version__
+    result = {"about": facts, "peaks": asdict(peaks), "rows": [asdict(row) for row in rows]}
+    atomic_write(args.json, (json.dumps(result, indent=1) + "\n").encode())
+    print(f"wrote {args.json}")
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    try:
+        shape = tuple(int(size) for size in args.input.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"--input expects three sizes >= 1, such as 3,224,224; got {args.input!r}")
+    config = {"in_channels": shape[0]}
+    if args.num_classes is not None:
+        if args.num_classes < 1:
+            raise ValueError(f"--num-classes expects a value >= 1, got {args.num_classes}")
+        config["num_classes"] = args.num_classes
+    model = fastnn.models.create_model(args.model, **config)
+    print(fastnn.summary(model, shape))
+    return 0
