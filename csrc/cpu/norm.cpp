@@ -20,14 +20,15 @@ int64_t chunk_pixels(const NormShape& s) {
 template <class T>
 void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m2) {
   const int64_t C = s.C, step = chunk_pixels(s), chunks = (s.P + step - 1) / step;
-  Workspace parts((s.S * chunks * 2 * C + 1) * 4);
+  Workspace parts((s.S * chunks * 3 * C + 1) * 4);
   parallel_for(s.S * chunks, [&](int64_t task) {
     const int64_t begin = task % chunks * step;
     const int64_t n = begin + step < s.P ? step : s.P - begin;
     const T* from = x + (task / chunks * s.P + begin) * C;
-    float* sum = parts.floats() + task * 2 * C;
+    float* sum = parts.floats() + task * 3 * C;
     float* square = sum + C;
-    __builtin_memset(sum, 0, sizeof(float) * static_cast<size_t>(2 * C));
+    float* rest = square + C;
+    __builtin_memset(sum, 0, sizeof(float) * static_cast<size_t>(3 * C));
     for (int64_t p = 0; p < n; ++p)
       vector_loop(0, C, [&](int64_t c, int l) {
         store_any(sum + c, load_any(sum + c, l) + load_any(from + p * C + c, l), l);
@@ -37,14 +38,22 @@ void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m
     for (int64_t p = 0; p < n; ++p)
       vector_loop(0, C, [&](int64_t c, int l) {
         const vfloat away = load_any(from + p * C + c, l) - load_any(sum + c, l);
+        store_any(rest + c, load_any(rest + c, l) + away, l);
         store_any(square + c, load_any(square + c, l) + away * away, l);
       });
+    // Where the mean is far from zero the first sum was rounded coarsely; what the deviations still
+    // add up to is its error (the corrected two-pass algorithm of Chan, Golub and LeVeque, 1983).
+    for (int64_t c = 0; c < C; ++c) {
+      const float error = rest[c] * inverse;
+      sum[c] += error;
+      square[c] -= rest[c] * error;
+    }
   });
   for (int64_t segment = 0; segment < s.S; ++segment)
     for (int64_t c = 0; c < C; ++c) {
       float count = 0, average = 0, spread = 0;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* part = parts.floats() + (segment * chunks + chunk) * 2 * C;
+        const float* part = parts.floats() + (segment * chunks + chunk) * 3 * C;
         const int64_t begin = chunk * step;
         const float n = static_cast<float>(begin + step < s.P ? step : s.P - begin);
         const float delta = part[c] - average, total = count + n;

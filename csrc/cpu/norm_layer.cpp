@@ -29,13 +29,18 @@ void layer_typed(const T* x, int64_t rows, int64_t D, float eps, const float* we
   parallel_ranges(rows, kGrain / (D + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* row = x + r * D;
-      const float m = row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n); }) /
-                      static_cast<float>(D);
+      const float count = static_cast<float>(D);
+      const float first = row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n); });
+      const float rough = first / count;
+      // The deviations' own sum is the error of the first mean; see norm.cpp.
+      const float rest =
+          row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n) - rough; });
+      const float m = rough + rest / count;
       const float m2 = row_sum<T>(D, [&](int64_t i, int n) {
         const vfloat away = load_any(row + i, n) - m;
         return away * away;
       });
-      const float inverse = 1.0f / __builtin_sqrtf(m2 / static_cast<float>(D) + eps);
+      const float inverse = 1.0f / __builtin_sqrtf(m2 / count + eps);
       mean[r] = m;
       invstd[r] = inverse;
       vector_loop(0, D, [&](int64_t i, int n) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import fastnn._core as _core
@@ -55,11 +56,10 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         return _product(input, other)
     m = input.shape[-2]
     if other.ndim == 2:  # one long matrix
-        return reshape(_product(reshape(input, -1, k), other), *input.shape[:-1], n)
+        rows = math.prod(input.shape[:-1])
+        return reshape(_product(reshape(input, rows, k), other), *input.shape[:-1], n)
     batch = _broadcast(input.shape[:-2], other.shape[:-2], input, other)
-    count = 1
-    for size in batch:
-        count *= size
+    count = math.prod(batch)
     left = reshape(expand(input, *batch, m, k), count, m, k)
     right = reshape(expand(other, *batch, k, n), count, k, n)
     return reshape(_product(left, right), *batch, m, n)
@@ -110,9 +110,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
                 f"linear: weight of shape {weight.shape} expects {weight.shape[-1]} input "
                 f"features, got input of shape {input.shape}"
             )
-        rows = 1
-        for size in input.shape[:-1]:
-            rows *= size
+        rows = math.prod(input.shape[:-1])
         flat = linear(reshape(input, rows, input.shape[-1]), weight, bias)
         return reshape(flat, *input.shape[:-1], weight.shape[0])
     output = _core.linear(input._array, weight._array, bias._array if bias is not None else None)

@@ -57,6 +57,8 @@ def _matmul_problem(p: Params, rng: np.random.Generator) -> Problem:
         },
         k=k,
         k_backward=max(m, n, 1) * max(repeats, 1),
+        # The gradient of a broadcast operand sums products that were stored in the dtype.
+        saved_scale=2.0 * repeats * max(m, n) ** 0.5 if left != right else 0.0,
         flops=2 * m * n * k * repeats,
     )
 

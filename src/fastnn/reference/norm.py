@@ -195,17 +195,19 @@ def _running(p: Params, rng: np.random.Generator) -> dict[str, Any]:
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
 
-def _problem(x, rest, kwargs, k, p, running=False) -> Problem:
+def _problem(x, rest, kwargs, k, p, axes, running=False) -> Problem:
     far = 1 + abs(p.get("far", 0))
     mutates = ("running_mean", "running_var")
+    # A deviation carries the rounding of values of size `far`, times 1 / std; the gradient, twice.
+    steep = 1 / np.sqrt(x.var(axes).min() + 1e-5) if x.size else 1.0
+    steep = max(1.0, float(steep))
     return Problem(
         {"input": x, **rest},
         kwargs,
-        # (x - mean) / std: a handful of roundings of values of size `far`, and the moments' own.
         k=8 + int(np.log2(max(k, 2))),
         k_backward=max(x.size // max(x.shape[1] if x.ndim > 1 else 1, 1), 16),
-        scale=4.0 * far,
-        scale_backward=4.0 * far,
+        scale=4.0 * far * steep,
+        scale_backward=4.0 * far * steep**2,
         mutates=mutates if running and rest["running_mean"] is not None else (),
         float32_inputs=_PARAMETERS,
     )
@@ -222,18 +224,27 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
         kwargs["activation"] = "relu"
     if "res" in p:
         rest["residual"] = rng.standard_normal(x.shape)
-    return _problem(x, rest, kwargs, x.size // p["c"], p, running=True)
+    axes = (0, *range(2, x.ndim))
+    return _problem(x, rest, kwargs, x.size // p["c"], p, axes, running=True)
 
 
 def _instance_problem(p: Params, rng: np.random.Generator) -> Problem:
     x = _image(p, rng)
     rest = {**_running(p, rng), **_affine_inputs(p, rng, p["c"])}
-    return _problem(x, rest, {"use_input_stats": "eval" not in p}, x.size, p, running=True)
+    axes = tuple(range(2, x.ndim))
+    return _problem(x, rest, {"use_input_stats": "eval" not in p}, x.size, p, axes, running=True)
 
 
 def _group_problem(p: Params, rng: np.random.Generator) -> Problem:
     x = _image(p, rng)
-    return _problem(x, _affine_inputs(p, rng, p["c"]), {"num_groups": p["g"]}, x.size, p)
+    rest, kwargs = _affine_inputs(p, rng, p["c"]), {"num_groups": p["g"]}
+    problem = _problem(x, rest, kwargs, x.size, p, None)
+    if x.size:
+        groups = x.reshape(x.shape[0], p["g"], -1)
+        steep = max(1.0, float(1 / np.sqrt(groups.var(2).min() + 1e-5)))
+        problem.scale *= steep
+        problem.scale_backward *= steep**2
+    return problem
 
 
 def _layer_problem(p: Params, rng: np.random.Generator) -> Problem:
@@ -241,7 +252,8 @@ def _layer_problem(p: Params, rng: np.random.Generator) -> Problem:
     x = _image(p, rng)
     shape = x.shape[x.ndim - p["d"] :]
     rest = _affine_inputs(p, rng, shape)
-    return _problem(x, rest, {"normalized_shape": shape}, int(np.prod(shape)), p)
+    axes = tuple(range(x.ndim - p["d"], x.ndim))
+    return _problem(x, rest, {"normalized_shape": shape}, int(np.prod(shape)), p, axes)
 
 
 def _response_problem(p: Params, rng: np.random.Generator) -> Problem:

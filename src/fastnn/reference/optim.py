@@ -112,7 +112,7 @@ def _problem(states: tuple[tuple[str, bool], ...], **options: Any) -> Any:
                     continue
             inputs[name] = _values(p, rng, positive)
         if "grad_avgs" in inputs:  # a mean is within its own spread
-            inputs["grad_avgs"] = [0.3 * v for v in inputs["grad_avgs"]]
+            inputs["grad_avgs"] = [0.2 * np.clip(v, -2, 2) for v in inputs["grad_avgs"]]
         kwargs: dict[str, Any] = {"lr": p.get("lr", 0.1)}
         names = {"mo": "momentum", "damp": "dampening", "wd": "weight_decay", "step": "step",
                  "decay": "lr_decay"}  # fmt: skip

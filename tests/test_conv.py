@@ -1,0 +1,132 @@
+"""Convolution beyond the case table: random settings, adjoints, strange layouts, autocast."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastnn
+import fastnn.nn.functional as F
+
+small = st.integers(1, 3)
+DTYPE = st.sampled_from(["f32", "f32", "bf16"])
+
+
+@st.composite
+def conv_lines(draw, transpose=False):
+    """A valid conv2d or conv_transpose2d case line."""
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c = groups * draw(st.sampled_from([1, 2, 3, 5, 8, 17, 33]))
+    oc = groups * draw(st.sampled_from([1, 2, 4, 7, 16, 35]))
+    if draw(st.booleans()) and groups > 1:
+        c = oc = groups  # depthwise
+    kh, kw, sh, sw = draw(small), draw(st.integers(1, 5)), draw(small), draw(small)
+    dh, dw = draw(small), draw(small)
+    ph, pw = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    # Large enough for the window, and for a transposed output that is not cut away.
+    h = draw(st.integers(1, 8)) + dh * (kh - 1) + 2 * ph
+    w = draw(st.integers(1, 8)) + dw * (kw - 1) + 2 * pw
+    line = f"n{draw(st.integers(0, 3))}c{c}h{h}w{w}_oc{oc}"
+    line += f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x{dw}g{groups}"
+    if transpose:
+        line += f"op{draw(st.integers(0, sh - 1))}x{draw(st.integers(0, sw - 1))}"
+    else:
+        line += draw(st.sampled_from(["", "_relu", "_res", "_relu_res"]))
+    return line + draw(st.sampled_from(["", "_nobias"])) + f"_{draw(DTYPE)}"
+
+
+@PROPERTY
+@given(conv_lines())
+def test_conv2d_with_random_settings(line):
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check("conv2d", line)
+
+
+@PROPERTY
+@given(conv_lines(transpose=True))
+def test_conv_transpose2d_with_random_settings(line):
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check("conv_transpose2d", line)
+
+
+def test_identity_kernel_returns_the_input(isa):
+    x = fastnn.randn(2, 19, 5, 7)
+    weight = fastnn.tensor(np.eye(19, dtype=np.float32).reshape(19, 19, 1, 1))
+    assert np.array_equal(F.conv2d(x, weight).numpy(), x.numpy())
+
+
+def test_a_hand_computed_case(isa):
+    x = fastnn.tensor(np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3))
+    weight = fastnn.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    # Cross-correlation: 0*1 + 1*2 + 3*3 + 4*4 = 27, and so on.
+    assert F.conv2d(x, weight).tolist() == [[[[27, 37], [57, 67]]]]
+    assert F.conv_transpose2d(fastnn.ones(1, 1, 1, 1), weight).tolist() == weight.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "groups": 2}]
+)
+def test_transpose_is_the_adjoint(settings, isa):
+    """<conv(x), y> = <x, conv_transpose(y)>."""
+    weight = fastnn.randn(6, 4 // settings.get("groups", 1), 3, 3)
+    x = fastnn.randn(2, 4, 9, 9)
+    y = fastnn.randn(*F.conv2d(x, weight, **settings).shape)
+    left = (F.conv2d(x, weight, **settings) * y).numpy().astype(np.float64).sum()
+    back = F.conv_transpose2d(y, weight, **settings)
+    size = [slice(0, n) for n in back.shape]
+    right = (back.numpy() * x.numpy()[tuple(size)]).astype(np.float64).sum()
+    assert left == pytest.approx(right, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("view", ["nchw", "reversed", "sliced", "expanded"])
+def test_inputs_of_any_strides(view, isa):
+    base = np.random.default_rng(0).standard_normal((4, 6, 10, 10)).astype(np.float32)
+    x = {
+        "nchw": base, "reversed": base[::-1, :, ::-1], "sliced": base[:, 1:5, ::2, 1:],
+        "expanded": np.broadcast_to(base[:1], (3, 6, 10, 10)),
+    }[view]  # fmt: skip
+    weight = fastnn.randn(5, x.shape[1], 3, 3)
+    got = F.conv2d(fastnn.from_numpy(x), weight, padding=1).numpy()
+    want = F.conv2d(fastnn.tensor(np.ascontiguousarray(x)), weight, padding=1).numpy()
+    assert np.array_equal(got, want)
+
+
+def test_a_nan_stays_within_its_windows(isa):
+    x = fastnn.zeros(1, 3, 8, 8)
+    x[0, 1, 4, 4] = float("nan")
+    bad = np.isnan(F.conv2d(x, fastnn.ones(17, 3, 3, 3), padding=1).numpy())
+    want = np.zeros((1, 17, 8, 8), bool)
+    want[:, :, 3:6, 3:6] = True
+    assert np.array_equal(bad, want)
+
+
+def test_same_padding_keeps_the_size():
+    for kernel in (1, 2, 3, 4, 5):
+        weight = fastnn.randn(2, 3, kernel, kernel)
+        assert F.conv2d(fastnn.randn(1, 3, 7, 6), weight, padding="same").shape == (1, 2, 7, 6)
+
+
+def test_same_bits_for_any_number_of_threads_on_a_larger_shape():
+    x, weight = fastnn.randn(4, 48, 30, 30), fastnn.randn(80, 48, 3, 3)
+    seen = set()
+    for threads in (1, 2, 4):
+        fastnn.set_num_threads(threads)
+        leaf, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        F.conv2d(leaf, w, stride=2, padding=1).sum().backward()
+        seen.add((leaf.grad.numpy().tobytes(), w.grad.numpy().tobytes()))
+    assert len(seen) == 1
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():
+    x, weight = fastnn.randn(2, 4, 6, 6), fastnn.randn(3, 4, 3, 3, requires_grad=True)
+    with fastnn.autocast():
+        out = F.conv2d(x, weight, fastnn.zeros(3))
+    assert out.dtype is fastnn.bfloat16
+    out.sum().backward()
+    assert weight.grad.dtype is fastnn.float32
+    assert F.conv2d(x, weight).dtype is fastnn.float32

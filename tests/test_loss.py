@@ -1,0 +1,88 @@
+"""Losses: random shapes against the reference, hand-computed values, bad labels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastnn
+import fastnn.nn.functional as F
+
+REDUCTION = st.sampled_from(["", "_sum", "_none"])
+DTYPE = st.sampled_from(["f32", "bf16"])
+
+
+def at_every_isa(op: str, line: str) -> None:
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check(op, line)
+
+
+@PROPERTY
+@given(
+    n=st.integers(1, 5), c=st.integers(1, 40), image=st.sampled_from(["", "h2w3", "l5"]),
+    options=st.sampled_from(["", "_wt", "_ls0.2", "_wt_ls0.1", "_soft", "_soft_wt_ls0.3", "_ig0"]),
+    reduction=st.sampled_from(["_sum", "_none"]), dtype=DTYPE,
+)  # fmt: skip
+def test_cross_entropy_on_random_shapes(n, c, image, options, reduction, dtype):
+    at_every_isa("cross_entropy", f"n{n}c{c}{image}{options}{reduction}_{dtype}")
+
+
+@PROPERTY
+@given(
+    op=st.sampled_from(["mse_loss", "l1_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"]),
+    n=st.integers(1, 4), c=st.integers(1, 40), reduction=REDUCTION, dtype=DTYPE,
+)  # fmt: skip
+def test_pair_losses_on_random_shapes(op, n, c, reduction, dtype):
+    at_every_isa(op, f"n{n}c{c}{reduction}_{dtype}")
+
+
+def test_equal_scores_cost_the_logarithm_of_the_classes(isa):
+    for classes in (2, 10, 1000):
+        loss = F.cross_entropy(fastnn.zeros(4, classes), fastnn.tensor([0, 1, 1, 0]))
+        assert loss.item() == pytest.approx(math.log(classes), rel=1e-6)
+
+
+def test_hand_computed_values(isa):
+    x, t = fastnn.tensor([1.0, -2.0]), fastnn.tensor([0.0, 1.0])
+    assert F.mse_loss(x, t).item() == 5.0
+    assert F.l1_loss(x, t, "sum").item() == 4.0
+    assert F.smooth_l1_loss(x, t, "none").tolist() == [0.5, 2.5]
+    assert F.nll_loss(fastnn.tensor([[-1.0, -2.0]]), fastnn.tensor([1])).item() == 2.0
+    want = (math.log1p(math.e) + math.log1p(math.exp(2))) / 2
+    assert F.binary_cross_entropy_with_logits(x, t).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_extreme_logits_give_no_overflow(isa):
+    x, t = fastnn.tensor([1e30, -1e30]), fastnn.tensor([1.0, 0.0])
+    assert F.binary_cross_entropy_with_logits(x, t).item() == 0
+    scores = fastnn.tensor([[1e30, 0.0]])
+    assert F.cross_entropy(scores, fastnn.tensor([0])).item() == 0
+
+
+def test_a_mean_over_nothing_is_nan_and_its_gradient_zero():
+    x = fastnn.randn(2, 3, requires_grad=True)
+    loss = F.cross_entropy(x, fastnn.tensor([-100, -100]))
+    assert math.isnan(loss.item())
+    F.cross_entropy(x, fastnn.tensor([-100, -100]), reduction="sum").backward()
+    assert not x.grad.numpy().any()
+
+
+def test_a_bad_label_is_named_and_the_process_lives_on():
+    x = fastnn.randn(4, 3, requires_grad=True)
+    with pytest.raises(ValueError, match="got 7 at flat position 2"):
+        F.cross_entropy(x, fastnn.tensor([0, 1, 7, 9]))
+    F.cross_entropy(x, fastnn.tensor([0, 1, 2, 0])).backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_losses_of_bfloat16_scores_are_float32():
+    x = fastnn.randn(4, 3).to("bfloat16").requires_grad_()
+    loss = F.cross_entropy(x, fastnn.tensor([0, 1, 2, 0]))
+    loss.backward()
+    assert loss.dtype is fastnn.float32 and x.grad.dtype is fastnn.bfloat16

@@ -1,0 +1,71 @@
+"""Matrix products: random shapes against the reference, NumPy's broadcasting, transposed views."""
+
+from __future__ import annotations
+
+import numpy as np
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastnn
+import fastnn.nn.functional as F
+
+size = st.sampled_from([0, 1, 2, 5, 13, 16, 31, 33, 70])
+DTYPE = st.sampled_from(["f32", "bf16"])
+
+
+def at_every_isa(op: str, line: str) -> None:
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check(op, line)
+
+
+@PROPERTY
+@given(
+    m=size, k=size, n=size, batch=st.sampled_from(["", "_b3", "_b2x1_ob1x3", "_ob2"]), dtype=DTYPE
+)
+def test_matmul_of_random_shapes(m, k, n, batch, dtype):
+    at_every_isa("matmul", f"m{m}k{k}n{n}{batch}_{dtype}")
+
+
+@PROPERTY
+@given(
+    n=size,
+    i=size.filter(bool),
+    o=size.filter(bool),
+    bias=st.sampled_from(["", "_nobias"]),
+    dtype=DTYPE,
+)
+def test_linear_of_random_shapes(n, i, o, bias, dtype):
+    at_every_isa("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
+
+
+def test_transposed_and_sliced_operands(isa):
+    a, b = fastnn.randn(40, 23), fastnn.randn(40, 50)
+    got = fastnn.matmul(a.transpose(0, 1), b[:, ::2]).numpy()
+    np.testing.assert_allclose(got, a.numpy().T @ b.numpy()[:, ::2], rtol=1e-5, atol=1e-5)
+
+
+def test_the_operator_is_the_function():
+    a, b = fastnn.randn(3, 4), fastnn.randn(4, 5)
+    assert np.array_equal((a @ b).numpy(), fastnn.matmul(a, b).numpy())
+
+
+def test_the_identity_changes_nothing(isa):
+    a = fastnn.randn(17, 29)
+    eye = fastnn.tensor(np.eye(29, dtype=np.float32))
+    assert np.array_equal((a @ eye).numpy(), a.numpy())
+    assert np.array_equal(F.linear(a, eye).numpy(), a.numpy())
+
+
+def test_nan_and_infinity_follow_ieee(isa):
+    a = fastnn.tensor([[float("inf"), 1.0], [0.0, 1.0]])
+    got = (a @ fastnn.tensor([[0.0], [1.0]])).numpy()
+    assert np.isnan(got[0, 0]) and got[1, 0] == 1
+
+
+def test_gradient_flows_through_a_small_network():
+    x, w1, w2 = fastnn.randn(5, 4), fastnn.randn(6, 4), fastnn.randn(2, 6)
+    for t in (x, w1, w2):
+        t.requires_grad_()
+    assert fastnn.gradcheck(lambda x, a, b: F.linear(F.tanh(F.linear(x, a)), b), (x, w1, w2))

@@ -1,0 +1,120 @@
+"""Normalisation: random shapes against the reference, moments, running statistics, far-off means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import nn
+
+CHANNELS = st.sampled_from([1, 3, 8, 17, 40])
+DTYPE = st.sampled_from(["f32", "bf16"])
+side = st.integers(1, 6)
+
+
+def at_every_isa(op: str, line: str) -> None:
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check(op, line)
+
+
+@PROPERTY
+@given(
+    n=st.integers(2, 4), c=CHANNELS, h=side, w=side, dtype=DTYPE,
+    options=st.sampled_from(["", "_eval", "_plain", "_relu", "_res", "_relu_res", "_notrack"]),
+)  # fmt: skip
+def test_batch_norm_on_random_shapes(n, c, h, w, options, dtype):
+    at_every_isa("batch_norm", f"n{n}c{c}h{h}w{w}{options}_{dtype}")
+
+
+@PROPERTY
+@given(
+    n=st.integers(0, 3),
+    groups=st.integers(1, 5),
+    each=st.integers(2, 9),
+    h=side,
+    w=side,
+    dtype=DTYPE,
+)
+def test_group_norm_on_random_shapes(n, groups, each, h, w, dtype):
+    at_every_isa("group_norm", f"n{n}c{groups * each}h{h}w{w}_g{groups}_{dtype}")
+
+
+@PROPERTY
+@given(n=st.integers(0, 3), c=CHANNELS, h=st.integers(2, 6), w=side, dtype=DTYPE)
+def test_instance_norm_on_random_shapes(n, c, h, w, dtype):
+    at_every_isa("instance_norm", f"n{n}c{c}h{h}w{w}_{dtype}")
+
+
+@PROPERTY
+@given(
+    n=st.integers(0, 5), c=st.integers(2, 70), l=st.integers(2, 9), d=st.integers(1, 2), dtype=DTYPE
+)
+def test_layer_norm_on_random_shapes(n, c, l, d, dtype):  # noqa: E741
+    at_every_isa("layer_norm", f"n{n}c{c}l{l}_d{d}_{dtype}")
+
+
+@PROPERTY
+@given(n=st.integers(0, 2), c=CHANNELS, h=side, size=st.integers(1, 9), dtype=DTYPE)
+def test_local_response_norm_on_random_shapes(n, c, h, size, dtype):
+    at_every_isa("local_response_norm", f"n{n}c{c}h{h}w2_size{size}_a0.5_{dtype}")
+
+
+def test_batch_norm_gives_columns_the_moments_of_weight_and_bias():
+    """Columns N(-10, 2), N(25, 5), N(3, 10) become means 2, 4, 8 and deviations 1, 2, 3."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1000, 3)) * [2, 5, 10] + [-10, 25, 3]
+    norm = nn.BatchNorm1d(3)
+    norm.load_state_dict({"weight": np.array([1, 2, 3]), "bias": np.array([2, 4, 8])}, strict=False)
+    y = norm(fastnn.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(y.mean(0), [2, 4, 8], atol=1e-4)
+    np.testing.assert_allclose(y.std(0), [1, 2, 3], atol=1e-4)
+
+
+def test_a_mean_far_from_zero_costs_no_accuracy(isa):
+    """The sum of squares would lose every digit: 1e4 squared is 1e8 times the variance."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 5, 8, 8)) + 1e4).astype(np.float32)
+    exact = x.astype(np.float64)
+    want = (exact - exact.mean((0, 2, 3), keepdims=True)) / exact.std((0, 2, 3), keepdims=True)
+    got = F.batch_norm(fastnn.tensor(x), training=True, eps=0.0).numpy()
+    np.testing.assert_allclose(got, want, atol=5e-3)  # float32 holds 1e4 to 5e-4
+
+
+def test_running_statistics_move_by_the_momentum():
+    norm = nn.BatchNorm2d(1, momentum=0.5)
+    norm(fastnn.tensor([[[[1.0, 3.0]]], [[[5.0, 7.0]]]]))
+    assert norm.running_mean.item() == pytest.approx(2.0)
+    assert norm.running_var.item() == pytest.approx(0.5 + 0.5 * 20 / 3)
+    before = norm.running_mean.item()
+    norm.eval()(fastnn.full((2, 1, 1, 2), 100.0))
+    assert norm.running_mean.item() == before and norm.num_batches_tracked.item() == 1
+
+
+def test_the_norms_are_special_cases_of_each_other(isa):
+    x = fastnn.randn(3, 6, 4, 5)
+    flat = x.reshape(3, -1)
+    one = F.group_norm(x, 1).numpy().reshape(3, -1)
+    np.testing.assert_allclose(one, F.layer_norm(flat, flat.shape[1:]).numpy(), atol=1e-5)
+    np.testing.assert_allclose(F.group_norm(x, 6).numpy(), F.instance_norm(x).numpy(), atol=1e-6)
+    each = F.batch_norm(x[:1], training=True).numpy()
+    np.testing.assert_allclose(each, F.instance_norm(x[:1]).numpy(), atol=1e-5)
+
+
+def test_the_fused_form_is_the_plain_one(isa):
+    x, residual = fastnn.randn(2, 20, 5, 5), fastnn.randn(2, 20, 5, 5)
+    fused = F.batch_norm(x, training=True, activation="relu", residual=residual).numpy()
+    plain = F.relu(F.batch_norm(x, training=True) + residual).numpy()
+    assert np.array_equal(fused, plain)
+
+
+def test_a_nan_stays_in_its_channel(isa):
+    x = fastnn.randn(2, 3, 4, 4)
+    x[0, 1, 0, 0] = float("nan")
+    bad = np.isnan(F.batch_norm(x, training=True).numpy()).all((0, 2, 3))
+    assert bad.tolist() == [False, True, False]

@@ -1,0 +1,157 @@
+"""Optimizers and schedules: they descend, save, resume to the bit, and refuse nonsense."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastnn
+from fastnn import nn, optim
+
+ALL = [
+    (optim.SGD, {"lr": 0.1}), (optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    (optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}),
+    (optim.Adam, {"lr": 0.1}), (optim.Adam, {"lr": 0.1, "amsgrad": True}),
+    (optim.AdamW, {"lr": 0.1}), (optim.Adagrad, {"lr": 0.5}), (optim.RMSprop, {"lr": 0.05}),
+    (optim.RMSprop, {"lr": 0.02, "centered": True, "momentum": 0.5}),
+    (optim.Adadelta, {"lr": 20.0}),
+]  # fmt: skip
+IDS = [f"{cls.__name__}-{'-'.join(kw)}" for cls, kw in ALL]
+
+
+@PROPERTY
+@given(
+    size=st.integers(1, 40_000), wd=st.sampled_from([0.0, 0.1]),
+    case=st.sampled_from([
+        ("sgd_step", "_mo0.9"), ("sgd_step", ""), ("adam_step", "_amsgrad"), ("adam_step", "_decoupled"),
+        ("adagrad_step", "_decay0.1"), ("rmsprop_step", "_centered_mo0.5"), ("adadelta_step", ""),
+    ]),
+)  # fmt: skip
+def test_steps_on_random_sizes(size, wd, case):
+    op, options = case
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check(op, f"size{size}{options}_wd{wd}_f32")
+
+
+def descend(optimizer, parameter, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((parameter - 3.0) ** 2).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("cls", "options"), ALL, ids=IDS)
+def test_every_optimizer_finds_the_minimum_of_a_parabola(cls, options):
+    p = nn.Parameter(fastnn.zeros(5))
+    descend(cls([p], **options), p, 300)
+    np.testing.assert_allclose(p.detach().numpy(), 3.0, atol=0.15)
+
+
+@pytest.mark.parametrize(("cls", "options"), ALL, ids=IDS)
+def test_a_saved_optimizer_continues_to_the_bit(cls, options):
+    straight = nn.Parameter(fastnn.zeros(2, 3, 3, 3))
+    optimizer = cls([straight], **options)
+    descend(optimizer, straight, 3)
+    resumed = nn.Parameter(straight.detach().clone())
+    other = cls([resumed], **options)
+    other.load_state_dict(optimizer.state_dict())
+    descend(optimizer, straight, 3)
+    descend(other, resumed, 3)
+    assert straight.detach().numpy().tobytes() == resumed.detach().numpy().tobytes()
+
+
+def test_loading_does_not_share_buffers():
+    a, b = nn.Parameter(fastnn.zeros(3)), nn.Parameter(fastnn.zeros(3))
+    first, second = (optim.SGD([p], lr=0.1, momentum=0.9) for p in (a, b))
+    descend(first, a, 1)
+    second.load_state_dict(first.state_dict())
+    before = second.state[id(b)]["momentum_buffer"].tolist()
+    descend(first, a, 1)
+    assert second.state[id(b)]["momentum_buffer"].tolist() == before
+
+
+def test_groups_have_options_of_their_own():
+    a, b = nn.Parameter(fastnn.zeros(1)), nn.Parameter(fastnn.zeros(1))
+    optimizer = optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.0}], lr=0.1)
+    ((a - 1.0) ** 2 + (b - 1.0) ** 2).sum().backward()
+    optimizer.step()
+    assert a.item() == pytest.approx(0.2) and b.item() == 0
+
+
+def test_parameters_without_gradients_stay():
+    a, b = nn.Parameter(fastnn.ones(1)), nn.Parameter(fastnn.ones(1))
+    optimizer = optim.AdamW([a, b], lr=0.1)
+    (a * 2.0).sum().backward()
+    optimizer.step()
+    assert b.item() == 1 and a.item() != 1
+
+
+def test_mistakes_are_named():
+    p = nn.Parameter(fastnn.zeros(1))
+    with pytest.raises(ValueError, match="SGD: lr expects a value >= 0, got -1"):
+        optim.SGD([p], lr=-1)
+    with pytest.raises(ValueError, match="SGD: nesterov expects momentum > 0"):
+        optim.SGD([p], lr=1, nesterov=True)
+    with pytest.raises(ValueError, match=r"Adam: betas expect values in \[0, 1\)"):
+        optim.Adam([p], betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="expected at least one parameter"):
+        optim.SGD([], lr=1)
+    with pytest.raises(ValueError, match="stands in the groups twice"):
+        optim.SGD([p, p], lr=1)
+    with pytest.raises(TypeError, match="expected tensors, got int"):
+        optim.SGD([3], lr=1)
+    with pytest.raises(ValueError, match=r"expected groups of \[1\] parameters, got \[2\]"):
+        optim.SGD([p], lr=1).load_state_dict({"state": {}, "param_groups": [{"params": [0, 1]}]})
+
+
+def rates(scheduler, steps):
+    found = []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        scheduler.step()
+    return found
+
+
+def sgd(lr=1.0):
+    return optim.SGD([nn.Parameter(fastnn.zeros(1))], lr=lr)
+
+
+def test_schedules_follow_their_formulas():
+    s = optim.lr_scheduler
+    assert rates(s.StepLR(sgd(), 2, 0.5), 5) == [1, 1, 0.5, 0.5, 0.25]
+    assert rates(s.MultiStepLR(sgd(), [1, 3], 0.1), 5) == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(s.ExponentialLR(sgd(), 0.5), 3) == [1, 0.5, 0.25]
+    assert rates(s.LinearLR(sgd(), 0.5, 1.0, 2), 4) == [0.5, 0.75, 1, 1]
+    assert rates(s.LambdaLR(sgd(2.0), lambda n: n + 1), 3) == [2, 4, 6]
+    cosine = rates(s.CosineAnnealingLR(sgd(), 4, 0.2), 5)
+    assert cosine == pytest.approx(
+        [0.2 + 0.8 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(5)]
+    )
+    cycle = rates(s.OneCycleLR(sgd(), 1.0, 10), 10)
+    assert max(cycle) == pytest.approx(1.0) and cycle[0] == pytest.approx(0.04)
+    assert cycle[-1] < 1e-4 and cycle.index(max(cycle)) == 2
+
+
+def test_a_schedule_continues():
+    first = optim.lr_scheduler.StepLR(sgd(), 2)
+    rates(first, 3)
+    second = optim.lr_scheduler.StepLR(sgd(), 2)
+    second.load_state_dict(first.state_dict())
+    assert rates(first, 3) == rates(second, 3)
+
+
+def test_clipping_scales_to_the_norm_and_limits_values():
+    a, b = nn.Parameter(fastnn.zeros(2)), nn.Parameter(fastnn.zeros(1))
+    a.grad, b.grad = fastnn.tensor([3.0, 0.0]), fastnn.tensor([4.0])
+    assert nn.clip_grad_norm_([a, b], 10.0) == pytest.approx(5.0)
+    assert a.grad.tolist() == [3, 0]
+    assert nn.clip_grad_norm_([a, b], 1.0) == pytest.approx(5.0)
+    np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
+    nn.clip_grad_value_([a, b], 0.5)
+    assert a.grad.tolist() == [0.5, 0] and b.grad.tolist() == [0.5]

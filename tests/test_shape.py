@@ -1,0 +1,107 @@
+"""Joining, cutting, padding and indexing: random calls against NumPy, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import PROPERTY, check
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import fastnn
+
+shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5)
+
+
+@st.composite
+def indexed(draw):
+    """A shape and an index NumPy accepts for it."""
+    shape = draw(shapes)
+    kind = draw(st.sampled_from(["basic", "arrays", "mask", "rows"]))
+    if kind == "basic":
+        return shape, draw(hnp.basic_indices(shape, allow_newaxis=True, max_dims=7))
+    if kind == "mask":
+        return shape, draw(hnp.arrays(bool, shape))
+    if kind == "rows":
+        rows = hnp.arrays(np.int64, hnp.array_shapes(max_dims=2, max_side=4),
+                          elements=st.integers(-shape[0], shape[0] - 1))  # fmt: skip
+        return shape, draw(rows)
+    return shape, draw(hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2)))
+
+
+@PROPERTY
+@given(indexed())
+def test_indexing_has_numpys_meaning(case):
+    shape, key = case
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    x = fastnn.tensor(values, requires_grad=True)
+    got, want = x[key], values[key]
+    assert got.shape == want.shape and np.array_equal(got.detach().numpy(), want)
+    grad = np.random.default_rng(0).standard_normal(want.shape).astype(np.float32)
+    got.backward(fastnn.tensor(grad))
+    scattered = np.zeros(shape, np.float32)
+    np.add.at(scattered, key, grad)
+    np.testing.assert_allclose(x.grad.numpy(), scattered, atol=1e-5)
+
+
+@PROPERTY
+@given(indexed())
+def test_index_assignment_has_numpys_meaning(case):
+    shape, key = case
+    values = np.zeros(shape, np.float32)
+    x = fastnn.tensor(values)
+    x[key] = 7.0
+    values[key] = 7.0
+    assert np.array_equal(x.numpy(), values)
+
+
+@PROPERTY
+@given(
+    shape=shapes,
+    dim=st.integers(0, 3),
+    parts=st.integers(1, 4),
+    dtype=st.sampled_from(["f32", "bf16"]),
+)
+def test_cat_of_random_shapes(shape, dim, parts, dtype):
+    sizes = "".join(f"{key}{n}" for key, n in zip("nchw", shape, strict=False))
+    check("cat", f"{sizes}_d{dim % len(shape)}t{parts}_{dtype}")
+
+
+def test_cat_undoes_split():
+    x = fastnn.randn(3, 10, 4, 4)
+    for pieces in (fastnn.split(x, 3, 1), fastnn.chunk(x, 4, 1), fastnn.split(x, [1, 9], 1)):
+        assert np.array_equal(fastnn.cat(pieces, 1).numpy(), x.numpy())
+
+
+def test_slices_share_memory_and_lists_do_not():
+    x = fastnn.zeros(4, 4)
+    x[1:3].fill_(1.0)
+    x[[0]].fill_(5.0)
+    assert x.sum().item() == 8
+
+
+def test_labels_and_images_of_a_batch_keep_their_layout():
+    images = fastnn.randn(10, 3, 4, 4)
+    picked = images[np.array([3, 3, 0])]
+    assert picked.stride() == images.stride()
+    assert np.array_equal(picked.numpy(), images.numpy()[[3, 3, 0]])
+
+
+def test_assignment_is_refused_where_it_would_be_lost():
+    x = fastnn.zeros(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="index assignment: a tensor that requires a gradient"):
+        x[0] = 1.0
+    frozen = np.zeros(3, np.float32)
+    frozen.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        fastnn.from_numpy(frozen)[0] = 1.0
+
+
+def test_a_view_changed_in_place_is_noticed():
+    x = fastnn.ones(4, requires_grad=True)
+    y = x * x
+    with fastnn.no_grad():
+        x.detach()[0] = 5.0
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
