@@ -243,7 +243,7 @@ def _group_problem(p: Params, rng: np.random.Generator) -> Problem:
         groups = x.reshape(x.shape[0], p["g"], -1)
         steep = max(1.0, float(1 / np.sqrt(groups.var(2).min() + 1e-5)))
         problem.scale *= steep
-        problem.scale_backward *= steep**2
+        problem.scale_backward = problem.scale * steep
     return problem
 
 
