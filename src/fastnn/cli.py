@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         _predict,
         "print the class probabilities of an image",
         (
-            "The image becomes gray and square, and is reduced to the size of the training images. "
-            "Training images have bright ink on dark paper: an image with a bright border is inverted."
+            "The image becomes gray and square, and is reduced to the size of the training "
+            "images. Those have bright ink on dark paper: an image with a bright border is inverted."
         ),
     )
     predict.add_argument("model", type=Path, help="model.safetensors of fastnn train")
@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         _verify,
         "run every kernel against its NumPy reference",
         (
-            "At every instruction set of this machine. The error column is the worst error as a share "
-            "of its bound. Exit code 1 if a kernel is wrong."
+            "At every instruction set of this machine. The error column is the worst error as a "
+            "share of its bound. Exit code 1 if a kernel is wrong."
         ),
     )
     verify.add_argument("op", nargs="?", help="operator or family; all if left out")
@@ -322,9 +322,10 @@ def _run_case(name: str, line: str, op: Op) -> Result:
 def _bench(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from fastnn.bench import bench, format_row, header, measure_peaks
+    from fastnn.bench import bench, chosen, format_row, header, measure_peaks
     from fastnn.io import atomic_write
 
+    chosen(args.ops)  # a wrong name is refused before the minutes of measuring
     args.json.parent.mkdir(parents=True, exist_ok=True)
     peaks = measure_peaks(0.3 if args.quick else 3.0)
     print(

@@ -84,26 +84,33 @@ def bench(
         There is no such operator or family.
     """
     seconds = 0.05 if quick else 1.0
-    for name, op in _chosen(ops):
+    for name, op in chosen(ops):
         for line in op.bench[: 1 if quick else None]:
             yield from _case(name, op, line, peaks, seconds, with_torch)
 
 
-def _chosen(ops: Sequence[str]) -> list[tuple[str, Op]]:
+def chosen(ops: Sequence[str]) -> list[tuple[str, Op]]:
+    """Operators by name, given names of operators and families; all of them if none is given.
+
+    Raises
+    ------
+    ValueError
+        There is no such operator or family.
+    """
     families = verify.families()
     known = {name: op for family in families.values() for name, op in family.items()}
-    chosen: dict[str, Op] = {}
+    found: dict[str, Op] = {}
     for wanted in ops or families:
         if wanted in families:
-            chosen.update(families[wanted])
+            found.update(families[wanted])
         if wanted in known:
-            chosen[wanted] = known[wanted]
+            found[wanted] = known[wanted]
         elif wanted not in families:
             raise ValueError(
                 f"bench: expected an operator or family among {', '.join(sorted(known))}, "
                 f"got {wanted!r}"
             )
-    return list(chosen.items())
+    return list(found.items())
 
 
 def _case(
