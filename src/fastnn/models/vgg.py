@@ -28,11 +28,13 @@ class VGG(nn.Module):
         num_classes: size of the output.
         in_channels: of the images.
         dropout: in the classifier.
+        pool: height and width that the classifier sees; 1 suits images of 32 x 32.
+        hidden: size of the two hidden layers of the classifier.
     """
 
     def __init__(
         self, layers: tuple[int | str, ...], batch_norm: bool = False, num_classes: int = 1000,
-        in_channels: int = 3, dropout: float = 0.5,
+        in_channels: int = 3, dropout: float = 0.5, pool: int = 7, hidden: int = 4096,
     ) -> None:  # fmt: skip
         super().__init__()
         parts: list[nn.Module] = []
@@ -47,18 +49,21 @@ class VGG(nn.Module):
             parts.append(nn.ReLU())
             channels = size
         self.features = nn.Sequential(*parts)
-        self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+        self.avgpool = nn.AdaptiveAvgPool2d(pool)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(512 * pool * pool, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
         )  # fmt: skip
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
-                init.normal_(module.weight, 0, 0.01)
+                if hidden == 4096:
+                    init.normal_(module.weight, 0, 0.01)  # torchvision's choice, for this size
+                else:
+                    init.kaiming_normal_(module.weight, nonlinearity="relu")
                 init.zeros_(module.bias)
 
     def forward(self, input: Tensor) -> Tensor:
