@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
+import fastnn
 from fastnn.verify import Result, run_case
 
 #: Property tests: the same examples in every run; no deadline, for machines are noisy.
@@ -15,3 +16,10 @@ def check(op: str, line: str) -> Result:
     result = run_case(op, line)
     assert result.ok, result.explain()
     return result
+
+
+def check_everywhere(op: str, line: str) -> None:
+    """Runs a case on every ISA level of this machine."""
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            check(op, line)

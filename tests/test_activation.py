@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,9 +16,7 @@ size = st.integers(0, 9)
 @PROPERTY
 @given(n=size, c=st.integers(1, 40), h=size, w=size, dtype=st.sampled_from(["f32", "bf16"]))
 def test_relu_on_random_shapes(n, c, h, w, dtype):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check("relu", f"n{n}c{c}h{h}w{w}_{dtype}")
+    check_everywhere("relu", f"n{n}c{c}h{h}w{w}_{dtype}")
 
 
 def test_relu_propagates_nan_and_infinity(isa):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,17 +41,13 @@ def conv_lines(draw, transpose=False):
 @PROPERTY
 @given(conv_lines())
 def test_conv2d_with_random_settings(line):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check("conv2d", line)
+    check_everywhere("conv2d", line)
 
 
 @PROPERTY
 @given(conv_lines(transpose=True))
 def test_conv_transpose2d_with_random_settings(line):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check("conv_transpose2d", line)
+    check_everywhere("conv_transpose2d", line)
 
 
 def test_identity_kernel_returns_the_input(isa):
@@ -105,6 +101,21 @@ def test_a_nan_stays_within_its_windows(isa):
     assert np.array_equal(bad, want)
 
 
+def test_many_groups_are_many_convolutions(isa):
+    x, weight = fastnn.randn(1, 60, 5, 5), fastnn.randn(120, 2, 3, 3)
+    whole = F.conv2d(x, weight, groups=30).numpy()
+    for g in range(30):
+        part = F.conv2d(x[:, 2 * g : 2 * g + 2], weight[4 * g : 4 * g + 4]).numpy()
+        np.testing.assert_allclose(whole[:, 4 * g : 4 * g + 4], part, rtol=1e-5, atol=1e-5)
+
+
+def test_asymmetric_padding_is_padding_by_hand(isa):
+    x, weight = fastnn.randn(2, 3, 6, 5), fastnn.randn(4, 3, 3, 2)
+    sides = (1, 0, 2, 3)  # left, right, top, bottom
+    got = F.conv2d(x, weight, padding=sides).numpy()
+    assert np.array_equal(got, F.conv2d(F.pad(x, sides), weight).numpy())
+
+
 def test_same_padding_keeps_the_size():
     for kernel in (1, 2, 3, 4, 5):
         weight = fastnn.randn(2, 3, kernel, kernel)
@@ -117,8 +128,9 @@ def test_same_bits_for_any_number_of_threads_on_a_larger_shape():
     for threads in (1, 2, 4):
         fastnn.set_num_threads(threads)
         leaf, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        F.conv2d(leaf, w, stride=2, padding=1).sum().backward()
-        seen.add((leaf.grad.numpy().tobytes(), w.grad.numpy().tobytes()))
+        out = F.conv2d(leaf, w, stride=2, padding=1)
+        (out * out).sum().backward()
+        seen.add(tuple(t.numpy().tobytes() for t in (out.detach(), leaf.grad, w.grad)))
     assert len(seen) == 1
 
 

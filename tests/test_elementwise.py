@@ -7,7 +7,7 @@ import operator
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,9 +52,7 @@ def test_random_broadcasts(op, shapes, dtype, threads):
     if op == "where":
         left, _, right = shapes.partition("_o")
         shapes = f"{left}_o{right}_q{left[1:]}" if left[1:] else shapes
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, f"{shapes}_{dtype}")
+    check_everywhere(op, f"{shapes}_{dtype}")
 
 
 @PROPERTY
@@ -64,9 +62,7 @@ def test_random_broadcasts(op, shapes, dtype, threads):
     dtype=st.sampled_from(["f32", "bf16"]),
 )
 def test_random_shapes_of_one_argument(op, shape, dtype):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, f"s{line_of(shape)}_{dtype}")
+    check_everywhere(op, f"s{line_of(shape)}_{dtype}")
 
 
 @st.composite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +20,7 @@ size = st.integers(1, 9)
     mode=st.sampled_from(["", "_bil", "_bil_ac"]), dtype=st.sampled_from(["f32", "bf16"]),
 )  # fmt: skip
 def test_interpolate_to_random_sizes(n, c, h, w, oh, ow, mode, dtype):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check("interpolate", f"n{n}c{c}h{h}w{w}_o{oh}x{ow}{mode}_{dtype}")
+    check_everywhere("interpolate", f"n{n}c{c}h{h}w{w}_o{oh}x{ow}{mode}_{dtype}")
 
 
 def test_nearest_repeats_pixels(isa):
@@ -38,6 +36,15 @@ def test_bilinear_by_hand(isa):
     np.testing.assert_allclose(row, [0, 0.75, 2.25, 3], atol=1e-6)
     row = F.interpolate(x, (1, 4), mode="bilinear", align_corners=True).numpy()[0, 0, 0]
     np.testing.assert_allclose(row, [0, 1, 2, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("align", "row"), [(False, [0, 0.25, 0.75, 1]), (True, [0, 1 / 3, 2 / 3, 1])]
+)
+def test_bilinear_is_the_product_of_both_directions(align, row, isa):
+    x = fastnn.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+    got = F.interpolate(x, 4, mode="bilinear", align_corners=align).numpy()[0, 0]
+    np.testing.assert_allclose(got, np.add.outer(2 * np.array(row), row), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])

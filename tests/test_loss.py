@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,12 +17,6 @@ REDUCTION = st.sampled_from(["", "_sum", "_none"])
 DTYPE = st.sampled_from(["f32", "bf16"])
 
 
-def at_every_isa(op: str, line: str) -> None:
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, line)
-
-
 @PROPERTY
 @given(
     n=st.integers(1, 5), c=st.integers(1, 40), image=st.sampled_from(["", "h2w3", "l5"]),
@@ -30,7 +24,7 @@ def at_every_isa(op: str, line: str) -> None:
     reduction=st.sampled_from(["_sum", "_none"]), dtype=DTYPE,
 )  # fmt: skip
 def test_cross_entropy_on_random_shapes(n, c, image, options, reduction, dtype):
-    at_every_isa("cross_entropy", f"n{n}c{c}{image}{options}{reduction}_{dtype}")
+    check_everywhere("cross_entropy", f"n{n}c{c}{image}{options}{reduction}_{dtype}")
 
 
 @PROPERTY
@@ -39,7 +33,7 @@ def test_cross_entropy_on_random_shapes(n, c, image, options, reduction, dtype):
     n=st.integers(1, 4), c=st.integers(1, 40), reduction=REDUCTION, dtype=DTYPE,
 )  # fmt: skip
 def test_pair_losses_on_random_shapes(op, n, c, reduction, dtype):
-    at_every_isa(op, f"n{n}c{c}{reduction}_{dtype}")
+    check_everywhere(op, f"n{n}c{c}{reduction}_{dtype}")
 
 
 def test_equal_scores_cost_the_logarithm_of_the_classes(isa):

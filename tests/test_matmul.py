@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,18 +14,12 @@ size = st.sampled_from([0, 1, 2, 5, 13, 16, 31, 33, 70])
 DTYPE = st.sampled_from(["f32", "bf16"])
 
 
-def at_every_isa(op: str, line: str) -> None:
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, line)
-
-
 @PROPERTY
 @given(
     m=size, k=size, n=size, batch=st.sampled_from(["", "_b3", "_b2x1_ob1x3", "_ob2"]), dtype=DTYPE
 )
 def test_matmul_of_random_shapes(m, k, n, batch, dtype):
-    at_every_isa("matmul", f"m{m}k{k}n{n}{batch}_{dtype}")
+    check_everywhere("matmul", f"m{m}k{k}n{n}{batch}_{dtype}")
 
 
 @PROPERTY
@@ -37,7 +31,7 @@ def test_matmul_of_random_shapes(m, k, n, batch, dtype):
     dtype=DTYPE,
 )
 def test_linear_of_random_shapes(n, i, o, bias, dtype):
-    at_every_isa("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
+    check_everywhere("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
 
 
 def test_transposed_and_sliced_operands(isa):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,19 +17,13 @@ DTYPE = st.sampled_from(["f32", "bf16"])
 side = st.integers(1, 6)
 
 
-def at_every_isa(op: str, line: str) -> None:
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, line)
-
-
 @PROPERTY
 @given(
     n=st.integers(2, 4), c=CHANNELS, h=side, w=side, dtype=DTYPE,
     options=st.sampled_from(["", "_eval", "_plain", "_relu", "_res", "_relu_res", "_notrack"]),
 )  # fmt: skip
 def test_batch_norm_on_random_shapes(n, c, h, w, options, dtype):
-    at_every_isa("batch_norm", f"n{n}c{c}h{h}w{w}{options}_{dtype}")
+    check_everywhere("batch_norm", f"n{n}c{c}h{h}w{w}{options}_{dtype}")
 
 
 @PROPERTY
@@ -42,13 +36,13 @@ def test_batch_norm_on_random_shapes(n, c, h, w, options, dtype):
     dtype=DTYPE,
 )
 def test_group_norm_on_random_shapes(n, groups, each, h, w, dtype):
-    at_every_isa("group_norm", f"n{n}c{groups * each}h{h}w{w}_g{groups}_{dtype}")
+    check_everywhere("group_norm", f"n{n}c{groups * each}h{h}w{w}_g{groups}_{dtype}")
 
 
 @PROPERTY
 @given(n=st.integers(0, 3), c=CHANNELS, h=st.integers(2, 6), w=side, dtype=DTYPE)
 def test_instance_norm_on_random_shapes(n, c, h, w, dtype):
-    at_every_isa("instance_norm", f"n{n}c{c}h{h}w{w}_{dtype}")
+    check_everywhere("instance_norm", f"n{n}c{c}h{h}w{w}_{dtype}")
 
 
 @PROPERTY
@@ -56,13 +50,13 @@ def test_instance_norm_on_random_shapes(n, c, h, w, dtype):
     n=st.integers(0, 5), c=st.integers(2, 70), l=st.integers(2, 9), d=st.integers(1, 2), dtype=DTYPE
 )
 def test_layer_norm_on_random_shapes(n, c, l, d, dtype):  # noqa: E741
-    at_every_isa("layer_norm", f"n{n}c{c}l{l}_d{d}_{dtype}")
+    check_everywhere("layer_norm", f"n{n}c{c}l{l}_d{d}_{dtype}")
 
 
 @PROPERTY
 @given(n=st.integers(0, 2), c=CHANNELS, h=side, size=st.integers(1, 9), dtype=DTYPE)
 def test_local_response_norm_on_random_shapes(n, c, h, size, dtype):
-    at_every_isa("local_response_norm", f"n{n}c{c}h{h}w2_size{size}_a0.5_{dtype}")
+    check_everywhere("local_response_norm", f"n{n}c{c}h{h}w2_size{size}_a0.5_{dtype}")
 
 
 def test_batch_norm_gives_columns_the_moments_of_weight_and_bias():

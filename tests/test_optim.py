@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +34,7 @@ IDS = [f"{cls.__name__}-{'-'.join(kw)}" for cls, kw in ALL]
 )  # fmt: skip
 def test_steps_on_random_sizes(size, wd, case):
     op, options = case
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, f"size{size}{options}_wd{wd}_f32")
+    check_everywhere(op, f"size{size}{options}_wd{wd}_f32")
 
 
 def descend(optimizer, parameter, steps):
@@ -64,6 +62,17 @@ def test_a_saved_optimizer_continues_to_the_bit(cls, options):
     descend(optimizer, straight, 3)
     descend(other, resumed, 3)
     assert straight.detach().numpy().tobytes() == resumed.detach().numpy().tobytes()
+
+
+@pytest.mark.parametrize(("cls", "options"), ALL, ids=IDS)
+def test_the_memory_layout_of_a_parameter_changes_nothing(cls, options):
+    start = fastnn.randn(4, 3, 2, 2).numpy()
+    ends = []
+    for array in (start.copy(), np.moveaxis(np.ascontiguousarray(np.moveaxis(start, 1, 3)), 3, 1)):
+        p = nn.Parameter(fastnn.from_numpy(array))
+        descend(cls([p], **options), p, 3)
+        ends.append(np.ascontiguousarray(p.detach().numpy()))
+    assert np.array_equal(*ends)
 
 
 def test_loading_does_not_share_buffers():

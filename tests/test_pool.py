@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,22 +29,16 @@ def window_lines(draw, average=False):
     return f"{line}_{draw(DTYPE)}"
 
 
-def at_every_isa(op: str, line: str) -> None:
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, line)
-
-
 @PROPERTY
 @given(window_lines())
 def test_max_pool2d_with_random_windows(line):
-    at_every_isa("max_pool2d", line)
+    check_everywhere("max_pool2d", line)
 
 
 @PROPERTY
 @given(window_lines(average=True))
 def test_avg_pool2d_with_random_windows(line):
-    at_every_isa("avg_pool2d", line)
+    check_everywhere("avg_pool2d", line)
 
 
 @PROPERTY
@@ -55,7 +49,7 @@ def test_avg_pool2d_with_random_windows(line):
 )  # fmt: skip
 def test_adaptive_pooling_of_random_sizes(op, n, c, h, w, o, dtype):
     mode = "_max" if "max" in op else ""
-    at_every_isa(op, f"n{n}c{c}h{h}w{w}_o{o[0]}x{o[1]}{mode}_{dtype}")
+    check_everywhere(op, f"n{n}c{c}h{h}w{w}_o{o[0]}x{o[1]}{mode}_{dtype}")
 
 
 def test_hand_computed_windows(isa):
@@ -66,6 +60,13 @@ def test_hand_computed_windows(isa):
     assert values.tolist() == [[[[10, 11], [14, 15]]]] == indices.float().tolist()
     assert F.adaptive_avg_pool2d(x, 1).tolist() == [[[[7.5]]]]
     assert F.avg_pool2d(x, 3, 2, 1, count_include_pad=False).tolist() == [[[[2.5, 4], [8.5, 10]]]]
+
+
+def test_ceil_mode_by_hand(isa):
+    x = fastnn.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
+    assert F.max_pool2d(x, (1, 2), 2).tolist() == [[[[2, 4]]]]
+    assert F.max_pool2d(x, (1, 2), 2, ceil_mode=True).tolist() == [[[[2, 4, 5]]]]
+    assert F.avg_pool2d(x, (1, 2), 2, ceil_mode=True).tolist() == [[[[1.5, 3.5, 5]]]]
 
 
 def test_the_gradient_goes_to_the_first_of_equal_values(isa):

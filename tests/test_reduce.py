@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import PROPERTY, check
+from harness import PROPERTY, check, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +32,7 @@ def lines(draw, several=True, smallest=0):
 )
 def test_random_dims(op, line, dtype):
     name, _, kind = op.partition("_")
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(name, "_".join(filter(None, (line, kind, dtype))))
+    check_everywhere(name, "_".join(filter(None, (line, kind, dtype))))
 
 
 @PROPERTY
@@ -52,9 +50,7 @@ def test_random_moments(op, line, dtype):
     dtype=st.sampled_from(["f32", "bf16", "ties_bf16", "int", "byte", "bool"]),
 )
 def test_random_picks(op, line, dtype):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, f"{line}_{dtype}")
+    check_everywhere(op, f"{line}_{dtype}")
 
 
 @PROPERTY

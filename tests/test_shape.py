@@ -54,6 +54,10 @@ def test_index_assignment_has_numpys_meaning(case):
     x[key] = 7.0
     values[key] = 7.0
     assert np.array_equal(x.numpy(), values)
+    rows = np.random.default_rng(0).standard_normal(values[key].shape).astype(np.float32)
+    x[key] = fastnn.tensor(rows)
+    values[key] = rows
+    assert np.array_equal(x.numpy(), values)
 
 
 @PROPERTY

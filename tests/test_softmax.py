@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import PROPERTY, check
+from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +19,7 @@ side = st.integers(1, 7)
     w=side, d=st.integers(-4, 3), dtype=st.sampled_from(["f32", "bf16"]),
 )  # fmt: skip
 def test_softmax_on_random_shapes(op, n, c, h, w, d, dtype):
-    for isa in fastnn.backends.cpu.available_isas():
-        with fastnn.backends.cpu.isa(isa):
-            check(op, f"n{n}c{c}h{h}w{w}_d{d}_{dtype}")
+    check_everywhere(op, f"n{n}c{c}h{h}w{w}_d{d}_{dtype}")
 
 
 def test_rows_sum_to_one_and_do_not_see_a_shift(isa):
