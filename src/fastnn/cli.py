@@ -7,6 +7,7 @@ input (one line on standard error), 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -248,6 +249,7 @@ def _facts() -> dict[str, object]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "compiler": _core.compiler,
         "instruction sets compiled": cpu.compiled_isas(),
         "instruction sets available": cpu.available_isas(),
@@ -257,6 +259,16 @@ def _facts() -> dict[str, object]:
         "FASTNN_CUDA at build": _core.cuda_option,
         "CUDA": _core.cuda_status,
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -337,7 +349,7 @@ def _bench(args: argparse.Namespace) -> int:
     for row in bench(peaks, args.ops, quick=args.quick, with_torch=not args.no_torch):
         print(format_row(row), flush=True)
         rows.append(row)
-    facts = _facts()
+    facts = _facts() | {"date": datetime.date.today().isoformat()}
     if not args.no_torch and "torch" in sys.modules:
         facts["torch"] = sys.modules["torch"].__version__
     result = {"about": facts, "peaks": asdict(peaks), "rows": [asdict(row) for row in rows]}
