@@ -49,8 +49,8 @@ def table(result: dict) -> str:
     mean = statistics.geometric_mean(ratios)
     lines += [
         "",
-        f"{len(result['rows'])} rows in all; PyTorch's time over ours has geometric mean {mean:.2f} (above 1: "
-        f"we are faster). Machine: {about['cores']} cores of {about['processor']}, "
+        f"{len(result['rows'])} rows in all; PyTorch's time over ours has geometric mean {mean:.2f} "
+        f"(above 1: we are faster). Machine: {about['cores']} cores of {about['processor']}, "
         f"{about['instruction set in use']}, measured peaks {peaks['gflops']:.0f} GFLOP/s and "
         f"{peaks['copy_gbs']:.0f} GB/s copying; PyTorch {about.get('torch', 'absent')}; "
         f"{about.get('date', 'undated')}. Medians, the two in turns in one process, PyTorch in the better "
