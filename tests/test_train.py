@@ -20,9 +20,11 @@ from fastnn.train import (
     fit,
     learning_rate,
     load_checkpoint,
+    make_optimizer,
     train_digits,
+    train_epoch,
 )
-from fastnn.train.digits import augment
+from fastnn.train.digits import augment, input_size
 
 
 def small_net() -> nn.Module:
@@ -194,6 +196,25 @@ def test_another_optimizer_starts_from_its_own_rate():
     assert digits_config(optimizer="adam").lr == 2e-3
     assert digits_config(optimizer="adam", lr=0.5).lr == 0.5
     assert digits_config("lenet5").optimizer == "adam"
+
+
+#: One of each kind, and the extremes of depth that are quick; the rest differ in depth alone.
+KINDS = ("lenet5", "resnet18", "resnet50", "resnet20", "resnet110", "vgg11", "vgg11_bn", "vgg19_bn")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_model_takes_the_digits(name):
+    config = digits_config(name)
+    train, _ = digits(input_size(name), config.model_config["in_channels"])
+    fastnn.manual_seed(0)
+    model = fastnn.models.create_model(name, **config.model_config)
+    few = ArrayDataset(*train[:6])
+    optimizer = make_optimizer(model, config)
+    before = {k: np.array(v) for k, v in model.named_parameters()}
+    loss, _ = train_epoch(model, optimizer, few, config, 0)
+    assert 0 < loss < 50
+    still = [k for k, v in model.named_parameters() if (np.asarray(v) == before[k]).all()]
+    assert not still, f"{name}: these did not move: {still}"
 
 
 @pytest.mark.slow

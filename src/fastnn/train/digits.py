@@ -36,6 +36,11 @@ def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return random_affine(images, rng, degrees=10, shift=0.1, zoom=0.1, fill=-MEAN / STD)
 
 
+def input_size(model: str) -> int:
+    """Height and width that a model gets the digits in."""
+    return RECIPES.get(model, {}).get("size", 32)
+
+
 def digits_config(model: str = "resnet20", **options: Any) -> TrainConfig:
     """The tried configuration for a model, with options of :class:`TrainConfig` changed.
 
@@ -103,7 +108,7 @@ def train_digits(
             load_checkpoint(Path(out) / "checkpoint.safetensors")["config"]
         )
     channels = config.model_config["in_channels"]
-    size = RECIPES.get(config.model, {}).get("size", 32)
+    size = input_size(config.model)
     train, test = digits(size, channels)
     fastnn.manual_seed(config.seed)
     model = fastnn.models.create_model(config.model, **config.model_config)
