@@ -26,7 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
        for depth in (20, 32, 44, 56, 110)},
     **{f"vgg{depth}": {"optimizer": "adam", "lr": 3e-4, "epochs": 10, "model_config": VGG_HEAD}
        for depth in (11, 13, 16, 19)},
-    **{f"vgg{depth}_bn": {"lr": 0.02, "epochs": 6, "model_config": VGG_HEAD}
+    **{f"vgg{depth}_bn": {"lr": 0.03, "epochs": 8, "model_config": VGG_HEAD}
        for depth in (11, 13, 16, 19)},
 }  # fmt: skip
 
