@@ -71,6 +71,9 @@ def test_gains():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"at least 2 dimensions, got shape \(3,\)"):
         init.xavier_normal_(fastnn.empty(3))
+    for settings in ({"a": 3.0, "b": 1.0}, {"mean": 10.0}, {"std": 0.0}):
+        with pytest.raises(ValueError, match="trunc_normal_: .* expects a likely range"):
+            init.trunc_normal_(fastnn.empty(3), **settings)
     with pytest.raises(ValueError, match="mode expects 'fan_in' or 'fan_out', got 'fan'"):
         init.kaiming_normal_(fastnn.empty(3, 3), mode="fan")
 

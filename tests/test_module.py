@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -90,6 +93,41 @@ def test_loose_loading_takes_what_fits():
     assert net.scale.item() == 9
 
 
+def test_loose_loading_says_what_it_passed_over():
+    result = nn.Linear(1, 1).load_state_dict({"bias": fastnn.ones(1), "x": 0}, strict=False)
+    assert result == (["weight"], ["x"])
+
+
+def test_state_names_a_shared_layer_under_each_of_its_names():
+    layer = nn.Linear(2, 2, bias=False)
+    net = nn.Sequential(layer, nn.BatchNorm1d(2), layer)
+    assert list(net.state_dict()) == [
+        "0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var",
+        "1.num_batches_tracked", "2.weight",
+    ]  # fmt: skip
+
+
+def test_loading_is_noticed_by_a_recorded_graph():
+    layer = nn.Linear(2, 2)
+    loss = layer(fastnn.ones(1, 2, requires_grad=True)).sum()
+    layer.load_state_dict(nn.Linear(2, 2).state_dict())
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_compute_the_same_and_share_nothing(duplicate):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.weight_norm(nn.Conv2d(2, 1, 1)))
+    twin = duplicate(net)
+    x = fastnn.randn(2, 1, 5, 5)
+    assert np.array_equal(net(x).detach().numpy(), twin(x).detach().numpy())
+    nn.remove_weight_norm(twin[2])
+    nn.init.zeros_(twin[0].weight)
+    assert net[0].weight.detach().numpy().any()
+    assert "2.weight_g" in dict(net.named_parameters())
+    assert "2.weight" in dict(twin.named_parameters())
+
+
 def test_state_loads_from_numpy_and_other_dtypes():
     layer = nn.Linear(2, 2)
     layer.load_state_dict({"weight": np.eye(2), "bias": fastnn.ones(2, dtype="bfloat16")})
@@ -130,6 +168,35 @@ def test_to_changes_floating_values_only():
         net.to("cuda")
 
 
+def test_buffers_can_be_transient_and_removed():
+    module = nn.Module()
+    module.register_buffer("kept", fastnn.ones(1))
+    module.register_buffer("scratch", fastnn.ones(1), persistent=False)
+    assert [n for n, _ in module.named_buffers()] == ["kept", "scratch"]
+    assert list(module.state_dict()) == ["kept"]
+    del module.kept
+    assert [n for n, _ in module.named_buffers()] == ["scratch"]
+
+
+def test_own_parameters_without_those_below():
+    assert [n for n, _ in Net().named_parameters(recurse=False)] == ["scale"]
+    assert list(Net().buffers(recurse=False)) == []
+
+
+def test_names_that_would_break_paths_or_hide_methods_are_refused():
+    for name in ("items", "a.b", "", "training"):
+        with pytest.raises(ValueError, match="expected a name without dots"):
+            nn.ModuleDict({name: nn.ReLU()})
+    with pytest.raises(ValueError, match="expected a name without dots"):
+        nn.Module().register_parameter("forward", nn.Parameter(fastnn.ones(1)))
+    with pytest.raises(TypeError, match="'weight' is a parameter of Linear"):
+        nn.Linear(1, 1).register_buffer("weight", fastnn.ones(1))
+    with pytest.raises(TypeError, match="Sequential: expected a Module, got int"):
+        nn.Sequential({"a": 3})
+    with pytest.raises(TypeError, match="Parameter: expected dtype float32 or bfloat16, got int64"):
+        nn.Parameter(fastnn.tensor([1]))
+
+
 def test_mistakes_are_named():
     class Forgetful(nn.Module):
         def __init__(self):
@@ -153,6 +220,12 @@ def test_containers_index_slice_and_iterate():
     net = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sigmoid())
     assert isinstance(net[1], nn.Tanh) and isinstance(net[-1], nn.Sigmoid)
     assert [type(m).__name__ for m in net[1:]] == ["Tanh", "Sigmoid"]
+    net[1] = nn.SELU()
+    assert [(n, type(m).__name__) for n, m in net.named_children()] == [
+        ("0", "ReLU"), ("1", "SELU"), ("2", "Sigmoid"),
+    ]  # fmt: skip
+    slow = nn.Sequential({"in": nn.ReLU(), "out": nn.Tanh()})[1:]
+    assert [n for n, _ in slow.named_children()] == ["out"]
     named = nn.ModuleDict({"a": nn.ReLU()})
     assert "a" in named and list(named) == ["a"] and len(named) == 1
 
@@ -206,6 +279,13 @@ def test_batch_norm_can_average_over_all_batches():
     assert norm.running_var.item() == pytest.approx((2 + 8) / 2)
 
 
+def test_instance_norm_state_has_pytorchs_names():
+    norm = nn.InstanceNorm2d(2, track_running_stats=True)
+    norm(fastnn.randn(2, 2, 3, 3))
+    assert list(norm.state_dict()) == ["running_mean", "running_var", "num_batches_tracked"]
+    assert norm.num_batches_tracked.item() == 1 and norm.running_mean.numpy().any()
+
+
 def test_weight_norm_splits_length_from_direction_and_back():
     layer = nn.Linear(3, 2)
     weight = layer.weight.detach().numpy().copy()
@@ -220,7 +300,9 @@ def test_weight_norm_splits_length_from_direction_and_back():
     # The direction's gradient has no part along the direction.
     dot = (layer.weight_v.grad.numpy() * layer.weight_v.detach().numpy()).sum(1)
     np.testing.assert_allclose(dot, 0, atol=1e-5)
+    nn.init.constant_(layer.weight_g, 2.0)  # as an optimizer would, with no forward after it
     nn.remove_weight_norm(layer)
-    np.testing.assert_allclose(layer(x).detach().numpy(), before, atol=1e-6)
+    lengths = np.linalg.norm(layer.weight.detach().numpy(), axis=1)
+    np.testing.assert_allclose(lengths, 2.0, rtol=1e-6)
     with pytest.raises(ValueError, match="remove_weight_norm: 'weight' of Linear has none"):
         nn.remove_weight_norm(layer)

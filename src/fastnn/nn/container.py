@@ -28,7 +28,7 @@ class ModuleList(Module):
             raise TypeError(
                 f"{type(self).__name__}: expected a Module, got {type(module).__name__}"
             )
-        setattr(self, str(len(self)), module)
+        self.add_module(str(len(self)), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> ModuleList:
@@ -44,12 +44,15 @@ class ModuleList(Module):
         return self.children()
 
     def __getitem__(self, index: Any) -> Any:
-        items = self._items()
-        if isinstance(index, slice):
-            return type(self)(items[index]) if type(self) is ModuleList else Sequential(
-                *items[index]
-            )  # fmt: skip
-        return items[index]
+        if not isinstance(index, slice):
+            return self._items()[index]
+        if isinstance(self, Sequential):
+            return Sequential(dict(list(self.named_children())[index]))
+        return ModuleList(self._items()[index])
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        """Puts another module in the place, and under the name, of one."""
+        self.add_module(list(dict(self.named_children()))[index], module)
 
 
 class Sequential(ModuleList):

@@ -80,7 +80,16 @@ def ones_(tensor: Tensor) -> Tensor:
 def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
 ) -> Tensor:
-    """Normal values redrawn until they lie in [a, b], in place."""
+    """Normal values redrawn until they lie in [a, b], in place.
+
+    Raises:
+        ValueError: fewer than about one draw in a thousand would lie in [a, b].
+    """
+    low, high = ((x - mean) / (std * math.sqrt(2.0)) if std > 0 else math.inf for x in (a, b))
+    if not 0.5 * (math.erf(high) - math.erf(low)) > 1e-3:
+        raise ValueError(
+            f"trunc_normal_: [a, b] expects a likely range of N({mean}, {std}^2), got [{a}, {b}]"
+        )
     values = randn(*tensor.shape).numpy() * std + mean
     while (outside := (values < a) | (values > b)).any():
         values[outside] = randn(int(outside.sum())).numpy() * std + mean

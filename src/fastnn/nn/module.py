@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import no_grad
+from fastnn.dtypes import float32
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor, tensor
 
@@ -22,12 +23,20 @@ class Parameter(Tensor):
     Args:
         data: the initial values; the memory is shared.
         requires_grad: whether it is learned.
+
+    Raises:
+        TypeError: an integer tensor is to be learned.
     """
 
     __slots__ = ()
 
     def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:
         values = data if isinstance(data, Tensor) else tensor(data)
+        if requires_grad and not values.dtype.is_floating_point:
+            raise TypeError(
+                f"Parameter: expected dtype float32 or bfloat16, got {values.dtype.name}; "
+                "pass requires_grad=False"
+            )
         return cls._wrap(values._array, requires_grad)  # type: ignore[return-value]
 
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
@@ -35,6 +44,13 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
+
+
+class LoadResult(NamedTuple):
+    """What a loose :meth:`Module.load_state_dict` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module:
@@ -46,9 +62,12 @@ class Module:
 
     Attributes:
         training: what dropout and batch norm look at; set by :meth:`train` and :meth:`eval`.
+        float32_state: of a class; True keeps its own parameters and buffers float32 in :meth:`to`, as
+            norms do: their kernels take bfloat16 images with float32 weights and statistics.
     """
 
     training: bool
+    float32_state: bool = False
 
     if TYPE_CHECKING:
         # Parameters, buffers and submodules may have any name.
@@ -74,6 +93,17 @@ class Module:
                 )
         object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self._buffers.pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: computed attributes (a normalised weight) without their tape."""
+        return {
+            name: value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
+            for name, value in self.__dict__.items()
+        }
+
     # Calls.
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +128,7 @@ class Module:
             A function that removes the hook.
         """
         self._forward_hooks.append(hook)
-        return lambda: self._forward_hooks.remove(hook)
+        return lambda: _remove(self._forward_hooks, hook)
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
         """Calls ``hook(module, args)`` before forward; a result that is not None replaces the args.
@@ -107,22 +137,52 @@ class Module:
             A function that removes the hook.
         """
         self._forward_pre_hooks.append(hook)
-        return lambda: self._forward_pre_hooks.remove(hook)
+        return lambda: _remove(self._forward_pre_hooks, hook)
 
     # What it holds.
 
     def register_buffer(self, name: str, value: Tensor | None, persistent: bool = True) -> None:
         """A tensor that is state but not learned; saved in :meth:`state_dict` if persistent."""
+        self._check_name(name)
+        if isinstance(value, Parameter) or isinstance(self.__dict__.get(name), Parameter):
+            raise TypeError(f"register_buffer: {name!r} is a parameter of {type(self).__name__}")
         self._buffers[name] = persistent
         setattr(self, name, value)
 
     def register_parameter(self, name: str, value: Parameter | None) -> None:
-        """The same as assigning an attribute."""
+        """The same as assigning an attribute, for names known only at run time.
+
+        Raises:
+            ValueError: the name is taken, empty or has a dot.
+            TypeError: ``value`` is neither a Parameter nor None.
+        """
+        self._check_name(name)
+        if value is not None and not isinstance(value, Parameter):
+            raise TypeError(f"register_parameter: expected a Parameter, got {type(value).__name__}")
         setattr(self, name, value)
 
     def add_module(self, name: str, module: Module | None) -> None:
-        """The same as assigning an attribute."""
+        """The same as assigning an attribute, for names known only at run time.
+
+        Raises:
+            ValueError: the name is taken, empty or has a dot.
+            TypeError: ``module`` is neither a Module nor None.
+        """
+        self._check_name(name)
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: expected a Module, got {type(module).__name__}"
+            )
         setattr(self, name, module)
+
+    def _check_name(self, name: str) -> None:
+        """Names are parts of dotted paths, and must not hide methods."""
+        held = (Parameter, Module, Tensor, type(None))
+        if not name or "." in name or not isinstance(getattr(self, name, None), held):
+            raise ValueError(
+                f"{type(self).__name__}: expected a name without dots that no attribute has, "
+                f"got {name!r}"
+            )
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Direct submodules with their attribute names."""
@@ -152,31 +212,33 @@ class Module:
         for _, module in self.named_modules():
             yield module
 
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """All parameters, each once, with dotted names."""
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """All parameters, each once, with dotted names; without ``recurse`` the module's own."""
         seen: set[int] = set()
-        for path, module in self.named_modules(prefix):
+        for path, module in self.named_modules(prefix) if recurse else [(prefix, self)]:
             for name, value in module.__dict__.items():
                 if isinstance(value, Parameter) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value
 
-    def parameters(self) -> Iterator[Parameter]:
-        """All parameters, each once."""
-        for _, parameter in self.named_parameters():
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """All parameters, each once; without ``recurse`` the module's own."""
+        for _, parameter in self.named_parameters(recurse=recurse):
             yield parameter
 
-    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """All buffers with dotted names."""
-        for path, module in self.named_modules(prefix):
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """All buffers with dotted names; without ``recurse`` the module's own."""
+        for path, module in self.named_modules(prefix) if recurse else [(prefix, self)]:
             for name in module._buffers:
                 value = getattr(module, name)
                 if value is not None:
                     yield f"{path}.{name}" if path else name, value
 
-    def buffers(self) -> Iterator[Tensor]:
-        """All buffers."""
-        for _, buffer in self.named_buffers():
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """All buffers; without ``recurse`` the module's own."""
+        for _, buffer in self.named_buffers(recurse=recurse):
             yield buffer
 
     def get_submodule(self, path: str) -> Module:
@@ -233,15 +295,20 @@ class Module:
         """Floating parameters and buffers in another dtype or on another device, in place.
 
         ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch; gradients are dropped if
-        the dtype changes.
+        the dtype changes. Norms (:attr:`float32_state`) stay float32.
 
         Raises:
             RuntimeError: the device is not available.
         """
         with no_grad():
-            for _, value in [*self.named_parameters(), *self.named_buffers()]:
-                if value.dtype.is_floating_point:
+            for module in self.modules():
+                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+                for value in own:
+                    if not value.dtype.is_floating_point:
+                        continue
                     moved = to(value.detach(), *args, dtype=dtype, device=device)
+                    if module.float32_state and moved.dtype is not float32:
+                        moved = to(value.detach(), "float32", device=moved.device)
                     if moved._array is not value._array:
                         value._array = moved._array
                         value.grad = None
@@ -249,24 +316,31 @@ class Module:
 
     # State.
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.named_parameters()
-        for path, module in self.named_modules():
-            for name, persistent in module._buffers.items():
-                value = getattr(module, name)
-                if persistent and value is not None:
-                    yield f"{path}.{name}" if path else name, value
+    def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """As PyTorch: in each module parameters, buffers, children; what is shared, under each name."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, persistent in self._buffers.items():
+            value = getattr(self, name)
+            if persistent and value is not None:
+                yield prefix + name, value
+        for name, child in self.named_children():
+            yield from child._state(f"{prefix}{name}.")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers by dotted name, sharing their memory."""
         return OrderedDict((name, value.detach()) for name, value in self._state())
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copies values into the parameters and buffers of the same names.
 
         Args:
             state: tensors or NumPy arrays by dotted name.
             strict: refuse missing and unexpected names; shapes must fit in any case.
+
+        Returns:
+            ``(missing_keys, unexpected_keys)``, both empty if ``strict``.
 
         Raises:
             RuntimeError: names or shapes do not fit; lists every one. Nothing is changed then.
@@ -294,6 +368,7 @@ class Module:
                 value = state[name]
                 source = value if isinstance(value, Tensor) else tensor(np.asarray(value))
                 _core.copy_into(target._array, source._array)
+        return LoadResult(missing, unexpected)
 
     # Text.
 
@@ -311,3 +386,8 @@ class Module:
             return f"{head}({extra})"
         first = [extra] if extra else []
         return head + "(\n  " + "\n  ".join(first + lines) + "\n)"
+
+
+def _remove(hooks: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
+    if hook in hooks:  # removing twice is harmless
+        hooks.remove(hook)

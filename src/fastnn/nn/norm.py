@@ -22,6 +22,7 @@ class _BatchNorm(Module):
     """
 
     ranks: tuple[int, ...] = ()
+    float32_state = True
     weight: Any  # Parameter or None
     bias: Any
 
@@ -42,7 +43,13 @@ class _BatchNorm(Module):
     def forward(
         self, input: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """``activation="relu"`` and ``residual`` are applied in the same pass over memory."""
+        """``activation(norm(input) + residual)``, in one pass over memory.
+
+        Args:
+            input: of the layer's shape.
+            activation: None or ``"relu"``.
+            residual: of the input's shape, added before the activation; or None.
+        """
         if input.ndim not in self.ranks:
             raise ValueError(
                 f"{type(self).__name__}: input expects {' or '.join(map(str, self.ranks))} "
@@ -92,6 +99,8 @@ class InstanceNorm2d(Module):
         track_running_stats: keep running statistics and use them in evaluation.
     """
 
+    float32_state = True
+
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = False,
         track_running_stats: bool = False,
@@ -103,13 +112,14 @@ class InstanceNorm2d(Module):
         track = track_running_stats
         self.register_buffer("running_mean", zeros(num_features) if track else None)
         self.register_buffer("running_var", ones(num_features) if track else None)
+        self.register_buffer("num_batches_tracked", tensor(0) if track else None)
 
     def forward(self, input: Tensor) -> Tensor:
-        own = self.training or self.running_mean is None
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.fill_(self.num_batches_tracked.item() + 1)
         return F.instance_norm(
-            input, self.running_mean if self.training or not own else None,
-            self.running_var if self.training or not own else None, self.weight, self.bias, own,
-            self.momentum, self.eps,
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or self.running_mean is None, self.momentum, self.eps,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -127,6 +137,8 @@ class GroupNorm(Module):
         eps: added to the variance.
         affine: whether to learn a weight and a bias per channel.
     """
+
+    float32_state = True
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
@@ -158,6 +170,8 @@ class LayerNorm(Module):
         elementwise_affine: whether to learn a weight and a bias per element.
         bias: False learns the weight only.
     """
+
+    float32_state = True
 
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5,

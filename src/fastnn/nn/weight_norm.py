@@ -17,6 +17,17 @@ def _length(v: Tensor, dim: int) -> Tensor:
     return (v * v).sum(others, keepdim=True).sqrt()
 
 
+class _Compute:
+    """The forward pre-hook; an object, so that copies of the module carry their own."""
+
+    def __init__(self, name: str, dim: int) -> None:
+        self.name, self.dim = name, dim
+
+    def __call__(self, owner: Module, args: tuple) -> None:
+        v, g = getattr(owner, f"{self.name}_v"), getattr(owner, f"{self.name}_g")
+        object.__setattr__(owner, self.name, v * (g / _length(v, self.dim)))
+
+
 def weight_norm(module: M, name: str = "weight", dim: int = 0) -> M:
     """Replaces a parameter by ``<name>_g * <name>_v / |<name>_v|``, recomputed in each forward.
 
@@ -36,14 +47,9 @@ def weight_norm(module: M, name: str = "weight", dim: int = 0) -> M:
     delattr(module, name)
     setattr(module, f"{name}_g", Parameter(length))
     setattr(module, f"{name}_v", Parameter(weight.detach().clone()))
-
-    def compute(owner: Module, args: tuple) -> None:
-        v = getattr(owner, f"{name}_v")
-        object.__setattr__(owner, name, v * (getattr(owner, f"{name}_g") / _length(v, dim)))
-
+    compute = _Compute(name, dim)
     compute(module, ())
-    removers = module.__dict__.setdefault("_weight_norms", {})
-    removers[name] = module.register_forward_pre_hook(compute)
+    module.register_forward_pre_hook(compute)
     return module
 
 
@@ -53,10 +59,13 @@ def remove_weight_norm(module: M, name: str = "weight") -> M:
     Raises:
         ValueError: the parameter is not normalised.
     """
-    removers = module.__dict__.get("_weight_norms", {})
-    if name not in removers:
+    hooks = module._forward_pre_hooks
+    found = [hook for hook in hooks if isinstance(hook, _Compute) and hook.name == name]
+    if not found:
         raise ValueError(f"remove_weight_norm: {name!r} of {type(module).__name__} has none")
-    removers.pop(name)()
+    with no_grad():
+        found[0](module, ())  # an optimizer may have stepped since the last forward
+    hooks.remove(found[0])
     value = getattr(module, name).detach().clone()
     for part in (f"{name}_g", f"{name}_v", name):
         delattr(module, part)
