@@ -7,16 +7,20 @@ import pytest
 
 import fastnn
 import fastnn.nn.functional as F
-from fastnn import models
+from fastnn import models, nn
 
 PARAMETERS = {
-    "lenet5": 60_850, "resnet20": 269_722, "resnet56": 853_018, "resnet110": 1_727_962,
+    "lenet5": 60_850, "lenet5_modern": 61_706, "resnet20": 269_722,
+    "resnet56": 853_018, "resnet110": 1_727_962,
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
     "resnet101": 44_549_160, "resnet152": 60_192_808, "vgg11": 132_863_336,
     "vgg11_bn": 132_868_840, "vgg13": 133_047_848, "vgg13_bn": 133_053_736, "vgg16": 138_357_544,
     "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248,
 }  # fmt: skip
-GMACS = {"vgg11": 7.609, "vgg16": 15.47, "resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089}
+GMACS = {
+    "vgg11": 7.609, "vgg13": 11.308, "vgg16": 15.47, "vgg19": 19.632, "resnet18": 1.814,
+    "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def test_multiply_adds_are_the_published_ones(name, quick_init):
         table = fastnn.summary(models.create_model(name), (3, 224, 224))
     assert table.macs / 1e9 == pytest.approx(GMACS[name], abs=6e-4)
     assert f"{PARAMETERS[name]:,}" in str(table)
+    assert sum(row.parameters for row in table.rows) == table.parameters == PARAMETERS[name]
 
 
 def test_vgg16_sizes_are_the_textbooks(quick_init):
@@ -72,7 +77,57 @@ def test_lenet_maps_see_only_their_table():
         assert touched == {i for i, row in enumerate(C3_TABLE) if source in row}
 
 
-def test_names_are_torchvisions():
+def test_summary_leaves_the_network_as_it_was():
+    model = models.resnet20()
+    model.bn1.eval()  # frozen, while the rest trains
+    before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    fastnn.summary(model, (3, 8, 8))
+    assert not model.bn1.training and model.layer1.training
+    assert all(np.array_equal(before[n], v.numpy()) for n, v in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_summary_of_single_shared_transposed_and_bfloat16_layers():
+    assert [(r.name, r.macs) for r in fastnn.summary(nn.Linear(4, 2), (4,)).rows] == [("Linear", 8)]
+    layer = nn.Linear(4, 4, bias=False)
+    table = fastnn.summary(nn.Sequential(layer, layer), (4,))
+    assert ([r.parameters for r in table.rows], table.parameters, table.macs) == ([16, 0], 16, 32)
+    # 4 x 4 input pixels of 2 channels, each times 3 channels of 3 x 3.
+    up = nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=2))
+    assert fastnn.summary(up, (2, 4, 4)).macs == 4 * 4 * 2 * 3 * 9
+    half = fastnn.summary(models.resnet20().to("bfloat16"), (3, 8, 8)).rows[0]
+    assert half.memory == 2 * (16 * 3 * 9 + 16 * 8 * 8)
+
+
+def _resnet_names(blocks, convs):
+    def norm(at):
+        kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return [f"{at}.{kind}" for kind in kinds]
+
+    names = ["conv1.weight", *norm("bn1")]
+    for stage, count in enumerate(blocks, 1):
+        for block in range(count):
+            at = f"layer{stage}.{block}"
+            for i in range(1, convs + 1):
+                names += [f"{at}.conv{i}.weight", *norm(f"{at}.bn{i}")]
+            if block == 0 and (stage > 1 or convs == 3):
+                names += [f"{at}.downsample.0.weight", *norm(f"{at}.downsample.1")]
+    return [*names, "fc.weight", "fc.bias"]
+
+
+def test_resnet_names_and_their_order_are_torchvisions(quick_init):
+    assert list(models.resnet18().state_dict()) == _resnet_names((2, 2, 2, 2), 2)
+    assert list(models.resnet50().state_dict()) == _resnet_names((3, 4, 6, 3), 3)
+
+
+def test_vgg_names_and_their_order_are_torchvisions(quick_init):
+    layers = (0, 3, 6, 8, 11, 13, 16, 18)
+    dense = [f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")]
+    want = [f"features.{i}.{kind}" for i in layers for kind in ("weight", "bias")] + dense
+    assert list(models.vgg11().state_dict()) == want
+
+
+def test_names_are_torchvisions(quick_init):
     resnet = set(models.resnet50(num_classes=3).state_dict())
     assert {
         "conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight",
@@ -86,7 +141,8 @@ def test_names_are_torchvisions():
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("lenet5", (1, 32, 32)), ("resnet20", (3, 16, 16)), ("resnet18", (3, 32, 32)),
+    [("lenet5", (1, 32, 32)), ("lenet5_modern", (1, 32, 32)),
+     ("resnet20", (3, 16, 16)), ("resnet18", (3, 32, 32)),
      ("resnet50", (3, 32, 32))],
 )  # fmt: skip
 def test_a_step_lowers_the_loss(name, shape):
@@ -102,6 +158,34 @@ def test_a_step_lowers_the_loss(name, shape):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "vgg11"])
+def test_bfloat16_networks_keep_float32_norms_and_train(name, quick_init):
+    model = models.create_model(name, num_classes=10).to("bfloat16")
+    for module in model.modules():
+        dtypes = {p.dtype for p in module.parameters(recurse=False)}
+        norm = isinstance(module, nn.BatchNorm2d)
+        assert dtypes <= {fastnn.float32 if norm else fastnn.bfloat16}
+    x = fastnn.randn(2, 3, 32, 32).to("bfloat16")
+    F.cross_entropy(model(x), fastnn.tensor([1, 2])).backward()
+    assert all(p.grad.dtype is p.dtype for p in model.parameters())
+
+
+def test_vgg_runs_forward_and_backward():
+    model = models.VGG((8, "M", 512, "M"), batch_norm=True, num_classes=3, in_channels=2)
+    x = fastnn.randn(2, 2, 32, 32, requires_grad=True)
+    model(x).sum().backward()
+    assert x.grad.shape == x.shape and all(p.grad is not None for p in model.parameters())
+
+
+def test_option_a_shortcut_takes_every_second_pixel_and_pads_with_zeros():
+    block = models.resnet20().layer2[0]
+    x = fastnn.randn(1, 16, 4, 4)
+    out = block.shortcut(x).numpy()
+    assert out.shape == (1, 32, 2, 2)
+    assert np.array_equal(out[:, 8:24], x.numpy()[:, :, ::2, ::2])
+    assert not out[:, :8].any() and not out[:, 24:].any()
 
 
 def test_plain_networks_have_the_same_parameters_but_no_shortcut():
@@ -125,3 +209,5 @@ def test_mistakes_are_named():
         models.CifarResNet(21)
     with pytest.raises(ValueError, match=r"LeNet5: input expects shape \(N, 1, 32, 32\)"):
         models.lenet5()(fastnn.zeros(1, 1, 28, 28))
+    with pytest.raises(ValueError, match=r"ModernLeNet5: input expects shape \(N, 3, 32, 32\)"):
+        models.lenet5_modern(in_channels=3)(fastnn.zeros(1, 3, 28, 28))

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastnn.autograd import no_grad
-from fastnn.nn.module import Module
+from fastnn.dtypes import float32
+from fastnn.nn import Conv2d, ConvTranspose2d, Linear, Module
 from fastnn.tensor import Tensor, zeros
 
 
 @dataclass
 class Row:
-    """One layer.
+    """One call of one layer.
 
     Attributes:
-        name: dotted name.
+        name: dotted name; that of the class if the network is a single layer.
         kind: class.
         shape: of the output, without the batch.
-        parameters: learned values in the layer itself.
+        parameters: learned values in the layer itself; none in a second call.
         macs: multiply-adds for one image; norms, pools and activations count none.
+        memory: bytes of the parameters and of the output for one image.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Row:
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    memory: int
 
     @property
     def activations(self) -> int:
@@ -38,7 +41,12 @@ class Row:
 
 @dataclass
 class Summary:
-    """Rows in the order of the calls; ``str()`` is the table."""
+    """Rows in the order of the calls; ``str()`` is the table.
+
+    Attributes:
+        rows: the layers.
+        parameters: learned values of the network, each counted once.
+    """
 
     rows: list[Row]
     parameters: int
@@ -58,39 +66,37 @@ class Summary:
         kinds = max([len(row.kind) for row in self.rows] + [4])
         head = (
             f"{'layer':<{width}}  {'type':<{kinds}}  {'output shape':<18}{'activations':>13}"
-            f"{'parameters':>14}{'multiply-adds':>17}"
+            f"{'parameters':>14}{'multiply-adds':>17}{'memory, MB':>13}"
         )
         lines = [head, "-" * len(head)]
         for row in self.rows:
             lines.append(
                 f"{row.name:<{width}}  {row.kind:<{kinds}}  {row.shape!s:<18}"
-                f"{row.activations:>13,}{row.parameters:>14,}{row.macs:>17,}"
+                f"{row.activations:>13,}{row.parameters:>14,}{row.macs:>17,}{row.memory / 1e6:>13,.3f}"
             )
         lines.append("-" * len(head))
         lines.append(f"parameters     {self.parameters:>16,}  {_bytes(self.parameters)}")
         lines.append(
             f"activations    {self.activations:>16,}  {_bytes(self.activations)} per image"
         )
-        lines.append(f"multiply-adds  {self.macs:>16,}  {self.macs / 1e9:.3f} G per image")
+        macs = f"{self.macs / 1e9:.3f} G" if self.macs >= 1e8 else f"{self.macs / 1e6:.3f} M"
+        lines.append(f"multiply-adds  {self.macs:>16,}  {macs} per image")
         return "\n".join(lines)
 
 
 def _bytes(count: int) -> str:
     """Memory of so many float32 values, in MB of 10^6 bytes."""
-    return f"{count * 4 / 1e6:,.1f} MB in float32"
+    return f"{count * 4 / 1e6:,.3f} MB as float32"
 
 
-def _macs(module: Module, output: Tensor) -> int:
-    """Multiply-adds of a layer from its weight and output; a convolution's kernel meets each pixel."""
-    name = type(module).__name__
-    if name == "ConvTranspose2d":
-        raise NotImplementedError("summary: multiply-adds of ConvTranspose2d are not counted yet")
+def _macs(module: Module, input: Any, output: Tensor) -> int:
+    """Multiply-adds of a layer: its kernel meets each output pixel, transposed each input pixel."""
     weight: Any = getattr(module, "weight", None)
-    if name == "Conv2d":
+    if isinstance(module, (Conv2d, Linear)):
         return output.numel() * math.prod(weight.shape[1:])
-    if name == "Linear":
-        return output.numel() * weight.shape[1]
-    if name == "PartialConv2d":
+    if isinstance(module, ConvTranspose2d):
+        return input.numel() * math.prod(weight.shape[1:])
+    if type(module).__name__ == "PartialConv2d":  # of fastnn.models, not imported for this
         return weight.numel() * output.shape[2] * output.shape[3]
     return 0
 
@@ -99,7 +105,8 @@ def summary(model: Module, input_shape: Sequence[int]) -> Summary:
     """Runs one image of zeros through the network, in evaluation, and notes every layer.
 
     Args:
-        model: the network; left as it was.
+        model: the network; left as it was. A submodule counts as a layer if it has no submodules or
+            has parameters of its own.
         input_shape: (C, H, W) of the image.
 
     Returns:
@@ -107,24 +114,33 @@ def summary(model: Module, input_shape: Sequence[int]) -> Summary:
     """
     rows: list[Row] = []
     removers = []
+    counted: set[int] = set()
 
     def note(name: str) -> Any:
         def hook(module: Module, args: Any, output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
-            own = sum(p.numel() for p in module.parameters())
-            rows.append(Row(name, type(module).__name__, out.shape[1:], own, _macs(module, out)))
+            own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+            counted.update(id(p) for p in own)
+            memory = sum(t.numel() * t.element_size() for t in (*own, out))
+            kind, values = type(module).__name__, sum(p.numel() for p in own)
+            macs = _macs(module, args[0] if args else None, out)
+            rows.append(Row(name or kind, kind, out.shape[1:], values, macs, memory))
 
         return hook
 
-    for name, module in model.named_modules():
-        if name and not list(module.children()):
+    modules = list(model.named_modules())
+    for name, module in modules:
+        if not list(module.children()) or list(module.parameters(recurse=False)):
             removers.append(module.register_forward_hook(note(name)))
-    training = model.training
+    modes = [module.training for _, module in modules]
+    # Vectors may be float32 in a bfloat16 network (norms); matrices and kernels are of its dtype.
+    dtype = next((p.dtype for p in model.parameters() if p.ndim > 1), float32)
     try:
         with no_grad():
-            model.eval()(zeros(1, *input_shape))
+            model.eval()(zeros(1, *input_shape, dtype=dtype))
     finally:
-        model.train(training)
+        for (_, module), mode in zip(modules, modes, strict=True):
+            module.training = mode
         for remove in removers:
             remove()
     return Summary(rows, sum(p.numel() for p in model.parameters()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastnn.models.lenet import LeNet5, lenet5
+from fastnn.models.lenet import LeNet5, ModernLeNet5, lenet5, lenet5_modern
 from fastnn.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from fastnn.models.resnet_cifar import (
     CifarResNet,
@@ -31,7 +31,7 @@ from fastnn.nn.module import Module
 _FACTORIES: dict[str, Callable[..., Module]] = {
     factory.__name__: factory
     for factory in (
-        lenet5,
+        lenet5, lenet5_modern,
         resnet18, resnet34, resnet50, resnet101, resnet152,
         resnet20, resnet32, resnet44, resnet56, resnet110,
         vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn,
