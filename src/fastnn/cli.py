@@ -144,9 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("model", help="name, such as vgg16")
     summary.add_argument(
         "--input",
-        default="3,224,224",
         metavar="C,H,W",
-        help="size of one image (default: 3,224,224)",
+        help="size of one image (default: what the network was published for)",
     )
     summary.add_argument(
         "--num-classes", type=int, default=None, metavar="N", help="classes (default: the model's)"
@@ -359,6 +358,11 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _summary(args: argparse.Namespace) -> int:
+    name = args.model
+    published = "1,32,32" if name.startswith("lenet") else "3,224,224"
+    if name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+        published = "3,32,32"
+    args.input = args.input or published
     try:
         shape = tuple(int(size) for size in args.input.split(","))
     except ValueError:
