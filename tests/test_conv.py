@@ -116,6 +116,43 @@ def test_asymmetric_padding_is_padding_by_hand(isa):
     assert np.array_equal(got, F.conv2d(F.pad(x, sides), weight).numpy())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", [{"stride": 2**30}, {"dilation": 2**22}])
+def test_absurd_settings_use_little_memory(settings, dtype, isa):
+    """All but one tap or pixel lies in the padding: the same as a 1x1 convolution of the rest."""
+    size = next(iter(settings.values()))
+    rng = np.random.default_rng(0)
+    kernel, shape = (1, (1, 64, 3, 3)) if "stride" in settings else (3, (1, 64, 5, 5))
+    x = fastnn.tensor(rng.standard_normal(shape), dtype=dtype, requires_grad=True)
+    weight = fastnn.tensor(rng.standard_normal((20, 64, kernel, kernel)), dtype=dtype)
+    weight.requires_grad_()
+    out = F.conv2d(x, weight, padding=size, **settings)
+    out.sum().backward()
+    x1, w1 = x.detach().clone().requires_grad_(), weight.detach()[:, :, kernel // 2, kernel // 2]
+    w1 = w1.reshape(20, 64, 1, 1).clone().requires_grad_()
+    if "stride" in settings:  # one pixel of the image, the others padding
+        want, got = F.conv2d(x1[:, :, :1, :1], w1), out[:, :, 1:2, 1:2]
+        assert out.abs().sum().item() == got.abs().sum().item()
+    else:
+        want, got = F.conv2d(x1, w1), out
+    want.sum().backward()
+    middle = weight.grad[:, :, kernel // 2, kernel // 2]
+    for a, b in ((got, want), (x.grad, x1.grad), (middle, w1.grad[:, :, 0, 0])):
+        np.testing.assert_allclose(
+            a.detach().float().numpy(), b.detach().float().numpy(), rtol=2e-5, atol=2e-5
+        )
+
+
+def test_gradients_are_zero_where_no_window_reaches(isa):
+    """Also beside infinite gradients: nothing is multiplied by a zero that stands for nothing."""
+    x = fastnn.ones(1, 2, 5, 5, requires_grad=True)
+    out = F.conv2d(x, fastnn.ones(3, 2, 1, 1), stride=2)
+    out.backward(fastnn.full(out.shape, float("inf")))
+    want = np.zeros((1, 2, 5, 5), np.float32)
+    want[:, :, ::2, ::2] = np.inf
+    assert np.array_equal(x.grad.numpy(), want)
+
+
 def test_same_padding_keeps_the_size():
     for kernel in (1, 2, 3, 4, 5):
         weight = fastnn.randn(2, 3, kernel, kernel)

@@ -34,6 +34,11 @@ def test_linear_of_random_shapes(n, i, o, bias, dtype):
     check_everywhere("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
 
 
+def test_weight_gradient_in_several_rounds():
+    """More rows than the partial sums of a large weight take in one go."""
+    check_everywhere("linear", "n1100i600o610_f32")
+
+
 def test_transposed_and_sliced_operands(isa):
     a, b = fastnn.randn(40, 23), fastnn.randn(40, 50)
     got = fastnn.matmul(a.transpose(0, 1), b[:, ::2]).numpy()

@@ -35,6 +35,22 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, float* p
   });
 }
 
+// The pixels of a phase that no output pixel reaches: relu(bias + residual).
+template <class T>
+void fill_phase(const ConvParams& p, int64_t channel, int64_t ph, int64_t pw, int64_t rows,
+                int64_t cols, const ConvEpilogue& e, T* grad_input) {
+  const int64_t ic = p.group_inputs();
+  parallel_for(p.N * rows, [&](int64_t task) {
+    const int64_t row = task / rows * p.H + ph + task % rows * p.stride_h;
+    alignas(64) const float zeros[NR] = {};
+    for (int64_t j = 0; j < cols; ++j) {
+      const int64_t pixel = (row * p.W + pw + j * p.stride_w) * p.C;
+      for (int64_t c = 0; c < ic; c += NR)
+        store_tile(zeros, NR, 1, &pixel, channel + c, clamp(ic - c, 0, NR), e, grad_input);
+    }
+  });
+}
+
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
@@ -58,41 +74,16 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
             taps.dw[taps.count] = (v - floor_mod(v, p.stride_w)) / p.stride_w;
             ++taps.count;
           }
+        const int64_t rows = ceil_div(p.H - ph, p.stride_h), cols = ceil_div(p.W - pw, p.stride_w);
         if (taps.count == 0) {
-          // No output pixel reaches this phase: one tap of zero weight, read where it is in range.
-          taps.count = 1;
-          taps.kh[0] = taps.kw[0] = taps.dh[0] = taps.dw[0] = 0;
-          __builtin_memset(packed.floats(), 0,
-                           sizeof(float) * static_cast<size_t>(packed_columns(ic) * oc));
-        } else {
-          pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
+          fill_phase(p, group * ic, ph, pw, rows, cols, epilogue, grad_input);
+          continue;
         }
-        TapGrid grid{g,
-                     p.N,
-                     p.OH,
-                     p.OW,
-                     p.OC,
-                     group * oc,
-                     oc,
-                     (p.H - ph + p.stride_h - 1) / p.stride_h,
-                     (p.W - pw + p.stride_w - 1) / p.stride_w,
-                     1,
-                     1,
-                     taps.count,
-                     taps.dh,
-                     taps.dw,
-                     packed.floats(),
-                     ic,
-                     grad_input,
-                     p.H,
-                     p.W,
-                     p.C,
-                     group * ic,
-                     ph,
-                     p.stride_h,
-                     pw,
-                     p.stride_w,
-                     epilogue};
+        pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
+        const InputGrid in{g,    p.N,  p.OH, p.OW, p.OC,       group * oc, oc,
+                           rows, cols, 1,    1,    taps.count, taps.dh,    taps.dw};
+        TapGrid grid{in, packed.floats(), ic, grad_input, p.H,     p.W, p.C, group * ic,
+                     ph, p.stride_h,      pw, p.stride_w, epilogue};
         run_grid<T>(grid);
       }
 }

@@ -1,133 +1,173 @@
 // conv2d gradient with respect to the weight:
 //   gw[oc][kh][kw][ic] = sum over n, oh, ow of g[n][oh][ow][oc] * x[n][oh*s - p + kh*d][..][ic].
 //
-// An outer product over pixels, computed where the operands lie: M broadcasts of input channels
-// times NV vectors of output channels, the tile kept in registers over a whole unit of pixels (a
-// strip of rows, or several small images). Where the dilation along w is 1, the KW * IC values
-// under a row of taps are contiguous in the padded panel and form one long M dimension, which also
-// serves stems with 3 input channels.
+// An outer product over pixels: M broadcasts of output channels times V vectors of the contiguous
+// values under a tap (conv_input.h merges the KW * IC values of a tap row, which serves stems with
+// 3 input channels), so that a tile of accumulators is a tile of the weight as it lies in memory.
+// It stays in registers over a whole unit of pixels.
+//
+//   for each unit of some 512 pixels:  x panel (float32, padded; or x itself), g panel
+//   [block][pixel][M]
+//     for each block of x columns (tap, NR values): from L2, used by every block of g
+//       for each block of M output channels: outer kernel
 //
 // Determinism: units are dealt to R partial sums by shape alone and the partials are added in
-// order. R is small where the weight is large (each partial is as large as the weight), and then
-// the columns of the weight are the parallel dimension instead. Flops: those of the forward pass.
+// order. R is small where the weight is large (each partial is as large as the weight); then the
+// blocks of x columns are the parallel dimension, and the panels of a unit are filled by all
+// threads before. Flops: those of the forward pass.
 #include "core/allocator.h"
-#include "cpu/implicit_gemm.h"
+#include "cpu/conv_input.h"
+#include "cpu/matmul.h"
+#include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kPartialBytes = 4 << 20;  // of all partial sums together
+constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
+constexpr int64_t kUnitFloats = 512 << 10;  // of one x panel
 
 // How one group's work is cut.
 struct Plan {
-  int64_t strip, strips, images, units;  // a unit: `images` images or one strip of rows
-  int64_t partials, parts;               // of the sum, and of the columns
-  int64_t columns;                       // output channels, padded
-  int64_t size;                          // floats of one partial sum
+  InputTiles x;
+  int64_t oc, block_m;      // output channels, and how many of them a kernel takes
+  int64_t partials, parts;  // of the sum, and of the blocks of x columns
+  int64_t row, size;        // floats of one output channel's weights, and of one partial sum
+  int64_t x_blocks, unit_pixels;
 };
 
-Plan plan(const ConvParams& p) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+template <class T>
+Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, const int64_t* dw) {
+  const int64_t ic = p.group_inputs(), taps = p.KH * p.KW;
   Plan a{};
-  a.strip = clamp(kUnitPixels / p.OW, 1, p.OH);
-  a.strips = (p.OH + a.strip - 1) / a.strip;
-  a.images = a.strips > 1 ? 1 : clamp(kUnitPixels / (p.OH * p.OW), 1, p.N);
-  a.units = (p.N + a.images - 1) / a.images * a.strips;
-  a.columns = packed_columns(oc);
-  a.size = p.KH * p.KW * ic * a.columns;
-  a.partials = clamp(kPartialBytes / (a.size * 4 + 1), 1, a.units < 16 ? a.units : 16);
+  a.x.in = {x,  p.N,  p.H,  p.W,        p.C,        group * ic,
+            ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
+            dh, dw};
+  if (a.x.in.pointwise()) a.x.in.flatten();
+  // Vectors of x are read whole: the tensor itself serves where they end with its channels.
+  plan_input<T>(a.x, kUnitPixels, kUnitFloats, ic % LANES == 0);
+  a.oc = p.group_outputs();
+  a.block_m = even_block(a.oc);
+  a.row = taps * ic;
+  a.size = a.oc * a.row;
+  const int64_t units = a.x.count();
+  a.partials = clamp(kPartialFloats / a.size, 1, units < 16 ? units : 16);
+  a.x_blocks = a.x.tap_count * block_count(a.x.k);
   a.parts = 1;
-  while (a.partials * a.parts < 16 && a.parts * 2 <= block_count(oc)) a.parts *= 2;
+  while (a.partials * a.parts < 16 && a.parts * 2 <= a.x_blocks) a.parts *= 2;
+  a.unit_pixels = a.x.images * a.x.rows * a.x.cols;
   return a;
 }
 
-// Adds one unit's product to a partial sum, for column blocks [first, last).
+// g panel: [block of block_m channels][pixel of the unit][channels of the block], in float32.
 template <class T>
-void add_unit(const ConvParams& p, const Plan& a, const T* x, const T* g, int64_t group,
-              int64_t unit, int64_t first_block, int64_t last_block, bool add, float* sum) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const int64_t first_row = unit % a.strips * a.strip;
-  const int64_t rows = clamp(p.OH - first_row, 0, a.strip);
-  const int64_t first_image = unit / a.strips * a.images;
-  const int64_t count = clamp(p.N - first_image, 0, a.images);
-  // The input under these rows, padded; all images of the unit lie below each other.
-  const int64_t panel_rows = (rows - 1) * p.stride_h + (p.KH - 1) * p.dilation_h + 1;
-  const int64_t panel_cols = (p.OW - 1) * p.stride_w + (p.KW - 1) * p.dilation_w + 1;
-  const int64_t image_size = panel_rows * panel_cols * ic;
-  float* panel = static_cast<float*>(thread_scratch(count * image_size * 4 + 64, 0));
-  for (int64_t i = 0; i < count; ++i)
-    fill_panel(panel + i * image_size, panel_rows, panel_cols,
-               x + (first_image + i) * p.H * p.W * p.C + group * ic, p.H, p.W, p.C, ic,
-               first_row * p.stride_h - p.pad_top, -p.pad_left);
-  // grad_output of the unit, in float32, channels padded with zeros to whole vectors.
-  const int64_t grad_image = rows * p.OW * a.columns;
-  float* grad = static_cast<float*>(thread_scratch(count * grad_image * 4, 1));
-  for (int64_t i = 0; i < count; ++i) {
-    const T* from = g + ((first_image + i) * p.OH + first_row) * p.OW * p.OC + group * oc;
-    float* to = grad + i * grad_image;
-    for (int64_t q = 0; q < rows * p.OW; ++q, from += p.OC, to += a.columns) {
-      vector_loop(0, oc, [&](int64_t n, int lanes) { store(to + n, load_any(from + n, lanes)); });
+void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g, int64_t block,
+                   float* panel) {
+  const int64_t first = block * a.block_m, m = clamp(a.oc - first, 0, a.block_m);
+  const int64_t H = a.x.in.GH, W = a.x.in.GW;  // of the output, pixels in one row if pointwise
+  float* to = panel + first * a.unit_pixels;
+  for (int64_t image = u.image; image < u.image + u.images; ++image)
+    for (int64_t row = u.row; row < u.row + u.rows; ++row) {
+      const T* from = g + ((image * H + row) * W + u.col) * p.OC + first;
+      for (int64_t col = 0; col < u.cols; ++col, from += p.OC, to += m) copy_floats(to, from, m);
     }
-  }
-  const bool merged = p.dilation_w == 1;
-  const int64_t run = merged ? p.KW * ic : ic;  // contiguous values under one tap row
-  const int64_t taps = merged ? p.KH : p.KH * p.KW;
-  for (int64_t block = first_block; block < last_block; ++block) {
-    const int vectors = block_vectors(oc, block);
-    for (int64_t t = 0; t < taps; ++t) {
-      const int64_t kh = merged ? t : t / p.KW, kw = merged ? 0 : t % p.KW;
-      const int64_t offset = (kh * p.dilation_h * panel_cols + kw * p.dilation_w) * ic;
-      const int step = even_block(run);
-      for (int64_t m0 = 0; m0 < run; m0 += step) {
-        const int m = static_cast<int>(clamp(run - m0, 1, step));
-        float* tile = sum + (t * run + m0) * a.columns + block * NR;
-        for (int64_t i = 0; i < count; ++i) {
-          const OuterStrip strip{panel + i * image_size + offset + m0,
-                                 p.stride_h * panel_cols * ic,
-                                 p.stride_w * ic,
-                                 grad + i * grad_image + block * NR,
-                                 p.OW * a.columns,
-                                 a.columns,
-                                 rows,
-                                 p.OW};
-          outer_kernels[m - 1][vectors - 1](strip, tile, a.columns, add || i > 0);
-        }
+}
+
+// Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
+inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* g, int64_t first,
+                     int64_t last, bool add, float* sum) {
+  const int64_t per_tap = block_count(a.x.k), m_blocks = ceil_div(a.oc, a.block_m);
+  // Blocks of x outside keeps x in cache, and g of this many channels; few pixels keep all of x
+  // there, and rows of the weight are then written one after the other.
+  const bool small = (last - first) * NR * a.unit_pixels <= (64 << 10);
+  const int64_t group = small ? 1 : clamp((128 << 10) / (a.unit_pixels * a.block_m), 1, m_blocks);
+  for (int64_t m_group = 0; m_group < m_blocks; m_group += group)
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t tap = b / per_tap, block = b % per_tap, n = block * NR;
+      const int vectors = block_vectors(a.x.k, block);
+      const int tail = static_cast<int>(clamp(a.x.k - n - (vectors - 1) * LANES, 1, LANES));
+      const int64_t m_end = clamp(m_group + group, 0, m_blocks);
+      for (int64_t i = m_group; i < m_end; ++i) {
+        const int64_t channel = i * a.block_m, m = clamp(a.oc - channel, 1, a.block_m);
+        const OuterStrip strip{
+            x + a.x.taps[tap] + n,       a.x.image_stride, a.x.row_stride, a.x.col_stride,
+            g + channel * a.unit_pixels, u.images,         u.rows,         u.cols};
+        outer_kernels[m - 1][vectors - 1](strip, sum + channel * a.row + tap * a.x.k + n, a.row,
+                                          tail, add);
       }
     }
-  }
+}
+
+// gw = sum of partials, in order.
+template <class T>
+void combine(const float* sums, int64_t partials, int64_t size, T* gw) {
+  parallel_ranges(size, kGrain / 4, [&](int64_t begin, int64_t end) {
+    vector_loop(begin, end, [&](int64_t i, int n) {
+      vfloat total = load_any(sums + i, n);
+      for (int64_t r = 1; r < partials; ++r) total += load_any(sums + r * size + i, n);
+      store_any(gw + i, total, n);
+    });
+  });
 }
 
 template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const int64_t rows = p.KH * p.KW * ic;
   if (p.N * p.OH * p.OW == 0) {
-    __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(p.OC * rows));
+    __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(p.OC * ic * p.KH * p.KW));
     return;
   }
-  const Plan a = plan(p);
-  const int64_t blocks = block_count(oc);
-  Workspace sums(a.size * a.partials * 4);
+  int64_t dh[kMaxTaps], dw[kMaxTaps];
+  for (int64_t t = 0; t < p.KH * p.KW; ++t) {
+    dh[t] = t / p.KW * p.dilation_h - p.pad_top;
+    dw[t] = t % p.KW * p.dilation_w - p.pad_left;
+  }
   for (int64_t group = 0; group < p.groups; ++group) {
-    parallel_for_dynamic(a.partials * a.parts, [&](int64_t task) {
-      const int64_t partial = task / a.parts, part = task % a.parts;
-      const int64_t begin = a.units * partial / a.partials;
-      for (int64_t unit = begin; unit < a.units * (partial + 1) / a.partials; ++unit)
-        add_unit(p, a, x, g, group, unit, blocks * part / a.parts, blocks * (part + 1) / a.parts,
-                 unit > begin, sums.floats() + partial * a.size);
-    });
-    // gw[oc][row] = sum of partials [row][oc], in order.
-    T* const to = gw + group * oc * rows;
-    parallel_ranges(rows, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        for (int64_t o = 0; o < oc; ++o) {
-          float total = 0;
-          for (int64_t r = 0; r < a.partials; ++r)
-            total += sums.floats()[r * a.size + row * a.columns + o];
-          from_float(to[o * rows + row], total);
+    const Plan a = plan(p, x, group, dh, dw);
+    const int64_t units = a.x.count(), m_blocks = ceil_div(oc, a.block_m);
+    const int64_t lines = panel_lines(a.x), x_size = a.x.panel_floats + LANES;
+    const int64_t g_size = oc * a.unit_pixels;
+    const bool in_place = a.partials == 1 && sizeof(T) == sizeof(float);
+    Workspace panels(a.partials * (x_size + g_size) * 4);
+    Workspace own(in_place ? 0 : a.partials * a.size * 4);
+    float* const sums = in_place ? reinterpret_cast<float*>(gw + group * a.size) : own.floats();
+
+    const auto fill = [&](int64_t partial, int64_t unit, int64_t piece) {
+      const Tile u = a.x.tile(unit);
+      float* x_panel = panels.floats() + partial * (x_size + g_size);
+      if (piece < lines)
+        fill_line<T>(a.x, u, piece, x_panel);
+      else
+        pack_gradient(p, a, u, g + group * oc, piece - lines, x_panel + x_size);
+    };
+    const auto multiply = [&](int64_t partial, int64_t part, int64_t unit, bool add) {
+      const Tile u = a.x.tile(unit);
+      const float* panel = panels.floats() + partial * (x_size + g_size);
+      const float* from = a.x.source == Source::direct ? direct_base<T>(a.x, u) : panel;
+      add_unit(a, u, from, panel + x_size, a.x_blocks * part / a.parts,
+               a.x_blocks * (part + 1) / a.parts, add, sums + partial * a.size);
+    };
+    const auto begin = [&](int64_t partial) { return units * partial / a.partials; };
+    if (a.parts == 1) {
+      parallel_for_dynamic(a.partials, [&](int64_t partial) {
+        for (int64_t unit = begin(partial); unit < begin(partial + 1); ++unit) {
+          for (int64_t piece = 0; piece < lines + m_blocks; ++piece) fill(partial, unit, piece);
+          multiply(partial, 0, unit, unit > begin(partial));
         }
-    });
+      });
+    } else {
+      for (int64_t round = 0; round < ceil_div(units, a.partials); ++round) {
+        parallel_for(a.partials * (lines + m_blocks), [&](int64_t task) {
+          const int64_t partial = task / (lines + m_blocks), unit = begin(partial) + round;
+          if (unit < begin(partial + 1)) fill(partial, unit, task % (lines + m_blocks));
+        });
+        parallel_for_dynamic(a.partials * a.parts, [&](int64_t task) {
+          const int64_t partial = task / a.parts, unit = begin(partial) + round;
+          if (unit < begin(partial + 1)) multiply(partial, task % a.parts, unit, round > 0);
+        });
+      }
+    }
+    if (!in_place) combine(sums, a.partials, a.size, gw + group * a.size);
   }
 }
 

@@ -11,16 +11,26 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC.
+// packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC. Turned in squares of
+// one cache line, because columns of a large weight are a power of two apart more often than not.
 template <class T>
 void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
-  parallel_for(block_count(outputs), [&](int64_t block) {
+  constexpr int64_t kSquare = 16;
+  const int64_t blocks = block_count(outputs), chunk = 32 * kSquare, chunks = ceil_div(rows, chunk);
+  parallel_for(blocks * chunks, [&](int64_t task) {
+    const int64_t block = task / chunks, begin = task % chunks * chunk;
+    const int64_t end = clamp(rows, begin, begin + chunk);
     const int width = block_vectors(outputs, block) * LANES;
-    float* to = packed + block * NR * rows;
-    const int64_t left = outputs - block * NR;
-    for (int64_t row = 0; row < rows; ++row, to += width)
-      for (int64_t n = 0; n < width; ++n)
-        to[n] = n < left ? to_float(w[(block * NR + n) * rows + row]) : 0.0f;
+    const int64_t first = block * NR, used = clamp(outputs - first, 0, width);
+    float* const to = packed + first * rows;
+    for (int64_t row = begin; row < end; row += kSquare) {
+      const int64_t count = clamp(end - row, 0, kSquare);
+      for (int64_t n = 0; n < used; ++n) {
+        const T* from = w + (first + n) * rows + row;
+        for (int64_t r = 0; r < count; ++r) to[(row + r) * width + n] = to_float(from[r]);
+      }
+      for (int64_t r = 0; r < count; ++r) zero_floats(to + (row + r) * width + used, width - used);
+    }
   });
 }
 
@@ -37,16 +47,10 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   }
   for (int64_t group = 0; group < p.groups; ++group) {
     pack_weight(w + group * oc * rows, oc, rows, packed.floats());
-    ConvEpilogue e = epilogue;
-    TapGrid grid{x,          p.N,        p.H,
-                 p.W,        p.C,        group * ic,
-                 ic,         p.OH,       p.OW,
-                 p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
-                 dh,         dw,         packed.floats(),
-                 oc,         y,          p.OH,
-                 p.OW,       p.OC,       group * oc,
-                 0,          1,          0,
-                 1,          e};
+    const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
+                       ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
+                       dh, dw};
+    TapGrid grid{in, packed.floats(), oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
     run_grid<T>(grid);
   }
 }

@@ -30,33 +30,41 @@ void product(const float* const* rows, const int64_t* taps, int64_t tap_count, i
 }
 
 template <int M, int V>
-void outer(const OuterStrip& s, float* tile, int64_t pitch, bool add) {
+void outer(const OuterStrip& s, float* tile, int64_t pitch, int last, bool add) {
   vfloat acc[M][V] = {};
   if (add) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[m][v] = load(tile + m * pitch + v * LANES);
+      for (int v = 0; v < V; ++v)
+        acc[m][v] = v < V - 1 ? load(tile + m * pitch + v * LANES)
+                              : load_any(tile + m * pitch + v * LANES, last);
   }
-  for (int64_t row = 0; row < s.rows; ++row) {
-    const float* x = s.x + row * s.x_row;
-    const float* g = s.g + row * s.g_row;
-    for (int64_t column = 0; column < s.columns; ++column, x += s.x_column, g += s.g_column) {
-      vfloat grad[V];
+  const float* g = s.g;
+  for (int64_t image = 0; image < s.images; ++image)
+    for (int64_t row = 0; row < s.rows; ++row) {
+      const float* x = s.x + image * s.x_image + row * s.x_row;
+      for (int64_t col = 0; col < s.cols; ++col, x += s.x_col, g += M) {
+        vfloat column[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) grad[v] = load(g + v * LANES);
+        for (int v = 0; v < V; ++v) column[v] = load(x + v * LANES);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const vfloat value = set1(x[m]);
+        for (int m = 0; m < M; ++m) {
+          const vfloat value = set1(g[m]);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) acc[m][v] += value * grad[v];
+          for (int v = 0; v < V; ++v) acc[m][v] += value * column[v];
+        }
       }
     }
-  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(tile + m * pitch + v * LANES, acc[m][v]);
+    for (int v = 0; v < V; ++v) {
+      if (v < V - 1)
+        store(tile + m * pitch + v * LANES, acc[m][v]);
+      else
+        store_any(tile + m * pitch + v * LANES, acc[m][v], last);
+    }
 }
 
 }  // namespace

@@ -10,9 +10,9 @@
 //       row1 [ acc acc ]      AVX-512: M = 14, V = 2: 28 accumulators, 16 loads per 28 FMAs
 //       ...                   AVX2:    M = 6,  V = 2: 12 accumulators,  8 loads per 12 FMAs
 //
-// outer: C[m][n] += sum over pixels p of x[p][m] * g[p][n]
-//   The weight gradient: the same tile, the reduction over pixels of a strip, both operands read as
-//   they lie; no transpose and no im2col.
+// outer: C[m][n] (+)= sum over pixels p of g[p][m] * x[p][n]
+//   The weight gradient: the same tile, the reduction over a strip of pixels. x is read as it lies,
+//   g from a packed panel; rows of C are rows of the weight, so nothing is transposed.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -31,16 +31,17 @@ constexpr int NR = NV * LANES;
 using ProductKernel = void (*)(const float* const* rows, const int64_t* taps, int64_t tap_count,
                                int64_t k, const float* b, float* tile);
 
-// A strip of pixels as `rows` runs of `columns`, with separate strides for both operands. The tile
-// has row pitch `pitch`; `add` keeps what it holds.
+// A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order. The
+// tile has row pitch `pitch` and `last` columns in its last vector (x is read in whole vectors);
+// `add` keeps what the tile holds.
 struct OuterStrip {
   const float* x;
-  int64_t x_row, x_column;
+  int64_t x_image, x_row, x_col;
   const float* g;
-  int64_t g_row, g_column;
-  int64_t rows, columns;
+  int64_t images, rows, cols;
 };
-using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, bool add);
+using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, int last,
+                             bool add);
 
 // Indexed [M - 1][V - 1]; defined in matmul.cpp.
 extern const ProductKernel product_kernels[MR][NV];

@@ -217,6 +217,10 @@ _CONV = (
     "n2c16h8w8_oc24_k3p1_bf16", "n2c3h9w9_oc17_k7s2p3_bf16", "n2c32h7w7_oc16_k1_relu_res_bf16",
     "n2c24h7w7_oc24_k3p1g24_bf16", "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
+    # Several tiles along rows, along columns, and of images; taps that are gathered.
+    "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
+    "n2c6h31w61_oc7_k1s3_f32", "n1c17h25w26_oc5_k3d11p11_f32", "n3c5h40w40_oc33_k2s5g1_bf16",
+    "n1c3h30w30_oc9_k3d9p9_bf16", "n2c32h23w23_oc16_k1_f32", "n1c700h5w5_oc800_k1_f32",
 )  # fmt: skip
 _TRANSPOSE = (
     "n1c1h1w1_oc1_k1_f32", "n2c5h4w5_oc7_k3_f32", "n2c16h5w5_oc8_k4s2p1_f32",
