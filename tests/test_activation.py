@@ -28,3 +28,45 @@ def test_relu_propagates_nan_and_infinity(isa):
 def test_relu_of_a_view_with_negative_strides(isa):
     x = np.arange(-12, 12, dtype=np.float32).reshape(4, 6)[::-1, ::2]
     assert np.array_equal(F.relu(fastnn.from_numpy(x)).numpy(), np.maximum(x, 0))
+
+
+SAMPLES = np.concatenate([
+    np.random.default_rng(0).standard_normal(200_000) * 4,
+    np.copysign(10.0 ** np.random.default_rng(1).uniform(-30, 1.9, 200_000),
+                np.random.default_rng(2).standard_normal(200_000)),
+]).astype(np.float32)  # fmt: skip
+
+
+def test_elementary_functions_are_within_units_of_the_last_place(isa):
+    """Over float32's range, against float64: exp and log through the tensor methods, the rest by name."""
+    from math import erf
+
+    x = SAMPLES.astype(np.float64)
+    small = np.abs(x) < 80
+    wide = np.vectorize(erf, otypes=[float])
+    cases = {
+        "exp": (fastnn.exp, np.exp, small, 4), "tanh": (F.tanh, np.tanh, small, 4),
+        "sigmoid": (F.sigmoid, lambda v: 1 / (1 + np.exp(-v)), small, 6),
+        "log": (fastnn.log, np.log, x > 0, 4),
+        "elu": (F.elu, lambda v: np.where(v > 0, v, np.expm1(np.minimum(v, 0))), small, 6),
+        "softplus": (F.softplus, lambda v: np.logaddexp(0, v), small & (x < 19), 6),
+        "gelu": (F.gelu, lambda v: 0.5 * v * (1 + wide(v / np.sqrt(2))), (x > -1) & small, 8),
+    }  # fmt: skip
+    for name, (ours, exact, chosen, units) in cases.items():
+        got = ours(fastnn.tensor(SAMPLES[chosen])).numpy().astype(np.float64)
+        want = exact(x[chosen])
+        normal = np.abs(want) > 1.2e-38
+        ulps = np.abs(got - want)[normal] / np.spacing(np.abs(want[normal]).astype(np.float32))
+        assert ulps.max() <= units, (
+            f"{name} at {x[chosen][normal][ulps.argmax()]}: {ulps.max():.1f} ulp"
+        )
+
+
+@PROPERTY
+@given(
+    op=st.sampled_from(["leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus",
+                        "hardswish"]),
+    n=size, c=st.integers(1, 40), h=size, dtype=st.sampled_from(["f32", "bf16"]),
+)  # fmt: skip
+def test_activations_on_random_shapes(op, n, c, h, dtype):
+    check_everywhere(op, f"n{n}c{c}h{h}w3_{dtype}")

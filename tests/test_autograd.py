@@ -328,10 +328,10 @@ def test_grad_leaves_leaves_alone():
 def test_a_leaf_hook_sees_the_whole_gradient_once():
     x = leaf(1, 2)
     seen = []
-    remove = x.register_hook(lambda g: seen.append(g.tolist()))
+    handle = x.register_hook(lambda g: seen.append(g.tolist()))
     (x * 2 + x * 3).sum().backward()
     assert seen == [[5, 5]]
-    remove()
+    handle.remove()
     x.sum().backward()
     assert len(seen) == 1 and x.grad.tolist() == [6, 6]
 

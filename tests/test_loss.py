@@ -80,3 +80,28 @@ def test_losses_of_bfloat16_scores_are_float32():
     loss = F.cross_entropy(x, fastnn.tensor([0, 1, 2, 0]))
     loss.backward()
     assert loss.dtype is fastnn.float32 and x.grad.dtype is fastnn.bfloat16
+
+
+def test_a_large_offset_common_to_all_scores_costs_nothing(isa):
+    for offset in (1e4, 1e8):
+        x = fastnn.full((1, 2), offset, requires_grad=True)
+        loss = F.cross_entropy(x, fastnn.tensor([0]))
+        loss.backward()
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+        np.testing.assert_allclose(x.grad.numpy(), [[-0.5, 0.5]], rtol=1e-6)
+        logs = F.log_softmax(x.detach(), 1).numpy()
+        np.testing.assert_allclose(logs, -math.log(2), rtol=1e-6)
+
+
+def test_confident_logits_keep_their_small_gradients(isa):
+    x = fastnn.tensor([-18.0, -40.0], requires_grad=True)
+    loss = F.binary_cross_entropy_with_logits(x, fastnn.zeros(2), reduction="none")
+    loss.sum().backward()
+    np.testing.assert_allclose(loss.detach().numpy(), np.exp([-18.0, -40.0]), rtol=1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), np.exp([-18.0, -40.0]), rtol=1e-5)
+
+
+def test_gradients_that_are_not_computed_are_refused():
+    x, t = fastnn.randn(2, 3), fastnn.rand(2, 3).requires_grad_()
+    with pytest.raises(NotImplementedError, match="no gradient with respect to target; detach it"):
+        F.cross_entropy(x, t)

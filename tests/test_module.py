@@ -136,9 +136,9 @@ def test_state_loads_from_numpy_and_other_dtypes():
 
 def test_hooks_see_and_replace_values():
     layer, seen = nn.Linear(2, 2), []
-    remove = layer.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    handle = layer.register_forward_hook(lambda m, args, out: seen.append(out.shape))
     layer(fastnn.ones(3, 2))
-    remove()
+    handle.remove()
     layer(fastnn.ones(4, 2))
     assert seen == [(3, 2)]
     layer.register_forward_pre_hook(lambda m, args: (args[0] * 0,))

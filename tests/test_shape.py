@@ -109,3 +109,15 @@ def test_a_view_changed_in_place_is_noticed():
         x.detach()[0] = 5.0
     with pytest.raises(RuntimeError, match="changed in place"):
         y.sum().backward()
+
+
+def test_grey_images_become_coloured():
+    """One channel taken three times: sizes of 1 must not confuse the memory order."""
+    x = fastnn.tensor(np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2))
+    assert np.array_equal(x[:, [0, 0, 0]].numpy(), x.numpy()[:, [0, 0, 0]])
+    assert np.array_equal(x[:, :, [1, 0]].numpy(), x.numpy()[:, :, [1, 0]])
+
+
+def test_a_value_with_a_gradient_is_not_assigned_silently():
+    with pytest.raises(RuntimeError, match="the value requires a gradient"):
+        fastnn.zeros(3)[0] = fastnn.ones(1, requires_grad=True)

@@ -47,7 +47,7 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
     case Activation::leaky_relu:
       return map(x, y, count, [=](vfloat v) { return select(v < 0, v * a, v); });
     case Activation::elu:
-      return map(x, y, count, [=](vfloat v) { return b * select(v < 0, a * (vexp(v) - 1.0f), v); });
+      return map(x, y, count, [=](vfloat v) { return b * select(v < 0, a * vexpm1(v), v); });
     case Activation::gelu:
       return map(x, y, count, [](vfloat v) { return 0.5f * v * (1.0f + verf(v * kInverseSqrt2)); });
     case Activation::gelu_tanh:

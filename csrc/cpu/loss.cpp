@@ -28,18 +28,23 @@ bool ignored(const ClassParams& p, int64_t row) {
   return p.labels && p.labels[row] == p.ignore_index;
 }
 
-// log sum exp of a row.
-float log_sum_exp(const float* x, int64_t C) {
+// log sum exp of a row, as its largest score and the logarithm of the sum relative to it: added
+// together they would lose the logarithm where the scores share a large offset.
+struct LogSumExp {
+  float highest, log_sum;
+};
+
+LogSumExp log_sum_exp(const float* x, int64_t C) {
   float highest = x[0];
   for (int64_t c = 1; c < C; ++c) highest = x[c] > highest || x[c] != x[c] ? x[c] : highest;
-  if (highest == -__builtin_inff()) return highest;
+  if (highest == -__builtin_inff()) return {highest, 0.0f};
   vfloat total{};
   vector_loop(0, C, [&](int64_t c, int n) {
     vfloat e = vexp(load_any(x + c, n) - highest);
     for (int i = n; i < LANES; ++i) e[i] = 0;
     total += e;
   });
-  return highest + vlog(set1(sum(total)))[0];
+  return {highest, vlog(set1(sum(total)))[0]};
 }
 
 bool one_label(const ClassParams& p) { return p.labels && p.smoothing == 0.0f; }
@@ -52,17 +57,17 @@ void classes(const ClassParams& p, float* loss) {
         loss[row] = 0;
         continue;
       }
-      const float shift = p.log_probabilities ? 0.0f : log_sum_exp(x, p.C);
+      const LogSumExp l = p.log_probabilities ? LogSumExp{0.0f, 0.0f} : log_sum_exp(x, p.C);
       if (one_label(p)) {
         const int64_t c = p.labels[row];
-        loss[row] = (p.weight ? p.weight[c] : 1.0f) * (shift - x[c]);
+        loss[row] = (p.weight ? p.weight[c] : 1.0f) * ((l.highest - x[c]) + l.log_sum);
         continue;
       }
       const Target target{p, row};
       float total = 0;
       for (int64_t c = 0; c < p.C; ++c) {
         const float t = target(c);
-        if (t != 0.0f) total += t * (shift - x[c]);
+        if (t != 0.0f) total += t * ((l.highest - x[c]) + l.log_sum);
       }
       loss[row] = total;
     }
@@ -89,9 +94,10 @@ void classes_backward(const ClassParams& p, const float* row_scale, float* grad_
       if (p.log_probabilities) {
         __builtin_memset(g, 0, sizeof(float) * static_cast<size_t>(p.C));
       } else {
-        const float shift = log_sum_exp(x, p.C), factor = all * scale;
+        const LogSumExp l = log_sum_exp(x, p.C);
+        const float factor = all * scale;
         vector_loop(0, p.C, [&](int64_t c, int n) {
-          store_any(g + c, vexp(load_any(x + c, n) - shift) * factor, n);
+          store_any(g + c, vexp((load_any(x + c, n) - l.highest) - l.log_sum) * factor, n);
         });
       }
       if (label >= 0)
@@ -123,11 +129,10 @@ void pairs(PairLoss kind, float a, const float* x, const float* t, const float* 
           y = select(vabs(d) < a, 0.5f * d * d / a, vabs(d) - 0.5f * a);
           break;
         default: {
-          // (1 - t) x + (1 + (p - 1) t) softplus(-x), with softplus(-x) = log1p(e^-|x|) + max(-x,
-          // 0)
-          const vfloat soft = vlog1p(vexp(-vabs(v))) + vmax(-v, vfloat{});
-          const vfloat share = 1.0f + (ones_or(pos_weight, i, n) - 1.0f) * target;
-          y = ((1.0f - target) * v + share * soft) * ones_or(weight, i, n);
+          // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
+          const vfloat rest = vlog1p(vexp(-vabs(v)));
+          const vfloat hit = ones_or(pos_weight, i, n) * target * (rest + vmax(-v, vfloat{}));
+          y = (hit + (1.0f - target) * (rest + vmax(v, vfloat{}))) * ones_or(weight, i, n);
         }
       }
       store_any(loss + i, y, n);
@@ -154,8 +159,8 @@ void pairs_backward(PairLoss kind, float a, const float* x, const float* t, cons
           y = select(vabs(d) < a, d / a, sign);
           break;
         default: {
-          const vfloat share = 1.0f + (ones_or(pos_weight, i, n) - 1.0f) * target;
-          y = (1.0f - target - share * vsigmoid(-v)) * ones_or(weight, i, n);
+          const vfloat hit = ones_or(pos_weight, i, n) * target * vsigmoid(-v);
+          y = ((1.0f - target) * vsigmoid(v) - hit) * ones_or(weight, i, n);
         }
       }
       store_any(grad_x + i, y * (one_scale ? set1(scale[0]) : load_any(scale + i, n)), n);

@@ -57,7 +57,7 @@ void step_range(Optimizer which, const OptimStep& s, const OptimTensor& t, int64
         adagrad_rule(s, p, g, buffer[0], root);
         break;
       case Optimizer::rmsprop:
-        rmsprop_rule(s, p, g, buffer[0], buffer[1], buffer[2], root);
+        rmsprop_rule(s, p, g, buffer[0], buffer[1], buffer[2], root, larger);
         break;
       case Optimizer::adadelta:
         adadelta_rule(s, p, g, buffer[0], buffer[1], root);

@@ -54,7 +54,8 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
         }
         const int64_t at = (task * p.w.out + ow) * p.C + c;
         store_any(y + at, best, n);
-        store_index(indices + at, winner, n);
+        // A window that lies in the padding as a whole has no winner: tap 0, which no input meets.
+        store_index(indices + at, winner < 0 ? vint{} : winner, n);
       });
   });
 }

@@ -26,10 +26,10 @@ void forward_rows(const T* x, int64_t D, bool log, T* y) {
     total += filled(vexp(load_any(x + i, n) - highest), n, 0.0f);
   });
   const float all = sum(total);
-  const float shift = highest + vlog(set1(all))[0], inverse = 1.0f / all;
+  const float log_sum = vlog(set1(all))[0], inverse = 1.0f / all;
   vector_loop(0, D, [&](int64_t i, int n) {
     const vfloat v = load_any(x + i, n);
-    store_any(y + i, log ? v - shift : vexp(v - highest) * inverse, n);
+    store_any(y + i, log ? (v - highest) - log_sum : vexp(v - highest) * inverse, n);
   });
 }
 
@@ -39,10 +39,10 @@ void forward_columns(const T* x, int64_t D, int64_t inner, bool log, T* y) {
     vfloat top = set1(-__builtin_inff()), total{};
     for (int64_t i = 0; i < D; ++i) top = vmax(top, load_any(x + i * inner + c, n));
     for (int64_t i = 0; i < D; ++i) total += vexp(load_any(x + i * inner + c, n) - top);
-    const vfloat shift = top + vlog(total), inverse = 1.0f / total;
+    const vfloat log_sum = vlog(total), inverse = 1.0f / total;
     for (int64_t i = 0; i < D; ++i) {
       const vfloat v = load_any(x + i * inner + c, n);
-      store_any(y + i * inner + c, log ? v - shift : vexp(v - top) * inverse, n);
+      store_any(y + i * inner + c, log ? (v - top) - log_sum : vexp(v - top) * inverse, n);
     }
   });
 }

@@ -62,9 +62,10 @@ Array relu_backward(const Array& grad_output, const Array& output) {
   return grad_input;
 }
 
-Array activation(const std::string& name, const Array& input, double a, double b) {
+Array activation(const std::string& name, const Array& input, double a, double b,
+                 const std::string& asked_by) {
   const Activation kind = activation_named(name);
-  check_floating(name.c_str(), "input", input);
+  check_floating(asked_by.c_str(), "input", input);
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
   cpu_slots().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(),

@@ -43,7 +43,9 @@ Array relu(const Array& input);
 Array relu_backward(const Array& grad_output, const Array& output);
 
 // `name` is a member of Activation; a and b as noted there.
-Array activation(const std::string& name, const Array& input, double a, double b);
+// `asked_by` is the public name, for messages.
+Array activation(const std::string& name, const Array& input, double a, double b,
+                 const std::string& asked_by);
 Array activation_backward(const std::string& name, const Array& grad_output, const Array& input,
                           double a, double b);
 

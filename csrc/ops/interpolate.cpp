@@ -74,6 +74,8 @@ void settle(Resample& r, const Dims& input, const Dims& size, const std::string&
         ": mode expects 'nearest' or 'bilinear', got '", mode, "'");
   check(mode == "bilinear" || !align_corners, op,
         ": align_corners can be set only with mode='bilinear'");
+  check<MemoryError>(size[0] < 1 << 24 && size[1] < 1 << 24, op,
+                     ": size expects two integers below 2^24, got ", size.str());
   check(size.rank() == 2 && size[0] > 0 && size[1] > 0, op, ": size expects two integers > 0, got ",
         size.str());
   check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ",

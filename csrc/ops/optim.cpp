@@ -28,6 +28,11 @@ OptimStep settings(const std::map<std::string, double>& numbers,
   OptimStep s{};
   s.lr = number("lr"), s.weight_decay = number("weight_decay");
   s.a = number("a"), s.b = number("b"), s.eps = number("eps");
+  auto rest = [&](const char* name) {
+    const auto found = numbers.find(name);
+    return found == numbers.end() ? 1.0f : static_cast<float>(1.0 - found->second);
+  };
+  s.rest_a = rest("a"), s.rest_b = rest("b");
   s.correction1 = number("correction1"), s.correction2 = number("correction2");
   s.dampening = number("dampening"), s.momentum = number("momentum");
   s.has_momentum = s.momentum != 0;

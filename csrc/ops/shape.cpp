@@ -17,14 +17,14 @@ void check_positions(const Array& positions, int64_t rows) {
 
 }  // namespace
 
-Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape) {
+Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape,
+           bool canonical_rows) {
   const Array index = row_major(positions);
   check(width > 0 && x.is_dense() && element_count(shape) == index.count() * width,
         "take: sizes do not fit");
   check_positions(index, x.count() / width);
-  const bool rows_of_images = shape.rank() == 4 && x.rank() == 4 && x.is_canonical();
   Array out = empty_strided(
-      shape, rows_of_images ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
+      shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
   cpu_slots().shape.take(x.raw(), index.data<int64_t>(), index.count(),
                          width * item_size(x.dtype()), out.raw());
   return out;

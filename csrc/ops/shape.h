@@ -16,9 +16,11 @@ struct ShapeSlots {
 
 namespace ops {
 
-// x is dense in memory order and seen as rows of `width` elements; the result has `shape`, dense
-// row-major, or canonical if x is canonical of rank 4 and so is the result. Positions are in range.
-Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape);
+// x is dense and seen as rows of `width` elements in memory order. The result has `shape`, in
+// canonical memory if `canonical_rows` (whole images of a canonical batch), else row-major.
+// Positions are checked.
+Array take(const Array& x, const Array& positions, int64_t width, const Dims& shape,
+           bool canonical_rows);
 // The gradient of x, of `shape` in canonical memory if `canonical_rows`, else row-major.
 Array take_backward(const Array& grad_output, const Array& positions, int64_t width,
                     const Dims& shape, bool canonical_rows);

@@ -46,6 +46,12 @@ class _Mode(ContextDecorator):
         self.enabled = enabled
         self._stack: list[bool] = []
 
+    def _recreate_cm(self) -> _Mode:
+        # A decorated function may run in several threads at once: each call gets its own.
+        fresh = object.__new__(type(self))
+        fresh.enabled, fresh._stack = self.enabled, []
+        return fresh
+
     def __enter__(self) -> _Mode:
         self._stack.append(getattr(_state, self.field))
         setattr(_state, self.field, self.enabled)
@@ -92,6 +98,18 @@ def is_grad_enabled() -> bool:
 def is_autocast_enabled() -> bool:
     """Whether this thread is inside :class:`autocast`."""
     return _state.autocast
+
+
+class RemovableHandle:
+    """What registering a hook returns: :meth:`remove` takes the hook off again."""
+
+    def __init__(self, hooks: list[Any], hook: Any) -> None:
+        self._hooks, self._hook = hooks, hook
+
+    def remove(self) -> None:
+        """Takes the hook off; a second time does nothing."""
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
 
 
 class Node:

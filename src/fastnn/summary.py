@@ -141,6 +141,6 @@ def summary(model: Module, input_shape: Sequence[int]) -> Summary:
     finally:
         for (_, module), mode in zip(modules, modes, strict=True):
             module.training = mode
-        for remove in removers:
-            remove()
+        for handle in removers:
+            handle.remove()
     return Summary(rows, sum(p.numel() for p in model.parameters()))

@@ -272,11 +272,11 @@ class Tensor:
         seed = _autograd._seed("backward", self, gradient, create_graph)
         _autograd.run_backward(self, seed, retain_graph)
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> _autograd.RemovableHandle:
         """Calls ``hook(gradient)`` in every backward; its result, if any, replaces the gradient.
 
         For a leaf the hook sees the whole gradient of one backward, once: where data-parallel
-        training exchanges it. Returns a function that removes the hook.
+        training exchanges it. The result's ``remove()`` takes the hook off.
         """
         if not self._requires_grad:
             raise RuntimeError("register_hook: the tensor does not require a gradient")
@@ -289,7 +289,7 @@ class Tensor:
                 self._node.hooks = {}
             hooks = self._node.hooks.setdefault(self._index, [])
         hooks.append(hook)
-        return lambda: hooks.remove(hook)
+        return _autograd.RemovableHandle(hooks, hook)
 
     def retain_grad(self) -> None:
         """Keeps the gradient of this (non-leaf) tensor in ``.grad``."""

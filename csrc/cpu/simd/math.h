@@ -67,6 +67,13 @@ FASTNN_INLINE vfloat vlog1p(vfloat x) {
   return select(rounded == 0, x, select(u == __builtin_inff(), u, y));
 }
 
+// exp(x) - 1, accurate for small x: (u - 1) x / log(u) with u = exp(x) rounded (Kahan).
+FASTNN_INLINE vfloat vexpm1(vfloat x) {
+  const vfloat u = vexp(x), rest = u - 1.0f;
+  const vfloat y = rest * (x / vlog(u));
+  return select(rest == 0, x, select((u == 0) | (u == __builtin_inff()) | (x < -20.0f), rest, y));
+}
+
 FASTNN_INLINE vfloat with_sign_of(vfloat magnitude, vfloat sign) {
   return as_float(as_int(magnitude) | (as_int(sign) & static_cast<int32_t>(0x80000000u)));
 }

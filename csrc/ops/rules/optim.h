@@ -9,6 +9,7 @@ namespace fastnn {
 struct OptimStep {
   float lr, weight_decay;
   float a, b, eps;                 // per optimizer, see the rules
+  float rest_a, rest_b;            // 1 - a and 1 - b, subtracted in double
   float correction1, correction2;  // Adam: 1 - beta^step
   bool nesterov, first, amsgrad, centered, decoupled, maximize, has_momentum;
   float dampening, momentum;
@@ -30,8 +31,8 @@ FASTNN_INLINE void sgd_rule(const OptimStep& s, V& p, V g, V& m) {
 template <class V, class Root, class Max>
 FASTNN_INLINE void adam_rule(const OptimStep& s, V& p, V g, V& m, V& v, V& top, const Root& root,
                              const Max& larger) {
-  m = m + (g - m) * (1.0f - s.a);
-  v = v * s.b + g * g * (1.0f - s.b);
+  m = m + (g - m) * s.rest_a;
+  v = v * s.b + g * g * s.rest_b;
   V used = v;
   if (s.amsgrad) used = top = larger(top, v);
   p = p - m * (s.lr / s.correction1) / (root(used) / root(V{} + s.correction2) + s.eps);
@@ -46,14 +47,14 @@ FASTNN_INLINE void adagrad_rule(const OptimStep& s, V& p, V g, V& v, const Root&
 }
 
 // Tieleman and Hinton, lecture 6.5, 2012. a: alpha; v: mean square; mean: mean; m: momentum buffer.
-template <class V, class Root>
+template <class V, class Root, class Max>
 FASTNN_INLINE void rmsprop_rule(const OptimStep& s, V& p, V g, V& v, V& mean, V& m,
-                                const Root& root) {
-  v = v * s.a + g * g * (1.0f - s.a);
+                                const Root& root, const Max& larger) {
+  v = v * s.a + g * g * s.rest_a;
   V spread = v;
   if (s.centered) {
-    mean = mean + (g - mean) * (1.0f - s.a);
-    spread = v - mean * mean;
+    mean = mean + (g - mean) * s.rest_a;
+    spread = larger(v - mean * mean, V{});  // rounding may fall below zero
   }
   V change = g / (root(spread) + s.eps);
   if (s.has_momentum) change = m = m * s.momentum + change;
@@ -63,9 +64,9 @@ FASTNN_INLINE void rmsprop_rule(const OptimStep& s, V& p, V g, V& v, V& mean, V&
 // Zeiler, "Adadelta", 2012. a: rho; v: mean square gradient; d: mean square change.
 template <class V, class Root>
 FASTNN_INLINE void adadelta_rule(const OptimStep& s, V& p, V g, V& v, V& d, const Root& root) {
-  v = v * s.a + g * g * (1.0f - s.a);
+  v = v * s.a + g * g * s.rest_a;
   const V change = root(d + s.eps) / root(v + s.eps) * g;
-  d = d * s.a + change * change * (1.0f - s.a);
+  d = d * s.a + change * change * s.rest_a;
   p = p - change * s.lr;
 }
 

@@ -15,3 +15,22 @@ from fastnn.functional.reduce import *
 from fastnn.functional.shape import *
 from fastnn.functional.softmax import *
 from fastnn.functional.view import *
+
+
+def _explain() -> None:
+    """Puts :func:`explained` around every public function of the families."""
+    import sys
+
+    from fastnn.functional.explain import explained
+
+    here = sys.modules[__name__]
+    families = {module for name, module in sys.modules.items() if name.startswith(__name__ + ".")}
+    for module in families:
+        for name in getattr(module, "__all__", ()):
+            wrapped = explained(getattr(module, name))
+            setattr(module, name, wrapped)
+            if hasattr(here, name):
+                setattr(here, name, wrapped)
+
+
+_explain()

@@ -44,7 +44,7 @@ def _relu_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any
 
 def _apply(name: str, input: Tensor, a: float = 0.0, b: float = 0.0, kind: str = "") -> Tensor:
     kind = kind or name
-    output = _core.activation(kind, input._array, a, b)
+    output = _core.activation(kind, input._array, a, b, name)
     return record(name, output, (input,), (kind, input._array, a, b), _activation_backward)
 
 

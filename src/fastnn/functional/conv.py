@@ -15,7 +15,7 @@ __all__ = ["conv2d", "conv_transpose2d"]
 
 def _pair(name: str, argument: str, value: Any) -> tuple[int, int]:
     """An int or a pair of ints as a pair."""
-    values = (value, value) if isinstance(value, int) else value
+    values = (value, value) if hasattr(value, "__index__") else value
     if not isinstance(values, Sequence) or len(values) != 2:
         raise TypeError(f"{name}: {argument} expects an int or a pair of ints, got {value!r}")
     return _integers(name, argument, values)
@@ -26,7 +26,10 @@ def _integers(name: str, argument: str, values: Sequence[Any]) -> Any:
         hasattr(v, "__index__") and not isinstance(v, bool) for v in values
     ):
         raise TypeError(f"{name}: {argument} expects integers, got {values!r}")
-    return tuple(int(v) for v in values)
+    integers = tuple(int(v) for v in values)
+    if any(not -(2**63) <= v < 2**63 for v in integers):
+        raise ValueError(f"{name}: {argument} expects integers of 64 bits, got {integers}")
+    return integers
 
 
 def _sides(

@@ -44,8 +44,10 @@ def interpolate(
     scales = (0.0, 0.0)
     if scale_factor is not None:
         factors = tuple(scale_factor) if isinstance(scale_factor, Sequence) else (scale_factor,) * 2
-        if len(factors) != 2 or not all(f > 0 for f in factors):
-            raise ValueError(f"interpolate: scale_factor expects values > 0, got {scale_factor!r}")
+        if len(factors) != 2 or not all(0 < f < 2**24 for f in factors):
+            raise ValueError(
+                f"interpolate: scale_factor expects values > 0 and below 2^24, got {scale_factor!r}"
+            )
         if input.ndim != 4:
             raise ValueError(f"interpolate: input expects shape (N, C, H, W), got {input.shape}")
         size = tuple(int(n * f) for n, f in zip(input.shape[2:], factors, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import record
+from fastnn.autograd import is_grad_enabled, record
 from fastnn.functional.view import expand, reshape, unsqueeze
 from fastnn.tensor import Tensor
 
@@ -89,6 +89,9 @@ def _classes(
             ignore_index, reduction, smoothing, logs,
         )  # fmt: skip
         return reshape(result, input.shape[0], input.shape[2]) if result.ndim else result
+    for argument, value in (("target", target), ("weight", weight)):
+        if value is not None and value.requires_grad and is_grad_enabled():
+            raise NotImplementedError(f"{name}: no gradient with respect to {argument}; detach it")
     settings = (
         None if weight is None else weight._array, ignore_index, reduction, smoothing, logs,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import record
+from fastnn.autograd import is_grad_enabled, record
 from fastnn.functional.view import _dim, unsqueeze
 from fastnn.tensor import Tensor, _to_numpy, tensor
 
@@ -323,7 +323,7 @@ def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
     if images and len(shape) != 4:
         array = _core.row_major(input._array)
         images = False
-    output = _core.take(array, index, width, shape)
+    output = _core.take(array, index, width, shape, images)
     saved = (index, width, input.shape, images)
     return record("index", output, (input,), saved, _advanced_backward)
 
@@ -346,6 +346,11 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
     input._check_in_place("index assignment")
     parts, _ = _normal_key(input, key)
     if isinstance(value, Tensor):
+        if value.requires_grad and is_grad_enabled():
+            raise RuntimeError(
+                "index assignment: the value requires a gradient, which would be lost; assign "
+                "value.detach(), or build the tensor with where() or cat()"
+            )
         value = _to_numpy(value._array)
     _to_numpy(input._array)[parts] = value
     input._array.bump_version()

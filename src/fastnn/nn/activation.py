@@ -35,9 +35,12 @@ class _Activation(Module):
 
 
 class ReLU(_Activation):
-    """``max(x, 0)``. Shape: any."""
+    """``max(x, 0)``. Shape: any. ``inplace`` is accepted for PyTorch's sake; results are new tensors."""
 
     function = "relu"
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
 
 
 class LeakyReLU(_Activation):

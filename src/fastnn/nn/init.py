@@ -11,7 +11,8 @@ import numpy as np
 
 from fastnn.autograd import no_grad
 from fastnn.random import normal_ as _normal
-from fastnn.random import randn, uniform_
+from fastnn.random import randn
+from fastnn.random import uniform_ as _draw_uniform
 from fastnn.tensor import Tensor, from_numpy
 
 __all__ = [
@@ -56,6 +57,11 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 @no_grad()
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """Uniform values in [a, b), in place."""
+    return _draw_uniform(tensor, a, b)
+
+
 def _uniform(tensor: Tensor, bound: float) -> Tensor:
     return uniform_(tensor, -bound, bound)
 

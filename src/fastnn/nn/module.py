@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import no_grad
+from fastnn.autograd import RemovableHandle, no_grad
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor, tensor
@@ -121,23 +121,23 @@ class Module:
                 result = changed
         return result
 
-    def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+    def register_forward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Calls ``hook(module, args, result)`` after forward; a result that is not None replaces it.
 
         Returns:
-            A function that removes the hook.
+            A handle whose ``remove()`` takes the hook off.
         """
         self._forward_hooks.append(hook)
-        return lambda: _remove(self._forward_hooks, hook)
+        return RemovableHandle(self._forward_hooks, hook)
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Calls ``hook(module, args)`` before forward; a result that is not None replaces the args.
 
         Returns:
-            A function that removes the hook.
+            A handle whose ``remove()`` takes the hook off.
         """
         self._forward_pre_hooks.append(hook)
-        return lambda: _remove(self._forward_pre_hooks, hook)
+        return RemovableHandle(self._forward_pre_hooks, hook)
 
     # What it holds.
 
@@ -265,8 +265,9 @@ class Module:
 
     def train(self: M, mode: bool = True) -> M:
         """Training behaviour (dropout, batch statistics) on or off, here and below."""
-        for module in self.modules():
-            module.training = mode
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
         return self
 
     def eval(self: M) -> M:
@@ -286,10 +287,13 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of every parameter."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of every parameter, or overwrites them with zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Floating parameters and buffers in another dtype or on another device, in place.
@@ -386,8 +390,3 @@ class Module:
             return f"{head}({extra})"
         first = [extra] if extra else []
         return head + "(\n  " + "\n  ".join(first + lines) + "\n)"
-
-
-def _remove(hooks: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
-    if hook in hooks:  # removing twice is harmless
-        hooks.remove(hook)

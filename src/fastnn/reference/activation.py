@@ -222,9 +222,9 @@ ERRORS: list[BadCall] = [
             f"{op} of integers",
             _of_integers(op),
             TypeError,
-            "input expects dtype float32 or bfloat16, got int64",
+            rf"^{op}: input expects dtype float32 or bfloat16, got int64",
         )
-        for op in ("relu", "elu", "gelu", "sigmoid", "softplus")
+        for op in ("relu", "elu", "selu", "gelu", "sigmoid", "softplus")
     ),
     BadCall("gelu", _bad("gelu", "erf"), ValueError, "approximate expects 'none' or 'tanh'"),
     BadCall("softplus", _bad("softplus", 0), ValueError, "beta expects a value other than 0"),

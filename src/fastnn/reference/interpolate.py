@@ -99,6 +99,8 @@ ERRORS: list[BadCall] = [
     _bad("mode", "mode expects 'nearest' or 'bilinear', got 'bicubic'", size=3, mode="bicubic"),
     _bad("size", "size expects two integers > 0", size=0),
     _bad("scale", "scale_factor expects values > 0", scale_factor=-1.0),
+    _bad("infinite scale", "scale_factor expects values > 0", scale_factor=float("inf")),
+    _bad("absurd size", "below 2\\^24", MemoryError, size=(2**40, 2**40)),
     _bad("corners", "align_corners can be set only", size=3, align_corners=True),
     _bad("rank", r"interpolate: input expects shape \(N, C, H, W\)", size=3, shape=(2, 4, 4)),
     _bad("rank and scale", "interpolate: input expects", scale_factor=2, shape=(2, 4, 4)),

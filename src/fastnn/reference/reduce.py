@@ -288,6 +288,8 @@ _PICK = (
 )
 _BENCH = ("s16x256x56x56_f32", "s16x256x56x56_d0x2x3_f32", "s16x256x56x56_d2x3_bf16")
 
+_BENCH_PICK = ("s16x256x56x56_f32", "s16x256x56x56_d1_f32")
+
 
 def _op(name: str, problem: Callable, cases: tuple[str, ...], bench=_BENCH) -> Op:
     return Op(globals()[name], globals().get(f"{name}_backward"), problem, cases, bench, call=name)
@@ -309,10 +311,10 @@ OPS: dict[str, Op] = {
         + ("s0x3_d0_f32", "s2x5_d1_int", "s6_int", "s5x70_d1_bool"),
         _BENCH[:1],
     ),
-    "max": _op("max", _problem, _PICK),
-    "min": _op("min", _problem, _PICK),
-    "argmax": _op("argmax", _not_differentiable, (*_PICK, "s2x3x5_keep_f32")),
-    "argmin": _op("argmin", _not_differentiable, (*_PICK, "s2x3x5_keep_f32")),
+    "max": _op("max", _problem, _PICK, _BENCH_PICK),
+    "min": _op("min", _problem, _PICK, _BENCH_PICK),
+    "argmax": _op("argmax", _not_differentiable, (*_PICK, "s2x3x5_keep_f32"), _BENCH_PICK),
+    "argmin": _op("argmin", _not_differentiable, (*_PICK, "s2x3x5_keep_f32"), _BENCH_PICK),
     "norm": _op(
         "norm",
         _problem,

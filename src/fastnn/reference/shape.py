@@ -158,7 +158,8 @@ _CHUNK = ("n7c3_k3_f32", "n2c10h3w3_k4d1_f32", "n2c3_k9_f32", "n4c6_k2d1_bf16")
 _FLIP = ("n3c4_d0_f32", "n2c3h4w5_d2x3_f32", "n2c3h4w5_d-1_f32", "n0c3_d1_f32", "n2c9_d1_bf16")
 _PAD = ("n2c3_p1x2_f32", "n2c3h4w5_p1x2x3x0_f32", "n2c3h4w5_p-1x2x0x-2v7.5_f32",
         "n1c2h3w3_p0x0x1x1x2x1x1x0_f32", "n0c3h2w2_p1x1_f32", "n2c17h3w3_p1x1x1x1_bf16")  # fmt: skip
-_SELECT = ("n5c3_d0i7_f32", "n4c3h3w3_d0i6_f32", "n2c5h3w4_d1i4_f32", "n2c3h4w5_d-1i9_f32",
+_SELECT = ("n5c3_d0i7_f32", "n4c3h3w3_d0i6_f32", "n2c5h3w4_d1i4_f32", "n2c1h3w3_d1i4_f32",
+           "n3c4h2w1_d2i3_f32", "n3c4h1w1_d0i3_f32", "n2c3h4w5_d-1i9_f32",
            "n6_d0i0_f32", "n6c4h2w2_d0i5_bf16", "n6l3_d0i20_f32")  # fmt: skip
 
 OPS: dict[str, Op] = {
