@@ -1,23 +1,12 @@
 // conv2d gradient with respect to the input; also conv_transpose2d's forward.
 //
-// Input pixel (h, w) receives from output pixel (oh, ow) through tap (kh, kw) where
-//   oh * stride + kh * dilation - pad = h.
-// For a fixed phase h mod stride, the taps with (h + pad - kh * dilation) divisible by the stride
-// are fixed too, and the phase is a stride-1 convolution of grad_output with these taps and
-// transposed weights: stride_h * stride_w products of a quarter of the taps each (stride 2, 3x3: 1,
-// 2, 2, 4), without a single multiplication by an inserted zero. Flops: those of the forward pass.
+// One convolution of stride 1 per phase of the stride (conv_phases.h), over weights packed
+// transposed on every call. Flops: those of the forward pass.
 #include "core/allocator.h"
-#include "cpu/implicit_gemm.h"
+#include "cpu/conv_phases.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
-
-FASTNN_INLINE int64_t floor_mod(int64_t a, int64_t b) { return ((a % b) + b) % b; }
-
-struct Taps {
-  int count = 0;
-  int64_t kh[kMaxTaps], kw[kMaxTaps], dh[kMaxTaps], dw[kMaxTaps];
-};
 
 // packed[block][tap][oc][width] = w[oc][kh][kw][ic] for the taps of one phase of one group.
 template <class T>
@@ -35,57 +24,16 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, float* p
   });
 }
 
-// The pixels of a phase that no output pixel reaches: relu(bias + residual).
-template <class T>
-void fill_phase(const ConvParams& p, int64_t channel, int64_t ph, int64_t pw, int64_t rows,
-                int64_t cols, const ConvEpilogue& e, T* grad_input) {
-  const int64_t ic = p.group_inputs();
-  parallel_for(p.N * rows, [&](int64_t task) {
-    const int64_t row = task / rows * p.H + ph + task % rows * p.stride_h;
-    alignas(64) const float zeros[NR] = {};
-    for (int64_t j = 0; j < cols; ++j) {
-      const int64_t pixel = (row * p.W + pw + j * p.stride_w) * p.C;
-      for (int64_t c = 0; c < ic; c += NR)
-        store_tile(zeros, NR, 1, &pixel, channel + c, clamp(ic - c, 0, NR), e, grad_input);
-    }
-  });
-}
-
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   Workspace packed(packed_columns(ic) * oc * p.KH * p.KW * 4);
-  Taps taps;
-  const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H;
-  const int64_t phases_w = p.stride_w < p.W ? p.stride_w : p.W;
-  for (int64_t group = 0; group < p.groups; ++group)
-    for (int64_t ph = 0; ph < phases_h; ++ph)
-      for (int64_t pw = 0; pw < phases_w; ++pw) {
-        taps.count = 0;
-        for (int64_t kh = p.KH - 1; kh >= 0; --kh)
-          for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
-            const int64_t h = ph + p.pad_top - kh * p.dilation_h;
-            const int64_t v = pw + p.pad_left - kw * p.dilation_w;
-            if (floor_mod(h, p.stride_h) || floor_mod(v, p.stride_w)) continue;
-            taps.kh[taps.count] = kh;
-            taps.kw[taps.count] = kw;
-            taps.dh[taps.count] = (h - floor_mod(h, p.stride_h)) / p.stride_h;
-            taps.dw[taps.count] = (v - floor_mod(v, p.stride_w)) / p.stride_w;
-            ++taps.count;
-          }
-        const int64_t rows = ceil_div(p.H - ph, p.stride_h), cols = ceil_div(p.W - pw, p.stride_w);
-        if (taps.count == 0) {
-          fill_phase(p, group * ic, ph, pw, rows, cols, epilogue, grad_input);
-          continue;
-        }
-        pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
-        const InputGrid in{g,    p.N,  p.OH, p.OW, p.OC,       group * oc, oc,
-                           rows, cols, 1,    1,    taps.count, taps.dh,    taps.dw};
-        TapGrid grid{in, packed.floats(), ic, grad_input, p.H,     p.W, p.C, group * ic,
-                     ph, p.stride_h,      pw, p.stride_w, epilogue};
-        run_grid<T>(grid);
-      }
+  each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, TapGrid& grid, int64_t group) {
+    pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
+    grid.b = packed.floats();
+    run_grid<T>(grid);
+  });
 }
 
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,

@@ -69,7 +69,7 @@ void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g
   for (int64_t image = u.image; image < u.image + u.images; ++image)
     for (int64_t row = u.row; row < u.row + u.rows; ++row) {
       const T* from = g + ((image * H + row) * W + u.col) * p.OC + first;
-      for (int64_t col = 0; col < u.cols; ++col, from += p.OC, to += m) copy_floats(to, from, m);
+      for (int64_t col = 0; col < u.cols; ++col, from += p.OC, to += m) copy_values(to, from, m);
     }
 }
 
@@ -125,7 +125,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   for (int64_t group = 0; group < p.groups; ++group) {
     const Plan a = plan(p, x, group, dh, dw);
     const int64_t units = a.x.count(), m_blocks = ceil_div(oc, a.block_m);
-    const int64_t lines = panel_lines(a.x), x_size = a.x.panel_floats + LANES;
+    const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
     const int64_t g_size = oc * a.unit_pixels;
     const bool in_place = a.partials == 1 && sizeof(T) == sizeof(float);
     Workspace panels(a.partials * (x_size + g_size) * 4);
@@ -143,7 +143,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     const auto multiply = [&](int64_t partial, int64_t part, int64_t unit, bool add) {
       const Tile u = a.x.tile(unit);
       const float* panel = panels.floats() + partial * (x_size + g_size);
-      const float* from = a.x.source == Source::direct ? direct_base<T>(a.x, u) : panel;
+      const float* from = a.x.source == Source::direct ? direct_base<float>(a.x, u) : panel;
       add_unit(a, u, from, panel + x_size, a.x_blocks * part / a.parts,
                a.x_blocks * (part + 1) / a.parts, add, sums + partial * a.size);
     };

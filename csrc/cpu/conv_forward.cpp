@@ -29,7 +29,7 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
         const T* from = w + (first + n) * rows + row;
         for (int64_t r = 0; r < count; ++r) to[(row + r) * width + n] = to_float(from[r]);
       }
-      for (int64_t r = 0; r < count; ++r) zero_floats(to + (row + r) * width + used, width - used);
+      for (int64_t r = 0; r < count; ++r) zero_values(to + (row + r) * width + used, width - used);
     }
   });
 }

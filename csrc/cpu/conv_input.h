@@ -10,6 +10,11 @@
 //             would leave most of a padded rectangle unused
 // so that a kernel sees base + image * image_stride + row * row_stride + col * col_stride +
 // taps[t].
+//
+// Panels hold P = float, or bfloat16 for AMX tiles, which have two wishes more: the values under a
+// tap fall into equal even steps of at most 32 (otherwise the taps are gathered and padded with
+// zeros), and 16 pixels at a constant distance. On maps too small for 16 pixels in a row, the same
+// pixel of 16 images is what lies side by side in the panel (`across`).
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -59,8 +64,9 @@ struct InputTiles {
   int64_t panel_rows, panel_cols;    // input pixels under a full tile
   int64_t low_h, low_w;              // smallest tap offsets
   int64_t image_stride, row_stride, col_stride;
-  int64_t panel_floats;  // of one tile; 0 if direct
-  int64_t run;           // this many taps at a time are neighbouring pixels
+  int64_t panel_size;  // values of one tile's panel; 0 if direct
+  int64_t run;         // this many taps at a time are neighbouring pixels
+  bool across;         // images side by side, pixel by pixel (padded panels only)
   int64_t k, tap_count;  // contiguous values of one tap, and taps, after merging
   int64_t taps[kMaxTaps];
 
@@ -73,12 +79,25 @@ struct InputTiles {
   }
 };
 
-// Floats of the padded rectangle under a full tile, and of its gathered taps.
-FASTNN_INLINE int64_t padded_floats(const InputTiles& t, int64_t span_h, int64_t span_w) {
+// Equal even steps of at most 32 that k values fall into, the fewest; 0 if that takes too many.
+inline int64_t even_steps(int64_t k) {
+  const int64_t least = ceil_div(k, 32);
+  for (int64_t steps = least; steps <= least * 4 / 3; ++steps)
+    if (k % (2 * steps) == 0) return steps;
+  return 0;
+}
+// k padded so that even_steps(k) is not 0.
+inline int64_t padded_to_steps(int64_t k) {
+  const int64_t steps = ceil_div(k, 32);
+  return steps * 2 * ceil_div(k, 2 * steps);
+}
+
+// Values of the padded rectangle under a full tile, and of its gathered taps.
+FASTNN_INLINE int64_t padded_size(const InputTiles& t, int64_t span_h, int64_t span_w) {
   return t.images * ((t.rows - 1) * t.in.step_h + span_h) * ((t.cols - 1) * t.in.step_w + span_w) *
          t.in.K;
 }
-FASTNN_INLINE int64_t gathered_floats(const InputTiles& t) {
+FASTNN_INLINE int64_t gathered_size(const InputTiles& t) {
   return t.images * t.rows * t.cols * t.in.tap_count * t.in.K;
 }
 
@@ -113,10 +132,16 @@ inline int64_t common_run(const InputGrid& in) {
   return 1;
 }
 
-// Settles tiles of about `pixels` grid points whose panels have at most about `floats` values.
-// `direct` allows reading the tensor itself.
+template <class T, class P>
+constexpr bool kSame = false;
 template <class T>
-void plan_input(InputTiles& t, int64_t pixels, int64_t floats, bool direct = true) {
+constexpr bool kSame<T, T> = true;
+
+// Settles tiles of about `pixels` grid points whose panels have at most about `size` values of type
+// P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles.
+template <class T, class P = float>
+void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
+                bool stepped = false) {
   const InputGrid& in = t.in;
   t.low_h = in.dh[0], t.low_w = in.dw[0];
   int64_t high_h = in.dh[0], high_w = in.dw[0];
@@ -129,19 +154,30 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t floats, bool direct = tru
   const int64_t span_h = high_h - t.low_h + 1, span_w = high_w - t.low_w + 1;
   const bool inside = t.low_h >= 0 && t.low_w >= 0 && (in.GH - 1) * in.step_h + high_h < in.H &&
                       (in.GW - 1) * in.step_w + high_w < in.W;
-  t.source = inside && sizeof(T) == sizeof(float) && direct ? Source::direct : Source::padded;
+  t.run = common_run(in);
+  const bool whole = !stepped || even_steps(in.K * (in.a_pixel == in.K || !inside ? t.run : 1));
+  t.source = inside && kSame<T, P> && direct && whole ? Source::direct : Source::padded;
   set_tile(t, pixels);
-  if (t.source != Source::direct) {
-    while (padded_floats(t, span_h, span_w) > floats && halve_tile(t)) {
+  t.across = stepped && t.source == Source::padded && in.N >= 8 &&
+             ceil_div(in.GW, ceil_div(in.GW, 16)) < 12;
+  if (t.across) {
+    t.images = in.N < 16 ? in.N : 16;
+    t.cols = in.GW;
+    t.rows = clamp(ceil_div(pixels, t.images * in.GW), 1, in.GH);
+    while (padded_size(t, span_h, span_w) > size && t.rows > 1) t.rows = ceil_div(t.rows, 2);
+    t.across = even_steps(in.K) && padded_size(t, span_h, span_w) <= size;
+    if (!t.across) set_tile(t, pixels);
+  }
+  if (t.source != Source::direct && !t.across) {
+    while (padded_size(t, span_h, span_w) > size && halve_tile(t)) {
     }
-    if (gathered_floats(t) < padded_floats(t, span_h, span_w)) {
+    if (!whole || gathered_size(t) < padded_size(t, span_h, span_w)) {
       t.source = Source::gathered;
       set_tile(t, pixels);
-      while (gathered_floats(t) > floats && halve_tile(t)) {
+      while (gathered_size(t) > size && halve_tile(t)) {
       }
     }
   }
-  t.run = common_run(in);
   t.strips = ceil_div(in.GH, t.rows);
   t.rows = ceil_div(in.GH, t.strips);  // of nearly equal size
   t.segments = ceil_div(in.GW, t.cols);
@@ -149,21 +185,22 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t floats, bool direct = tru
   t.panel_rows = (t.rows - 1) * in.step_h + span_h;
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
   if (t.source == Source::gathered) {
-    t.k = in.K * in.tap_count;
+    t.k = stepped ? padded_to_steps(in.K * in.tap_count) : in.K * in.tap_count;
     t.tap_count = 1;
     t.taps[0] = 0;
     t.col_stride = t.k;
     t.row_stride = t.cols * t.k;
     t.image_stride = t.rows * t.row_stride;
-    t.panel_floats = gathered_floats(t);
+    t.panel_size = t.images * t.image_stride;
     return;
   }
   const bool as_is = t.source == Source::direct;
-  const int64_t pixel = as_is ? in.a_pixel : in.K, pitch = as_is ? in.W : t.panel_cols;
+  const int64_t pixel = as_is ? in.a_pixel : t.across ? t.images * in.K : in.K;
+  const int64_t pitch = as_is ? in.W : t.panel_cols;
   t.col_stride = in.step_w * pixel;
   t.row_stride = in.step_h * pitch * pixel;
-  t.image_stride = (as_is ? in.H : t.panel_rows) * pitch * pixel;
-  t.panel_floats = as_is ? 0 : t.images * t.image_stride;
+  t.image_stride = t.across ? in.K : (as_is ? in.H : t.panel_rows) * pitch * pixel;
+  t.panel_size = as_is ? 0 : t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
   for (int i = 0; i < in.tap_count; ++i)
     t.taps[i] = as_is ? (in.dh[i] * pitch + in.dw[i]) * pixel
                       : ((in.dh[i] - t.low_h) * pitch + in.dw[i] - t.low_w) * pixel;
@@ -173,55 +210,71 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t floats, bool direct = tru
   t.k = in.K * merged;
 }
 
-// Where a full float32 image is its own panel.
-template <class T>
-const float* direct_base(const InputTiles& t, const Tile& tile) {
-  const float* a = static_cast<const float*>(t.in.a) + t.in.a_channel;
+// Where a full image is its own panel.
+template <class P>
+const P* direct_base(const InputTiles& t, const Tile& tile) {
+  const P* a = static_cast<const P*>(t.in.a) + t.in.a_channel;
   return a + tile.image * t.image_stride + tile.row * t.row_stride + tile.col * t.col_stride;
 }
 
-template <class T>
-FASTNN_INLINE void copy_floats(float* to, const T* from, int64_t n) {
-  vector_loop(0, n,
-              [&](int64_t i, int lanes) { store_any(to + i, load_any(from + i, lanes), lanes); });
+template <class T, class P>
+FASTNN_INLINE void copy_values(P* to, const T* from, int64_t n) {
+  // A call of memcpy costs as much as copying a cache line by vectors.
+  if (kSame<T, P> && (n > 64 || sizeof(P) < 4))
+    __builtin_memcpy(to, from, sizeof(P) * static_cast<size_t>(n));
+  else
+    vector_loop(0, n, [&](int64_t i, int lanes) {
+      store_any(to + i, load_any(from + i, lanes), lanes);
+    });
 }
-FASTNN_INLINE void zero_floats(float* to, int64_t n) {
-  __builtin_memset(to, 0, sizeof(float) * static_cast<size_t>(n));
+template <class P>
+FASTNN_INLINE void zero_values(P* to, int64_t n) {
+  __builtin_memset(static_cast<void*>(to), 0, sizeof(P) * static_cast<size_t>(n));
 }
 
 // One row of a padded panel: panel_cols pixels from (row, col) on, zero outside the image.
-template <class T>
-void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, float* to) {
+template <class T, class P>
+void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P* to) {
   const InputGrid& in = t.in;
-  if (row < 0 || row >= in.H) return zero_floats(to, t.panel_cols * in.K);
-  const int64_t first = clamp(-col, 0, t.panel_cols), last = clamp(in.W - col, first, t.panel_cols);
-  zero_floats(to, first * in.K);
-  zero_floats(to + last * in.K, (t.panel_cols - last) * in.K);
+  const int64_t pixel = t.across ? t.images * in.K : in.K;
+  const bool inside = row >= 0 && row < in.H;
+  const int64_t first = inside ? clamp(-col, 0, t.panel_cols) : t.panel_cols;
+  const int64_t last = clamp(in.W - col, first, t.panel_cols);
+  const auto zeros = [&](int64_t from, int64_t end) {
+    if (!t.across) return zero_values(to + from * pixel, (end - from) * pixel);
+    for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, in.K);
+  };
+  zeros(0, first);
+  zeros(last, t.panel_cols);
   const T* from = static_cast<const T*>(in.a) + in.a_channel +
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
-  to += first * in.K;
-  if (in.a_pixel == in.K) return copy_floats(to, from, (last - first) * in.K);
-  for (int64_t c = first; c < last; ++c, from += in.a_pixel, to += in.K)
-    copy_floats(to, from, in.K);
+  if (in.a_pixel == in.K && !t.across)
+    return copy_values(to + first * pixel, from, (last - first) * in.K);
+  for (int64_t c = first; c < last; ++c, from += in.a_pixel)
+    copy_values(to + c * pixel, from, in.K);
 }
 
 // One grid row of a gathered panel. Neighbouring taps are copied together.
-template <class T>
+template <class T, class P>
 void gathered_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t cols,
-                   float* to) {
+                   P* to) {
   const InputGrid& in = t.in;
   const T* a = static_cast<const T*>(in.a) + in.a_channel + image * in.H * in.W * in.a_pixel;
   const bool joined = in.a_pixel == in.K;
-  for (int64_t j = col; j < col + cols; ++j)
+  const int64_t padding = t.k - in.K * in.tap_count;
+  for (int64_t j = col; j < col + cols; ++j) {
     for (int64_t i = 0, run; i < in.tap_count; i += run, to += run * in.K) {
       const int64_t h = row * in.step_h + in.dh[i], w = j * in.step_w + in.dw[i];
       const bool inside = h >= 0 && h < in.H && w >= 0 && w < in.W;
       run = inside && joined && i % t.run == 0 && w + t.run <= in.W ? t.run : 1;
       if (inside)
-        copy_floats(to, a + (h * in.W + w) * in.a_pixel, run * in.K);
+        copy_values(to, a + (h * in.W + w) * in.a_pixel, run * in.K);
       else
-        zero_floats(to, in.K);
+        zero_values(to, in.K);
     }
+    zero_values(to, padding);
+    to += padding;
+  }
 }
 
 // A panel is filled line by line, in any order and by any thread.
@@ -230,21 +283,42 @@ FASTNN_INLINE int64_t panel_lines(const InputTiles& t) {
          : t.source == Source::padded ? t.images * t.panel_rows
                                       : t.images * t.rows;
 }
-template <class T>
-void fill_line(const InputTiles& t, const Tile& tile, int64_t line, float* panel) {
+template <class T, class P>
+void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   const bool padded = t.source == Source::padded;
   const int64_t lines = padded ? t.panel_rows : t.rows;
   const int64_t image = line / lines, row = line % lines;
   if (image >= tile.images) return;
   if (padded) {
+    const int64_t pixel = t.across ? t.images * t.in.K : t.in.K;
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
       padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
                      tile.col * t.in.step_w + t.low_w,
-                     panel + image * t.image_stride + row * t.panel_cols * t.in.K);
+                     panel + image * t.image_stride + row * t.panel_cols * pixel);
   } else if (row < tile.rows) {
     gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols,
                      panel + image * t.image_stride + row * t.row_stride);
   }
+}
+
+
+// What a kernel reads a tile's input from: the tensor, or this thread's panel, filled unless it is
+// still there from the thread's last task. `call` tells this operator call's panels from others'.
+template <class T, class P>
+const P* tile_input(const InputTiles& t, int64_t index, int64_t call) {
+  const Tile tile = t.tile(index);
+  if (t.source == Source::direct) return direct_base<P>(t, tile);
+  struct alignas(64) Head {
+    int64_t call, index;
+  };
+  auto* head = static_cast<Head*>(
+      thread_scratch(static_cast<int64_t>(sizeof(Head) + sizeof(P) * t.panel_size), 0));
+  P* panel = reinterpret_cast<P*>(head + 1);
+  if (head->call == call && head->index == index) return panel;
+  for (int64_t line = 0; line < panel_lines(t); ++line) fill_line<T>(t, tile, line, panel);
+  head->call = call;
+  head->index = index;
+  return panel;
 }
 
 }  // namespace

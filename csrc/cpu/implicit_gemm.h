@@ -28,7 +28,7 @@ constexpr int64_t kPanelFloats = 96 << 10;
 
 struct TapGrid {
   InputGrid in;
-  const float* b;  // packed [block][tap][K][block width]
+  const void* b;  // packed [block][tap][K][block width], of the kernel's type
   int64_t columns;
   void* y;  // output images, NHWC
   int64_t YH, YW, y_pixel, y_channel;
@@ -53,34 +53,41 @@ FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t
   }
 }
 
+// A pointwise grid becomes one long row of pixels.
+FASTNN_INLINE void flatten(TapGrid& g) {
+  if (!g.in.pointwise() || g.y_row_step != 1 || g.y_col_step != 1 || g.YH != g.in.GH ||
+      g.YW != g.in.GW)
+    return;
+  g.in.flatten();
+  g.YW = g.in.GW;
+  g.YH = 1;
+}
+
+// Where output pixel (image, i, j) of a tile lies in y.
+FASTNN_INLINE int64_t output_offset(const TapGrid& g, const Tile& tile, int64_t image, int64_t i,
+                                    int64_t j) {
+  return (((tile.image + image) * g.YH + g.y_row0 + (tile.row + i) * g.y_row_step) * g.YW +
+          g.y_col0 + (tile.col + j) * g.y_col_step) *
+         g.y_pixel;
+}
+
 template <class T>
 void run_grid(TapGrid g) {
   if (g.in.N * g.in.GH * g.in.GW * g.columns == 0) return;
-  if (g.in.pointwise() && g.y_row_step == 1 && g.y_col_step == 1 && g.YH == g.in.GH &&
-      g.YW == g.in.GW) {
-    g.in.flatten();
-    g.YW = g.in.GW;
-    g.YH = 1;
-  }
+  flatten(g);
   InputTiles t;
   t.in = g.in;
   plan_input<T>(t, 32 * MR, kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * parts < 16 && parts * 2 <= blocks) parts *= 2;
+  const int64_t call = new_call();
   T* const y = static_cast<T*>(g.y);
 
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     const Tile tile = t.tile(task / parts);
-    const float* panel;
-    if (t.source == Source::direct) {
-      panel = direct_base<T>(t, tile);
-    } else {
-      float* own = static_cast<float*>(thread_scratch(t.panel_floats * 4, 0));
-      for (int64_t line = 0; line < panel_lines(t); ++line) fill_line<T>(t, tile, line, own);
-      panel = own;
-    }
+    const float* const panel = tile_input<T, float>(t, task / parts, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];
@@ -88,17 +95,14 @@ void run_grid(TapGrid g) {
     int64_t where[MR];
     for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
       const int vectors = block_vectors(g.columns, block);
-      const float* b = g.b + block * NR * g.in.K * g.in.tap_count;
+      const float* b = static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
       const int64_t left = g.columns - block * NR;
       int64_t image = 0, i = 0, j = 0;  // of the next pixel
       for (int64_t p = 0; p < pixels; p += block_m) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
         for (int r = 0; r < m; ++r) {
           at[r] = panel + image * t.image_stride + i * t.row_stride + j * t.col_stride;
-          where[r] =
-              (((tile.image + image) * g.YH + g.y_row0 + (tile.row + i) * g.y_row_step) * g.YW +
-               g.y_col0 + (tile.col + j) * g.y_col_step) *
-              g.y_pixel;
+          where[r] = output_offset(g, tile, image, i, j);
           if (++j == tile.cols) {
             j = 0;
             if (++i == tile.rows) {

@@ -1,6 +1,12 @@
 // The ISA levels and their kernel tables. Adding a kernel source adds one line to FASTNN_STEMS.
 #include "ops/slots.h"
 
+#if FASTNN_HAVE_amx
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <sstream>
@@ -49,9 +55,36 @@ FASTNN_LEVEL(avx2)
 #if FASTNN_HAVE_avx512
 FASTNN_LEVEL(avx512)
 #endif
+#if FASTNN_HAVE_amx
+// The kernels of avx512, but for those that cpu/amx replaces.
+namespace fastnn::cpu::amx {
+void fill_conv(Slots&);
+void fill_conv_backward_weight(Slots&);
+static Slots fill() {
+  Slots slots = avx512::fill();
+  fill_conv(slots);
+  fill_conv_backward_weight(slots);
+  return slots;
+}
+}  // namespace fastnn::cpu::amx
+#endif
 
 namespace fastnn {
 namespace {
+
+#if FASTNN_HAVE_amx
+// Whether the processor has bfloat16 tiles and vectors, and Linux grants this process the tile
+// registers: they are 8 KB more to save per thread, so a process has to ask for them, once.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTiles = 1u << 24, kTilesBfloat16 = 1u << 22, kBfloat16 = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kTilesBfloat16))
+    return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kBfloat16)) return false;
+  constexpr long kAskPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
+}
+#endif
 
 struct Level {
   const char* name;
@@ -71,6 +104,9 @@ const std::vector<Level>& levels() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     out.push_back({"avx512", avx512, cpu::avx512::fill()});
+#endif
+#if FASTNN_HAVE_amx
+    out.push_back({"amx", avx512 && has_amx(), cpu::amx::fill()});
 #endif
     return out;
   }();

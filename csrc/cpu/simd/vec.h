@@ -2,6 +2,8 @@
 // every ISA level (4, 8 or 16 float lanes). Arithmetic operators work elementwise; a * b + c
 // contracts to a fused multiply-add where the ISA has one. The only intrinsics are masked tails.
 //
+// The level amx compiles a few sources only (cpu/amx) and takes the rest of its kernels from avx512.
+//
 // Every kernel source has this shape, which keeps the levels apart without any macro but
 // FASTNN_ISA:
 //
@@ -87,12 +89,16 @@ FASTNN_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)
 
 FASTNN_INLINE vfloat widen(vhalf h) { return as_float(__builtin_convertvector(h, vuint) << 16); }
 FASTNN_INLINE vhalf narrow(vfloat v) {
+#if defined(FASTNN_ISA_amx)
+  return reinterpret_cast<vhalf>(_mm512_cvtneps_pbh(v));
+#else
   const vuint bits = as_uint(v);
   const vuint rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const vuint quiet = bits | 0x400000u;
   const vint nan = v != v;
   const vuint kept = nan ? quiet : rounded;
   return __builtin_convertvector(kept >> 16, vhalf);
+#endif
 }
 FASTNN_INLINE vfloat load(const bfloat16* p) {
   vhalf h;
