@@ -54,7 +54,8 @@ void product(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, const int6
 }
 using Product = void (*)(const bfloat16*, const bfloat16*, int64_t, const int64_t*, int64_t,
                          int64_t, int, const bfloat16*, float*, bool);
-constexpr Product kProducts[2][2] = {{product<1, 1>, product<1, 2>}, {product<2, 1>, product<2, 2>}};
+constexpr Product kProducts[2][2] = {{product<1, 1>, product<1, 2>},
+                                     {product<2, 1>, product<2, 2>}};
 
 // The pixel blocks of one tile: `lines` of `length` points, each cut into `per_line` blocks.
 struct PixelBlocks {
@@ -78,8 +79,8 @@ inline PixelBlocks pixel_blocks(const InputTiles& t, const Tile& tile) {
     p.lines = tile.images * tile.rows, p.length = tile.cols, p.point_stride = t.col_stride;
   p.per_line = ceil_div(p.length, kTile);
   // One long line takes whole blocks, of which the last overlaps; short lines equal ones.
-  p.rows = static_cast<int>(p.lines == 1 && p.length >= kTile ? kTile
-                                                              : ceil_div(p.length, p.per_line));
+  p.rows =
+      static_cast<int>(p.lines == 1 && p.length >= kTile ? kTile : ceil_div(p.length, p.per_line));
   return p;
 }
 
@@ -132,8 +133,8 @@ inline void run_columns(const Task& k, int64_t block) {
                                  k.sums + i * kept, first > 0);
       if (first + per_slice < units) continue;
       for (int64_t j = i; j <= i + two; ++j)
-        store_tile(k.sums + (kept ? j : j - i) * 2 * kTileFloats, kColumns, k.p.rows, k.where + j * kTile,
-                   g.y_channel + block * kColumns, count, g.epilogue,
+        store_tile(k.sums + (kept ? j : j - i) * 2 * kTileFloats, kColumns, k.p.rows,
+                   k.where + j * kTile, g.y_channel + block * kColumns, count, g.epilogue,
                    static_cast<bfloat16*>(g.y));
     }
   }
@@ -167,7 +168,8 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
         const Point q = point(p, tile, block / p.per_line, p.start(block) + r);
         where[block * kTile + r] = output_offset(g, tile, q.image, q.row, q.col);
         if (r == 0)
-          at[block] = panel + q.image * t.image_stride + q.row * t.row_stride + q.col * t.col_stride;
+          at[block] =
+              panel + q.image * t.image_stride + q.row * t.row_stride + q.col * t.col_stride;
       }
     shape_tiles(p.rows, steps_of(t).depth);
     const Task k{g, t, tile, p, panel, at, where, sums};
