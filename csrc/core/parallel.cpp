@@ -1,6 +1,9 @@
 #include "core/parallel.h"
 
 #include <omp.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <pthread.h>
 
 #include <atomic>
@@ -122,8 +125,14 @@ void* thread_scratch(int64_t bytes, int slot) {
   if (scratch.bytes[slot] < bytes) {
     std::free(scratch.data[slot]);
     scratch.bytes[slot] = 0;
-    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
-    scratch.data[slot] = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    // Panels are walked in strides of a page and more: offer huge pages from a quarter of one on.
+    const int64_t page = bytes >= (1 << 19) ? 1 << 21 : 4096;
+    const int64_t rounded = (bytes + page - 1) / page * page;
+    scratch.data[slot] = std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded));
+#if defined(__linux__)
+    if (page > 4096 && scratch.data[slot])
+      madvise(scratch.data[slot], static_cast<size_t>(rounded), MADV_HUGEPAGE);
+#endif
     // Kernels cannot unwind; scratch is bounded by cache sizes, so failing here means the process
     // is out of memory for good.
     if (!scratch.data[slot]) std::abort();

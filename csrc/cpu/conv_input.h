@@ -182,6 +182,7 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.rows = ceil_div(in.GH, t.strips);  // of nearly equal size
   t.segments = ceil_div(in.GW, t.cols);
   t.groups = ceil_div(in.N, t.images);
+  t.images = ceil_div(in.N, t.groups);
   t.panel_rows = (t.rows - 1) * in.step_h + span_h;
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
   if (t.source == Source::gathered) {

@@ -16,10 +16,10 @@
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
-
 constexpr int64_t kTilePixels = 1024;
+constexpr int64_t kInputValues = 256 << 10;
 constexpr int64_t kPanelValues = 640 << 10;
-constexpr int64_t kSliceSteps = 16;  // 32 KiB of B
+constexpr int64_t kSliceSteps = 20;  // 32 KiB of B
 constexpr int kColumns = 2 * kTile;  // of a block
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
@@ -84,14 +84,50 @@ inline PixelBlocks pixel_blocks(const InputTiles& t, const Tile& tile) {
   return p;
 }
 
-// (image, row, column) within the tile of point `i` of `line`.
-struct Point {
-  int64_t image, row, col;
-};
-FASTNN_INLINE Point point(const PixelBlocks& p, const Tile& tile, int64_t line, int64_t i) {
-  if (p.across) return {i, line / tile.cols, line % tile.cols};
-  if (p.lines > 1) return {line / tile.rows, line % tile.rows, i};
-  return {i / (tile.rows * tile.cols), i / tile.cols % tile.rows, i % tile.cols};
+// One finished block of 32 columns, as store_tile() but with whole cache lines.
+FASTNN_INLINE void store_lines(const float* sums, int rows, const int64_t* where, int64_t channel,
+                               const ConvEpilogue& e, bfloat16* y) {
+  vfloat b0{}, b1{};
+  if (e.bias) b0 = load(e.bias + channel), b1 = load(e.bias + channel + LANES);
+  const auto* residual = static_cast<const bfloat16*>(e.residual);
+  for (int r = 0; r < rows; ++r) {
+    const int64_t at = where[r] + channel;
+    vfloat low = load(sums + r * kColumns) + b0, high = load(sums + r * kColumns + LANES) + b1;
+    if (residual) low += load(residual + at), high += load(residual + at + LANES);
+    if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
+    const auto line = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    _mm512_storeu_si512(y + at, line);
+  }
+}
+
+// Where the points of every pixel block are: the first in the panel, all of them in the output.
+inline void place_blocks(const TapGrid& g, const InputTiles& t, const Tile& tile,
+                         const PixelBlocks& p, const bfloat16* panel, const bfloat16** at,
+                         int64_t* where) {
+  const int64_t image_step = output_offset(g, tile, 1, 0, 0) - output_offset(g, tile, 0, 0, 0);
+  const int64_t col_step = g.y_col_step * g.y_pixel;
+  for (int64_t line = 0; line < p.lines; ++line)
+    for (int64_t b = 0; b < p.per_line; ++b, ++at, where += kTile) {
+      const int64_t start = p.start(b);
+      int64_t image = 0, row = 0, col = 0;
+      if (p.across)
+        image = start, row = line / tile.cols, col = line % tile.cols;
+      else if (p.lines > 1)
+        image = line / tile.rows, row = line % tile.rows, col = start;
+      else
+        image = start / (tile.rows * tile.cols), row = start / tile.cols % tile.rows,
+        col = start % tile.cols;
+      *at = panel + image * t.image_stride + row * t.row_stride + col * t.col_stride;
+      int64_t to = output_offset(g, tile, image, row, col);
+      for (int r = 0; r < p.rows; ++r) {
+        where[r] = to;
+        to += p.across ? image_step : col_step;
+        if (p.across || ++col < tile.cols) continue;
+        col = 0;
+        if (++row == tile.rows) row = 0, ++image;
+        to = output_offset(g, tile, image, row, col);
+      }
+    }
 }
 
 struct Task {
@@ -105,8 +141,19 @@ struct Task {
   float* sums;          // per pixel block, 16 x 32
 };
 
-// One block of up to 32 columns.
-inline void run_columns(const Task& k, int64_t block) {
+// Brings the next two pixel blocks, `values` of each row, where the tensor itself is read for the
+// first time: rows of a tile are too far apart for the processor to foresee.
+inline void fetch_rows(const Task& k, int64_t block, int64_t offset, int64_t values) {
+  const int64_t end = clamp(k.p.count(), 0, block + 2);
+  for (; block < end; ++block)
+    for (int r = 0; r < k.p.rows; ++r) {
+      const bfloat16* row = k.at[block] + r * k.p.point_stride + offset;
+      for (int64_t i = 0; i < values; i += 32) __builtin_prefetch(row + i);
+    }
+}
+
+// One block of up to 32 columns. `fetch`: the input is not in the cache yet.
+inline void run_columns(const Task& k, int64_t block, bool fetch) {
   const TapGrid& g = k.g;
   const Steps steps = steps_of(k.t);
   const int64_t left = g.columns - block * kColumns, count = clamp(left, 1, kColumns);
@@ -127,11 +174,18 @@ inline void run_columns(const Task& k, int64_t block) {
     const bfloat16* const slice = b + first * unit * step_size;
     const int64_t offset = single ? first * steps.depth : 0;
     for (int64_t i = 0; i < blocks; i += 2) {
+      if (fetch) fetch_rows(k, i + 2, offset, n * unit * steps.depth);
       const int two = i + 1 < blocks;
       kProducts[two][halves - 1](k.at[i] + offset, k.at[i + two] + offset, a_bytes, taps,
                                  single ? 1 : n, single ? n : steps.per_tap, steps.depth, slice,
                                  k.sums + i * kept, first > 0);
       if (first + per_slice < units) continue;
+      if (count == kColumns) {
+        for (int64_t j = i; j <= i + two; ++j)
+          store_lines(k.sums + (kept ? j : j - i) * 2 * kTileFloats, k.p.rows, k.where + j * kTile,
+                      g.y_channel + block * kColumns, g.epilogue, static_cast<bfloat16*>(g.y));
+        continue;
+      }
       for (int64_t j = i; j <= i + two; ++j)
         store_tile(k.sums + (kept ? j : j - i) * 2 * kTileFloats, kColumns, k.p.rows,
                    k.where + j * kTile, g.y_channel + block * kColumns, count, g.epilogue,
@@ -145,7 +199,10 @@ inline InputTiles plan_tiles(TapGrid& g) {
   flatten(g);
   InputTiles t;
   t.in = g.in;
-  plan_input<bfloat16, bfloat16>(t, kTilePixels, kPanelValues, true, true);
+  // More and smaller tiles of deep inputs, rather than several threads on the columns of one.
+  const int64_t pixels =
+      g.in.tap_count > 1 ? kTilePixels : clamp(kInputValues / g.in.K, 128, kTilePixels);
+  plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, true, true);
   return t;
 }
 
@@ -163,18 +220,13 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     auto* const sums = static_cast<float*>(thread_scratch((p.count() + 1) * per_block, 1));
     auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 1) * 2 * kTileFloats);
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
-    for (int64_t block = 0; block < p.count(); ++block)
-      for (int r = 0; r < p.rows; ++r) {
-        const Point q = point(p, tile, block / p.per_line, p.start(block) + r);
-        where[block * kTile + r] = output_offset(g, tile, q.image, q.row, q.col);
-        if (r == 0)
-          at[block] =
-              panel + q.image * t.image_stride + q.row * t.row_stride + q.col * t.col_stride;
-      }
+    place_blocks(g, t, tile, p, panel, at, where);
     shape_tiles(p.rows, steps_of(t).depth);
     const Task k{g, t, tile, p, panel, at, where, sums};
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
-      run_columns(k, block);
+    const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
+    const bool fetch = t.source == Source::direct && t.tap_count == 1;
+    for (int64_t block = first; block < last; ++block)
+      run_columns(k, block, fetch && block == first);
     release_tiles();
   });
 }
