@@ -105,7 +105,7 @@ inline void plan(const ConvParams& p, const bfloat16* x, int64_t group, const in
   int64_t low_h, low_w, span_h, span_w;
   find_planes(a, low_h, low_w, span_h, span_w);
   a.gathered = ceil_div(taps * ic, kTile) * 4 < taps * ceil_div(ic, kTile) * 3 ||
-               (in.GH + span_h) * (in.GW + span_w) * a.planes > 2 * taps * in.GH * in.GW;
+               (in.GH + span_h - 1) * (in.GW + span_w - 1) * a.planes > 2 * taps * in.GH * in.GW;
   if (a.gathered) a.planes = 1, span_h = span_w = 1;
   a.values = a.gathered ? taps * ic : ic;
   a.taps = a.gathered ? 1 : taps;
@@ -191,6 +191,8 @@ inline void fill_planes(const Plan& a, const Tile& u, int64_t first, int64_t las
   // Gathered: the values of 32 pixels, one behind the other.
   auto* const own =
       a.gathered ? static_cast<bfloat16*>(thread_scratch(32 * a.row * 2, 2)) : nullptr;
+  const int64_t run = in.a_pixel == in.K ? common_run(in) : 1;  // of taps side by side
+  const int64_t ahead = a.gathered ? 0 : ceil_div(32, a.images) * in.step_w * in.a_pixel;
   for (int p = 0; p < a.planes; ++p) {
     bfloat16* const plane = to + p * kept * a.line;
     int64_t i = 0, j = 0, n = 0;
@@ -203,13 +205,17 @@ inline void fill_planes(const Plan& a, const Tile& u, int64_t first, int64_t las
           if (a.gathered) {
             if (i < u.rows && j < u.cols) {
               bfloat16* const values = own + q * a.row;
-              for (int t = 0; t < in.tap_count; ++t) {
+              for (int64_t t = 0, n_taps; t < in.tap_count; t += n_taps) {
                 const int64_t h = (u.row + i) * in.step_h + in.dh[t];
                 const int64_t w = (u.col + j) * in.step_w + in.dw[t];
                 const bool inside = h >= 0 && h < in.H && w >= 0 && w < in.W;
-                const bfloat16* from = x + (((u.image + n) * in.H + h) * in.W + w) * in.a_pixel;
-                for (int64_t c = 0; c < in.K; ++c)
-                  values[t * in.K + c] = inside ? from[c] : bfloat16{};
+                n_taps = inside && t % run == 0 && w + run <= in.W ? run : 1;
+                if (inside)
+                  copy_values(values + t * in.K,
+                              x + (((u.image + n) * in.H + h) * in.W + w) * in.a_pixel,
+                              n_taps * in.K);
+                else
+                  zero_values(values + t * in.K, in.K);
               }
               pixel[q] = values + first;
             }
@@ -228,7 +234,11 @@ inline void fill_planes(const Plan& a, const Tile& u, int64_t first, int64_t las
       }
       for (int64_t v = 0; v < kept; v += 32) {
         const bfloat16* from[32];
-        for (int q = 0; q < 32; ++q) from[q] = pixel[q] ? pixel[q] + v : kZeros;
+        for (int q = 0; q < 32; ++q) {
+          from[q] = pixel[q] ? pixel[q] + v : kZeros;
+          // Where pixel q of the next 32 most likely is; a wrong guess costs nothing.
+          __builtin_prefetch(from[q] + ahead);
+        }
         if (any)
           turn(from, count - v, kept - v, plane + v * a.line + at, a.line);
         else

@@ -18,8 +18,10 @@ def _array(tensor: Tensor | None) -> Any:
 
 
 def _like(grad: Any, parameter: Any) -> Any:
-    """A float32 gradient in the parameter's dtype."""
-    return None if parameter is None else _core.astype(grad, parameter.dtype)
+    """A gradient in its operand's dtype; itself if it has it, so that nobody else holds it."""
+    if parameter is None or grad is None or grad.dtype == parameter.dtype:
+        return None if parameter is None else grad
+    return _core.astype(grad, parameter.dtype)
 
 
 def batch_norm(
