@@ -44,8 +44,11 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
             ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
             dh, dw};
   if (a.x.in.pointwise()) a.x.in.flatten();
-  // Vectors of x are read whole: the tensor itself serves where they end with its channels.
-  plan_input<T>(a.x, kUnitPixels, kUnitFloats, ic % LANES == 0);
+  // Vectors of x are read whole: the tensor itself serves where they end with its channels. Pixels
+  // of many channels lie a power of two apart as often as not, so that a column of them shares a
+  // few sets of the cache: they are copied to planes of one block each.
+  const bool planes = ic > 2 * NR && ic % NR == 0;
+  plan_input<T>(a.x, kUnitPixels, kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
   a.oc = p.group_outputs();
   a.block_m = even_block(a.oc);
   a.row = taps * ic;
@@ -89,9 +92,14 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
       const int64_t m_end = clamp(m_group + group, 0, m_blocks);
       for (int64_t i = m_group; i < m_end; ++i) {
         const int64_t channel = i * a.block_m, m = clamp(a.oc - channel, 1, a.block_m);
-        const OuterStrip strip{
-            x + a.x.taps[tap] + n,       a.x.image_stride, a.x.row_stride, a.x.col_stride,
-            g + channel * a.unit_pixels, u.images,         u.rows,         u.cols};
+        const OuterStrip strip{x + a.x.taps[tap] + (a.x.width < a.x.in.K ? block * a.x.plane : n),
+                               a.x.image_stride,
+                               a.x.row_stride,
+                               a.x.col_stride,
+                               g + channel * a.unit_pixels,
+                               u.images,
+                               u.rows,
+                               u.cols};
         outer_kernels[m - 1][vectors - 1](strip, sum + channel * a.row + tap * a.x.k + n, a.row,
                                           tail, add);
       }

@@ -67,6 +67,8 @@ struct InputTiles {
   int64_t panel_size;  // values of one tile's panel; 0 if direct
   int64_t run;         // this many taps at a time are neighbouring pixels
   bool across;         // images side by side, pixel by pixel (padded panels only)
+  int64_t width;       // channels of a pixel that lie together: all K, or a panel's planes of fewer
+  int64_t plane;       // values from one plane to the next
   int64_t k, tap_count;  // contiguous values of one tap, and taps, after merging
   int64_t taps[kMaxTaps];
 
@@ -138,11 +140,13 @@ template <class T>
 constexpr bool kSame<T, T> = true;
 
 // Settles tiles of about `pixels` grid points whose panels have at most about `size` values of type
-// P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles.
+// P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles, and a
+// `width` below K for padded panels cut into planes of that many channels.
 template <class T, class P = float>
 void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
-                bool stepped = false) {
+                bool stepped = false, int64_t width = 0) {
   const InputGrid& in = t.in;
+  t.width = in.K;
   t.low_h = in.dh[0], t.low_w = in.dw[0];
   int64_t high_h = in.dh[0], high_w = in.dw[0];
   for (int i = 1; i < in.tap_count; ++i) {
@@ -196,16 +200,18 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
     return;
   }
   const bool as_is = t.source == Source::direct;
-  const int64_t pixel = as_is ? in.a_pixel : t.across ? t.images * in.K : in.K;
+  if (width && !as_is) t.width = width;
+  const int64_t pixel = as_is ? in.a_pixel : t.across ? t.images * in.K : t.width;
   const int64_t pitch = as_is ? in.W : t.panel_cols;
   t.col_stride = in.step_w * pixel;
   t.row_stride = in.step_h * pitch * pixel;
   t.image_stride = t.across ? in.K : (as_is ? in.H : t.panel_rows) * pitch * pixel;
-  t.panel_size = as_is ? 0 : t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
+  t.plane = t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
+  t.panel_size = as_is ? 0 : t.plane * (in.K / t.width);
   for (int i = 0; i < in.tap_count; ++i)
     t.taps[i] = as_is ? (in.dh[i] * pitch + in.dw[i]) * pixel
                       : ((in.dh[i] - t.low_h) * pitch + in.dw[i] - t.low_w) * pixel;
-  const int64_t merged = pixel == in.K ? t.run : 1;
+  const int64_t merged = pixel == in.K && t.width == in.K ? t.run : 1;
   t.tap_count = 0;
   for (int64_t i = 0; i < in.tap_count; i += merged) t.taps[t.tap_count++] = t.taps[i];
   t.k = in.K * merged;
@@ -224,35 +230,36 @@ FASTNN_INLINE void copy_values(P* to, const T* from, int64_t n) {
   if (kSame<T, P> && (n > 64 || sizeof(P) < 4))
     __builtin_memcpy(to, from, sizeof(P) * static_cast<size_t>(n));
   else
-    vector_loop(0, n, [&](int64_t i, int lanes) {
-      store_any(to + i, load_any(from + i, lanes), lanes);
-    });
+    vector_loop(0, n,
+                [&](int64_t i, int lanes) { store_any(to + i, load_any(from + i, lanes), lanes); });
 }
 template <class P>
 FASTNN_INLINE void zero_values(P* to, int64_t n) {
   __builtin_memset(static_cast<void*>(to), 0, sizeof(P) * static_cast<size_t>(n));
 }
 
-// One row of a padded panel: panel_cols pixels from (row, col) on, zero outside the image.
+// One row of a padded panel (of one plane, whose first channel is given): panel_cols pixels from
+// (row, col) on, zero outside the image.
 template <class T, class P>
-void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P* to) {
+void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t channel,
+                 P* to) {
   const InputGrid& in = t.in;
-  const int64_t pixel = t.across ? t.images * in.K : in.K;
+  const int64_t pixel = t.across ? t.images * in.K : t.width;
   const bool inside = row >= 0 && row < in.H;
   const int64_t first = inside ? clamp(-col, 0, t.panel_cols) : t.panel_cols;
   const int64_t last = clamp(in.W - col, first, t.panel_cols);
   const auto zeros = [&](int64_t from, int64_t end) {
     if (!t.across) return zero_values(to + from * pixel, (end - from) * pixel);
-    for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, in.K);
+    for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, t.width);
   };
   zeros(0, first);
   zeros(last, t.panel_cols);
-  const T* from = static_cast<const T*>(in.a) + in.a_channel +
+  const T* from = static_cast<const T*>(in.a) + in.a_channel + channel +
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
-  if (in.a_pixel == in.K && !t.across)
+  if (in.a_pixel == t.width && !t.across)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
   for (int64_t c = first; c < last; ++c, from += in.a_pixel)
-    copy_values(to + c * pixel, from, in.K);
+    copy_values(to + c * pixel, from, t.width);
 }
 
 // One grid row of a gathered panel. Neighbouring taps are copied together.
@@ -291,17 +298,18 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   const int64_t image = line / lines, row = line % lines;
   if (image >= tile.images) return;
   if (padded) {
-    const int64_t pixel = t.across ? t.images * t.in.K : t.in.K;
+    const int64_t pixel = t.across ? t.images * t.in.K : t.width;
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
-      padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
-                     tile.col * t.in.step_w + t.low_w,
-                     panel + image * t.image_stride + row * t.panel_cols * pixel);
+      for (int64_t channel = 0; channel < t.in.K; channel += t.width)
+        padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
+                       tile.col * t.in.step_w + t.low_w, channel,
+                       panel + channel / t.width * t.plane + image * t.image_stride +
+                           row * t.panel_cols * pixel);
   } else if (row < tile.rows) {
     gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols,
                      panel + image * t.image_stride + row * t.row_stride);
   }
 }
-
 
 // What a kernel reads a tile's input from: the tensor, or this thread's panel, filled unless it is
 // still there from the thread's last task. `call` tells this operator call's panels from others'.

@@ -67,8 +67,8 @@ void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T
         }
         const InputGrid in{g,    p.N,  p.OH, p.OW, p.OC,       group * oc, oc,
                            rows, cols, 1,    1,    taps.count, taps.dh,    taps.dw};
-        TapGrid grid{in,  nullptr,   ic, grad_input, p.H,       p.W, p.C,
-                     group * ic, ph, p.stride_h, pw, p.stride_w, epilogue};
+        TapGrid grid{in,         nullptr, ic,         grad_input, p.H,        p.W,     p.C,
+                     group * ic, ph,      p.stride_h, pw,         p.stride_w, epilogue};
         run(taps, grid, group);
       }
 }
