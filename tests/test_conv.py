@@ -179,3 +179,60 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():
     out.sum().backward()
     assert weight.grad.dtype is fastnn.float32
     assert F.conv2d(x, weight).dtype is fastnn.float32
+
+
+@st.composite
+def winograd_lines(draw):
+    """A 3x3 stride-1 case line with channels enough for Winograd's algorithm."""
+    c, oc = draw(st.sampled_from([32, 35, 64])), draw(st.sampled_from([32, 36, 70]))
+    h, w = draw(st.integers(1, 13)), draw(st.integers(1, 13))
+    ph, pw = draw(st.integers(max(0, 2 - h // 2), 2)), draw(st.integers(max(0, 2 - w // 2), 2))
+    line = f"n{draw(st.integers(1, 5))}c{c}h{h}w{w}_oc{oc}_k3p{ph}x{pw}"
+    return line + draw(st.sampled_from(["", "_relu", "_res", "_relu_res", "_nobias"])) + "_f32"
+
+
+@PROPERTY
+@given(winograd_lines())
+def test_winograd_keeps_the_bound_of_direct_sums(line):
+    with fastnn.backends.cpu.winograd("always"):
+        check_everywhere("conv2d", line)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_winograd_gives_the_same_bits_for_any_number_of_threads(threads, isa):
+    x, weight = fastnn.randn(3, 40, 19, 18), fastnn.randn(70, 40, 3, 3)
+    with fastnn.backends.cpu.winograd("always"):
+        fastnn.set_num_threads(1)
+        alone = F.conv2d(x, weight, padding=1).numpy()
+        fastnn.set_num_threads(threads)
+        assert np.array_equal(F.conv2d(x, weight, padding=1).numpy(), alone)
+    with fastnn.backends.cpu.winograd("off"):
+        assert not np.array_equal(F.conv2d(x, weight, padding=1).numpy(), alone)
+
+
+def test_winograd_modes():
+    before = fastnn._core.winograd()
+    with fastnn.backends.cpu.winograd("off"):
+        assert fastnn._core.winograd() == "off"
+    assert fastnn._core.winograd() == before
+    with pytest.raises(ValueError, match="expected 'auto', 'off' or 'always', got 'no'"):
+        fastnn.backends.cpu.set_winograd("no")
+
+
+@st.composite
+def tile_lines(draw):
+    """bfloat16 case lines that reach every way AMX tiles read their input: small maps of many
+    images, channels that do and do not fall into even steps, strides, large kernels."""
+    n = draw(st.sampled_from([1, 2, 9, 17]))
+    c = draw(st.sampled_from([1, 3, 16, 22, 32, 48, 70]))
+    oc = draw(st.sampled_from([1, 15, 16, 32, 33, 80]))
+    k, s = draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 1, 2, 3]))
+    h, w = k + draw(st.integers(0, 9)), k + draw(st.integers(0, 9))
+    line = f"n{n}c{c}h{h}w{w}_oc{oc}_k{k}s{s}p{draw(st.integers(0, 2))}"
+    return line + draw(st.sampled_from(["", "_relu", "_res", "_relu_res"])) + "_bf16"
+
+
+@PROPERTY
+@given(tile_lines())
+def test_bfloat16_tiles(line):
+    check_everywhere("conv2d", line)

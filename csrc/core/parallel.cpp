@@ -128,7 +128,8 @@ void* thread_scratch(int64_t bytes, int slot) {
     // Panels are walked in strides of a page and more: offer huge pages from a quarter of one on.
     const int64_t page = bytes >= (1 << 19) ? 1 << 21 : 4096;
     const int64_t rounded = (bytes + page - 1) / page * page;
-    scratch.data[slot] = std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded));
+    scratch.data[slot] =
+        std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded));
 #if defined(__linux__)
     if (page > 4096 && scratch.data[slot])
       madvise(scratch.data[slot], static_cast<size_t>(rounded), MADV_HUGEPAGE);

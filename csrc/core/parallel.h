@@ -47,8 +47,8 @@ static inline void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
 // thread and slot: a kernel that needs two buffers at once asks for slots 0 and 1.
 void* thread_scratch(int64_t bytes, int slot = 0);
 
-// A number that no earlier call has given and that no other contents of scratch memory will equal: a
-// kernel marks with it what a thread keeps there from one of its chunks to the next.
+// A number that no earlier call has given and that no other contents of scratch memory will equal:
+// a kernel marks with it what a thread keeps there from one of its chunks to the next.
 int64_t new_call();
 
 }  // namespace fastnn

@@ -21,6 +21,7 @@
   X(conv_backward_data)   \
   X(conv_backward_weight) \
   X(conv_depthwise)       \
+  X(conv_winograd)        \
   X(copy)                 \
   X(dropout)              \
   X(elementwise)          \

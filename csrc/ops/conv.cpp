@@ -1,10 +1,68 @@
 #include "ops/conv.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+
 #include "core/error.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
 namespace {
+
+constexpr const char* kWinogradModes[] = {"auto", "off", "always"};
+enum { kAuto, kOff, kAlways };
+
+// Sums over fewer channels have a bound that its transforms may exceed, and no time to gain.
+constexpr int64_t kWinogradChannels = 32;
+
+int winograd_mode_of(const char* asked_by, const std::string& name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == kWinogradModes[i]) return i;
+  throw ValueError(text(asked_by, ": expected 'auto', 'off' or 'always', got '", name, "'"));
+}
+
+std::atomic<int>& winograd_mode() {
+  static std::atomic<int> mode{[] {
+    const char* name = std::getenv("FASTNN_WINOGRAD");
+    return name ? winograd_mode_of("FASTNN_WINOGRAD", name) : kAuto;
+  }()};
+  return mode;
+}
+
+// The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
+// N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant is its
+// multiply-adds plus the bytes that it moves beyond the core's own cache, at kFlopsPerByte: what a
+// core computes in the time of one byte of shared cache or memory.
+int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
+  const int mode = winograd_mode().load(std::memory_order_relaxed);
+  if (mode == kOff || p.dtype != DType::float32 || p.KH != 3 || p.KW != 3 || p.stride_h != 1 ||
+      p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.pad_top > 2 ||
+      p.pad_left > 2 || K < kWinogradChannels || columns < kWinogradChannels)
+    return 0;
+  constexpr double kFlopsPerByte = 16, kL2Floats = 256 << 10;
+  const double pair = static_cast<double>(K) * static_cast<double>(columns);
+  const double pixels = static_cast<double>(p.N * rows * cols);
+  double best = 2 * 9 * pixels * pair;
+  int tile = 0;
+  for (int size : {4, 2}) {
+    const double points = (size + 2) * (size + 2);
+    const double tiles =
+        static_cast<double>(p.N * ((rows + size - 1) / size) * ((cols + size - 1) / size));
+    const double per_task = std::max(64.0, kL2Floats / (points * static_cast<double>(K)));
+    const double tasks = std::ceil(tiles / per_task);
+    const double u = points * pair, v = points * tiles * static_cast<double>(K);
+    // U is written once and read by every task; V is read once per group of columns, from L2 if it
+    // fits; transforms read each input (size + 2)^2 / size^2 times, at about a byte per flop.
+    const double groups = v / tasks > kL2Floats ? static_cast<double>(columns) / 64 : 0;
+    const double bytes =
+        4 * (u * (2 + tasks) + v * (1 + groups) + points * tiles * static_cast<double>(columns));
+    const double cost = 1.15 * 2 * points * tiles * pair + kFlopsPerByte * bytes;
+    if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
+  }
+  return tile;
+}
 
 constexpr int64_t kMaxKernel = 1024;  // taps; bounds the kernels' tables
 
@@ -79,6 +137,11 @@ void check_same_dtype(const char* op, const Array& input, const Array& weight) {
 
 }  // namespace
 
+void set_winograd(const std::string& mode) {
+  winograd_mode().store(winograd_mode_of("set_winograd", mode));
+}
+std::string winograd() { return kWinogradModes[winograd_mode().load()]; }
+
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
              const std::string& activation, const Array* residual) {
@@ -101,8 +164,11 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
                               activation == "relu"};
   const ConvSlots& slots = cpu_slots().conv;
-  (p.is_depthwise() ? slots.depthwise_forward : slots.forward)(p, x.raw(), w.raw(), epilogue,
-                                                               y.raw());
+  if (const int tile = winograd_tile(p, p.OH, p.OW, p.C, p.OC))
+    slots.winograd_forward(p, tile, x.raw(), w.raw(), epilogue, y.raw());
+  else
+    (p.is_depthwise() ? slots.depthwise_forward : slots.forward)(p, x.raw(), w.raw(), epilogue,
+                                                                 y.raw());
   return y;
 }
 
@@ -121,8 +187,11 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
   const Array g = canonical(astype(grad_output, p.dtype)), w = canonical(weight);
   Array grad_input = empty(input_shape, p.dtype);
   const ConvSlots& slots = cpu_slots().conv;
-  (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, g.raw(), w.raw(), {},
-                                                                           grad_input.raw());
+  if (const int tile = winograd_tile(p, p.H, p.W, p.OC, p.C))
+    slots.winograd_backward_data(p, tile, g.raw(), w.raw(), {}, grad_input.raw());
+  else
+    (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, g.raw(), w.raw(),
+                                                                             {}, grad_input.raw());
   return grad_input;
 }
 

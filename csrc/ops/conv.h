@@ -36,6 +36,11 @@ struct ConvSlots {
                         const ConvEpilogue&, void* grad_input);
   void (*backward_weight)(const ConvParams&, const void* input, const void* grad_output,
                           void* grad_weight);
+  // 3x3, stride 1, float32, one group; outputs are computed in tiles of tile x tile, 4 or 2.
+  void (*winograd_forward)(const ConvParams&, int tile, const void* input, const void* weight,
+                           const ConvEpilogue&, void* output);
+  void (*winograd_backward_data)(const ConvParams&, int tile, const void* grad_output,
+                                 const void* weight, const ConvEpilogue&, void* grad_input);
   void (*depthwise_forward)(const ConvParams&, const void* input, const void* weight,
                             const ConvEpilogue&, void* output);
   void (*depthwise_backward_data)(const ConvParams&, const void* grad_output, const void* weight,
@@ -48,6 +53,11 @@ struct ConvSlots {
 };
 
 namespace ops {
+
+// When 3x3 convolutions use Winograd's algorithm: "auto" where it is expected to be faster, "off",
+// or "always" from 32 channels on. FASTNN_WINOGRAD sets the first value.
+void set_winograd(const std::string& mode);
+std::string winograd();
 
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
 // activation is "" or "relu".

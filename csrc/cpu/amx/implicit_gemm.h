@@ -70,7 +70,7 @@ inline PixelBlocks pixel_blocks(const InputTiles& t, const Tile& tile) {
   PixelBlocks p{};
   p.across = t.across;
   const bool joined = (tile.rows == 1 || t.row_stride == tile.cols * t.col_stride) &&
-                      (tile.images == 1 || t.image_stride == tile.rows * t.row_stride);
+                      (tile.images == 1 || t.image_stride == tile.rows * tile.cols * t.col_stride);
   if (p.across)
     p.lines = tile.rows * tile.cols, p.length = tile.images, p.point_stride = t.image_stride;
   else if (joined)

@@ -2,7 +2,8 @@
 // every ISA level (4, 8 or 16 float lanes). Arithmetic operators work elementwise; a * b + c
 // contracts to a fused multiply-add where the ISA has one. The only intrinsics are masked tails.
 //
-// The level amx compiles a few sources only (cpu/amx) and takes the rest of its kernels from avx512.
+// The level amx compiles a few sources only (cpu/amx) and takes the rest of its kernels from
+// avx512.
 //
 // Every kernel source has this shape, which keeps the levels apart without any macro but
 // FASTNN_ISA:

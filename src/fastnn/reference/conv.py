@@ -147,6 +147,29 @@ def _settings(p: Params) -> dict[str, Any]:
     }
 
 
+def winograd_amplification() -> float:
+    """How much larger than a direct 3x3 sum's the error of F(4x4, 3x3) is allowed to be.
+
+    Output r of the one-dimensional transform is the sum over points x of A[r, x] V[x] U[x], where V
+    and U have the root-mean-square sizes |B[x]| and |G[x]| for inputs of size 1. Each product's sum
+    over channels errs in proportion to these sizes, independently of the others, so the errors add
+    in quadrature: with the size ``kappa = max over r of sqrt(sum over x (A[r, x] |B[x]| |G[x]|)^2)``
+    per dimension, over 1 for each of the 9 terms of a direct sum.
+    """
+    a, b = 5 / 8, 3 / 2  # csrc/cpu/winograd.h
+    points = np.array([0, a, -a, b, -b])
+    outputs = np.vstack([points**i for i in range(4)])
+    outputs = np.hstack([outputs, [[0], [0], [0], [1]]])
+    others = [np.delete(points, i) for i in range(5)]
+    inputs = [np.linalg.norm(np.poly(q)) for q in others] + [np.linalg.norm(np.poly(points))]
+    filters = [
+        np.linalg.norm([1, x, x * x]) / abs(np.prod(x - q))
+        for x, q in zip(points, others, strict=True)
+    ] + [1.0]
+    sizes = outputs * np.array(inputs) * np.array(filters)
+    return float((sizes**2).sum(1).max() / 9)
+
+
 def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
     """n c h w, oc, k kernel, s stride, p padding, d dilation, g groups; nobias, relu, res, same."""
     kh, kw = pair(p["k"])
@@ -162,6 +185,8 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
     if "relu" in p:
         kwargs["activation"] = "relu"
     n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
+    plain = kwargs["stride"] in (1, (1, 1)) and kwargs["dilation"] in (1, (1, 1)) and groups == 1
+    winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32 and p["dtype"] == "float32"
     if "res" in p:
         inputs["residual"] = rng.standard_normal((n, oc, oh, ow))
     return Problem(
@@ -169,6 +194,7 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
         kwargs,
         k=k,
         k_backward=max(n * oh * ow, p["oc"] // groups * kh * kw),
+        scale=winograd_amplification() if winograd else 1.0,
         flops=2 * n * oc * oh * ow * k,
     )
 

@@ -1,0 +1,261 @@
+// 3x3 convolutions of stride 1 in float32 by Winograd's algorithm (winograd.h): forward, and the
+// gradient with respect to the input, which is the same with turned weights. A quarter (R = 4) of
+// the multiplications of the direct kernel, for more traffic and an error some 1.6 times as large.
+//
+//   once:  U[x][block of NR columns][k] = transformed weights, (R + 2)^2 numbers x per (k, column)
+//   task = some tiles of R x R outputs, everything of it in this thread's scratch memory:
+//     V[x][tile][k] = transformed input, zero padded
+//     for each group of column blocks:
+//       for each x: M[x][block][tile] = V[x] U[x], by the product kernels of matmul.h
+//       y = transformed M + epilogue, cropped at the edges
+//
+// Tiles per task: as many as keep V at half of L2, at least kLeastTiles so that U, which every task
+// reads, costs less than the products. Planes of V and M are padded by a cache line: their distance
+// would otherwise be a power of two. Each output is computed by one task in one order.
+#include "core/allocator.h"
+#include "cpu/conv_input.h"
+#include "cpu/matmul.h"
+#include "cpu/implicit_gemm.h"
+#include "cpu/winograd.h"
+#include "ops/slots.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kInputFloats = 256 << 10;  // of V
+constexpr int64_t kSumFloats = 128 << 10;    // of M
+constexpr int64_t kLeastTiles = 64;
+
+// One convolution: K channels in, `columns` channels out.
+struct Winograd {
+  const float* x;
+  int64_t N, H, W, K;  // input
+  int64_t pad_h, pad_w;
+  int64_t YH, YW, columns;
+  int64_t down, across, tiles;  // tiles of an image, and of all
+  const float* u;
+  ConvEpilogue epilogue;
+  float* y;
+};
+
+constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
+
+// The U of 3 x 3 weights; weight(tap, k, n, count) loads `count` columns from n on.
+template <int R, class Weight>
+void transform_weights(int64_t K, int64_t columns, float* u, const Weight& weight) {
+  constexpr int kSide = R + 2;
+  const int64_t blocks = block_count(columns), plane = packed_columns(columns) * K;
+  constexpr int64_t kChunk = 32;
+  const int64_t chunks = ceil_div(K, kChunk);
+  parallel_for(blocks * chunks, [&](int64_t task) {
+    const int64_t block = task / chunks, width = block_vectors(columns, block) * LANES;
+    const int64_t end = clamp(K, 0, task % chunks * kChunk + kChunk);
+    for (int64_t k = task % chunks * kChunk; k < end; ++k)
+      for (int64_t v = 0; v < width; v += LANES) {
+        const int64_t n = block * NR + v;
+        vfloat g[3][3], half[kSide][3], out[kSide];
+        for (int tap = 0; tap < 9; ++tap)
+          g[tap % 3][tap / 3] = weight(tap, k, n, static_cast<int>(clamp(columns - n, 0, LANES)));
+        vfloat column[kSide];
+        for (int j = 0; j < 3; ++j) {
+          transform_weight<R>(g[j], column);
+          for (int i = 0; i < kSide; ++i) half[i][j] = column[i];
+        }
+        for (int i = 0; i < kSide; ++i) {
+          transform_weight<R>(half[i], out);
+          for (int j = 0; j < kSide; ++j)
+            store(u + (i * kSide + j) * plane + block * NR * K + k * width + v, out[j]);
+        }
+      }
+  });
+}
+
+// V of one tile, all channels.
+template <int R>
+void transform_tile(const Winograd& c, int64_t image, int64_t row, int64_t col, float* v,
+                    int64_t plane) {
+  constexpr int kSide = R + 2;
+  const float* const x = c.x + image * c.H * c.W * c.K;
+  vector_loop(0, c.K, [&](int64_t k, int n) {
+    vfloat half[kSide][kSide], d[kSide], out[kSide];
+    for (int j = 0; j < kSide; ++j) {
+      const int64_t w = col + j;
+      for (int i = 0; i < kSide; ++i) {
+        const int64_t h = row + i;
+        d[i] = h >= 0 && h < c.H && w >= 0 && w < c.W ? load_any(x + (h * c.W + w) * c.K + k, n)
+                                                      : vfloat{};
+      }
+      transform_input<R>(d, out);
+      for (int i = 0; i < kSide; ++i) half[i][j] = out[i];
+    }
+    for (int i = 0; i < kSide; ++i) {
+      transform_input<R>(half[i], out);
+      for (int j = 0; j < kSide; ++j) store_any(v + (i * kSide + j) * plane + k, out[j], n);
+    }
+  });
+}
+
+// The outputs of one tile, one vector of columns.
+template <int R>
+FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane, int64_t image,
+                                int64_t row, int64_t col, int64_t channel, int n) {
+  constexpr int kSide = R + 2;
+  vfloat half[kSide][R], in[kSide], out[R];
+  for (int i = 0; i < kSide; ++i) {
+    for (int j = 0; j < kSide; ++j) in[j] = load(m + (i * kSide + j) * plane);
+    transform_output<R>(in, half[i]);
+  }
+  const auto* residual = static_cast<const float*>(c.epilogue.residual);
+  const vfloat bias = c.epilogue.bias ? load_any(c.epilogue.bias + channel, n) : vfloat{};
+  for (int j = 0; j < R && col + j < c.YW; ++j) {
+    for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
+    transform_output<R>(in, out);
+    for (int i = 0; i < R && row + i < c.YH; ++i) {
+      const int64_t at = ((image * c.YH + row + i) * c.YW + col + j) * c.columns + channel;
+      vfloat value = out[i] + bias;
+      if (residual) value += load_any(residual + at, n);
+      if (c.epilogue.relu) value = select(value < 0, vfloat{}, value);
+      store_any(c.y + at, value, n);
+    }
+  }
+}
+
+template <int R>
+void run(const Winograd& c) {
+  constexpr int kSide = R + 2, kPoints = kSide * kSide;
+  const int64_t blocks = block_count(c.columns), u_plane = packed_columns(c.columns) * c.K;
+  int64_t count = clamp(kInputFloats / (kPoints * c.K), kLeastTiles, c.tiles);
+  const int64_t tasks = ceil_div(c.tiles, count);
+  count = ceil_div(c.tiles, tasks);
+  const int64_t group = clamp(kSumFloats / (kPoints * NR * count), 1, blocks);
+  const int64_t v_plane = padded_plane(count * c.K), m_plane = padded_plane(group * NR * count);
+  int64_t parts = 1;  // of the columns, where there are few tiles
+  while (tasks * parts < 8 && parts * 2 <= blocks) parts *= 2;
+  const int64_t call = new_call();
+  parallel_for_dynamic(tasks * parts, [&](int64_t index) {
+    const int64_t task = index / parts, part = index % parts;
+    const int64_t first = task * count, tiles = clamp(c.tiles - first, 0, count);
+    // V stays from one part to the next; what it is of stands behind it.
+    auto* const v = static_cast<float*>(thread_scratch(kPoints * v_plane * 4 + 16, 0));
+    auto* const kept = reinterpret_cast<int64_t*>(v + kPoints * v_plane);
+    auto* const m = static_cast<float*>(thread_scratch(kPoints * m_plane * 4, 1));
+    const auto at = [&](int64_t t, const auto& use) {
+      const int64_t tile = first + t, image = tile / (c.down * c.across);
+      use(image, tile / c.across % c.down * R, tile % c.across * R);
+    };
+    const bool there = kept[0] == call && kept[1] == task;
+    for (int64_t t = 0; t < tiles && !there; ++t)
+      at(t, [&](int64_t image, int64_t row, int64_t col) {
+        transform_tile<R>(c, image, row - c.pad_h, col - c.pad_w, v + t * c.K, v_plane);
+      });
+    kept[0] = call, kept[1] = task;
+    const int block_m = even_block(tiles);
+    const int64_t no_offset = 0, last = blocks * (part + 1) / parts;
+    for (int64_t b = blocks * part / parts; b < last; b += group) {
+      const int64_t end = clamp(last, 0, b + group);
+      for (int p = 0; p < kPoints; ++p)
+        for (int64_t block = b; block < end; ++block) {
+          const int vectors = block_vectors(c.columns, block);
+          for (int64_t t = 0; t < tiles; t += block_m) {
+            const int rows = static_cast<int>(clamp(tiles - t, 1, block_m));
+            const float* from[MR];
+            for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * c.K;
+            product_kernels[rows - 1][vectors - 1](
+                from, &no_offset, 1, c.K, c.u + p * u_plane + block * NR * c.K,
+                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES);
+          }
+        }
+      for (int64_t t = 0; t < tiles; ++t)
+        at(t, [&](int64_t image, int64_t row, int64_t col) {
+          for (int64_t block = b; block < end; ++block) {
+            const int vectors = block_vectors(c.columns, block);
+            for (int i = 0; i < vectors; ++i) {
+              const int64_t channel = block * NR + i * LANES;
+              write_vector<R>(c, m + (block - b) * NR * count + (t * vectors + i) * LANES, m_plane,
+                              image, row, col, channel,
+                              static_cast<int>(clamp(c.columns - channel, 0, LANES)));
+            }
+          }
+        });
+    }
+  });
+}
+
+template <int R, class Weight>
+void transform_and_run(Winograd& c, const Weight& weight) {
+  constexpr int64_t kPoints = (R + 2) * (R + 2);
+  Workspace u(kPoints * packed_columns(c.columns) * c.K * 4);
+  c.down = ceil_div(c.YH, R), c.across = ceil_div(c.YW, R);
+  c.tiles = c.N * c.down * c.across;
+  transform_weights<R>(c.K, c.columns, u.floats(), weight);
+  c.u = u.floats();
+  run<R>(c);
+}
+
+template <class Weight>
+void dispatch(int tile, Winograd& c, const Weight& weight) {
+  if (c.N * c.YH * c.YW == 0) return;
+  if (tile == 4)
+    transform_and_run<4>(c, weight);
+  else
+    transform_and_run<2>(c, weight);
+}
+
+void forward(const ConvParams& p, int tile, const void* x, const void* w,
+             const ConvEpilogue& epilogue, void* y) {
+  Winograd c{static_cast<const float*>(x),
+             p.N,
+             p.H,
+             p.W,
+             p.C,
+             p.pad_top,
+             p.pad_left,
+             p.OH,
+             p.OW,
+             p.OC,
+             0,
+             0,
+             0,
+             nullptr,
+             epilogue,
+             static_cast<float*>(y)};
+  const auto* const from = static_cast<const float*>(w);
+  dispatch(tile, c, [&](int tap, int64_t k, int64_t n, int count) {
+    float lane[LANES] = {};
+    for (int i = 0; i < count; ++i) lane[i] = from[((n + i) * 9 + tap) * p.C + k];
+    return load(lane);
+  });
+}
+
+void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
+                   const ConvEpilogue& epilogue, void* grad_input) {
+  Winograd c{static_cast<const float*>(g),
+             p.N,
+             p.OH,
+             p.OW,
+             p.OC,
+             2 - p.pad_top,
+             2 - p.pad_left,
+             p.H,
+             p.W,
+             p.C,
+             0,
+             0,
+             0,
+             nullptr,
+             epilogue,
+             static_cast<float*>(grad_input)};
+  const auto* const from = static_cast<const float*>(w);
+  dispatch(tile, c, [&](int tap, int64_t k, int64_t n, int count) {
+    return load_any(from + (k * 9 + 8 - tap) * p.C + n, count);
+  });
+}
+
+}  // namespace
+
+void fill_conv_winograd(Slots& slots) {
+  slots.conv.winograd_forward = forward;
+  slots.conv.winograd_backward_data = backward_data;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA

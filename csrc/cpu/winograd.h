@@ -1,0 +1,79 @@
+// The one-dimensional transforms of Winograd's minimal filtering F(R, 3): R outputs of a filter of
+// 3 taps from R + 2 inputs by R + 2 multiplications instead of 3 R,
+//   y = A^T [(G g) * (B^T d)],
+// and in two dimensions along both: (R + 2)^2 multiplications for R^2 outputs instead of 9 R^2.
+//
+// F(4, 3) interpolates at 0, +-a, +-b, infinity with a = 5/8, b = 3/2: every constant is exact in
+// float32, and the error is less than half that of the common points +-1, +-2 (docs/winograd.md).
+// F(2, 3) interpolates at 0, +-1, infinity. Each transform shares its even and odd halves.
+// Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr float kA = 0.625f, kB = 1.5f;
+constexpr float kA2 = kA * kA, kB2 = kB * kB;
+
+// v = B^T d.
+template <int R>
+FASTNN_INLINE void transform_input(const vfloat* d, vfloat* v) {
+  if constexpr (R == 4) {
+    const vfloat even_a = d[4] - kB2 * d[2], odd_a = kA * (d[3] - kB2 * d[1]);
+    const vfloat even_b = d[4] - kA2 * d[2], odd_b = kB * (d[3] - kA2 * d[1]);
+    v[0] = kA2 * kB2 * d[0] - (kA2 + kB2) * d[2] + d[4];
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+    v[5] = kA2 * kB2 * d[1] - (kA2 + kB2) * d[3] + d[5];
+  } else {
+    v[0] = d[0] - d[2];
+    v[1] = d[2] + d[1];
+    v[2] = d[2] - d[1];
+    v[3] = d[3] - d[1];
+  }
+}
+
+// u = G g.
+template <int R>
+FASTNN_INLINE void transform_weight(const vfloat* g, vfloat* u) {
+  if constexpr (R == 4) {
+    constexpr float scale_a = 1 / (2 * kA2 * (kA2 - kB2)), scale_b = 1 / (2 * kB2 * (kB2 - kA2));
+    const vfloat even_a = scale_a * (g[0] + kA2 * g[2]), odd_a = scale_a * kA * g[1];
+    const vfloat even_b = scale_b * (g[0] + kB2 * g[2]), odd_b = scale_b * kB * g[1];
+    u[0] = 1 / (kA2 * kB2) * g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[2];
+  } else {
+    const vfloat even = 0.5f * (g[0] + g[2]), odd = 0.5f * g[1];
+    u[0] = g[0];
+    u[1] = even + odd;
+    u[2] = even - odd;
+    u[3] = g[2];
+  }
+}
+
+// y = A^T m.
+template <int R>
+FASTNN_INLINE void transform_output(const vfloat* m, vfloat* y) {
+  if constexpr (R == 4) {
+    const vfloat even_a = m[1] + m[2], odd_a = m[1] - m[2];
+    const vfloat even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[1] = kA * odd_a + kB * odd_b;
+    y[2] = kA2 * even_a + kB2 * even_b;
+    y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b + m[5];
+  } else {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] + m[3];
+  }
+}
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
