@@ -5,7 +5,9 @@
 namespace fastnn {
 
 void bind_conv(py::module_& m) {
-  m.def("conv2d", &ops::conv2d, NoGil());
+  m.def("conv2d", &ops::conv2d, NoGil(), py::arg("input"), py::arg("weight"), py::arg("bias"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+        py::arg("activation"), py::arg("residual"), py::arg("keep_packed") = false);
   m.def("conv2d_backward_input", &ops::conv2d_backward_input, NoGil());
   m.def("conv2d_backward_weight", &ops::conv2d_backward_weight, NoGil());
   m.def("conv2d_backward_bias", &ops::conv2d_backward_bias, NoGil());

@@ -40,4 +40,35 @@ class Workspace {
   int64_t bytes_;
 };
 
+// What kernels computed from one array alone, such as packed weights, kept with its storage until
+// the storage changes. Used for weights that are known to stay (fastnn.compile).
+class KeptWorkspaces;
+
+// A Workspace that may have been kept from an earlier call. Without a `kept` to look in, an
+// ordinary one. `key` tells its contents and layout; see hash().
+class KeptWorkspace {
+ public:
+  KeptWorkspace(KeptWorkspaces* kept, uint64_t key, int64_t bytes);
+  ~KeptWorkspace();  // keeps it, filled by now, for later calls
+  KeptWorkspace(const KeptWorkspace&) = delete;
+  KeptWorkspace& operator=(const KeptWorkspace&) = delete;
+  bool filled() const __attribute__((always_inline)) { return filled_; }
+  float* floats() const __attribute__((always_inline)) { return static_cast<float*>(data_); }
+
+ private:
+  KeptWorkspaces* kept_;
+  void* block_;  // its owner, out of line
+  void* data_;
+  uint64_t key_;
+  bool filled_;
+};
+
+// A key from a few numbers (FNV-1a).
+template <class... Numbers>
+static inline uint64_t hash(Numbers... numbers) {
+  uint64_t h = 0xcbf29ce484222325u;
+  ((h = (h ^ static_cast<uint64_t>(numbers)) * 0x100000001b3u), ...);
+  return h;
+}
+
 }  // namespace fastnn

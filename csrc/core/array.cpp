@@ -113,4 +113,10 @@ Array empty(const Dims& shape, DType dtype) {
   return empty_strided(shape, canonical_strides(shape), dtype);
 }
 
+KeptWorkspaces* kept_with(const Array& x) {
+  if (x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes) return nullptr;
+  x.storage()->kept.check_version(x.storage()->version.load());
+  return &x.storage()->kept;
+}
+
 }  // namespace fastnn

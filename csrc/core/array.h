@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/dtype.h"
+#include "core/kept.h"
 
 namespace fastnn {
 
@@ -53,6 +54,7 @@ struct Storage {
   std::function<void()> release;    // how a foreign owner is let go; empty for our own blocks
   std::atomic<int64_t> version{0};  // counts in-place changes
   bool writable = true;
+  KeptWorkspaces kept;  // computed from the contents, for as long as they stay
   Storage() = default;
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -108,5 +110,8 @@ class Array {
 Array empty(const Dims& shape, DType dtype = DType::float32);
 // Uninitialised, with the given dense strides.
 Array empty_strided(const Dims& shape, const Dims& strides, DType dtype);
+
+// Where kernels may keep what they compute from x, which has to be all of its storage; else null.
+KeptWorkspaces* kept_with(const Array& x);
 
 }  // namespace fastnn

@@ -39,14 +39,14 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
                    T* y) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   const int64_t rows = p.KH * p.KW * ic;
-  Workspace packed(packed_columns(oc) * rows * 4);
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   for (int64_t group = 0; group < p.groups; ++group) {
-    pack_weight(w + group * oc * rows, oc, rows, packed.floats());
+    KeptWorkspace packed(p.kept, hash(0, LANES, group, oc, rows), packed_columns(oc) * rows * 4);
+    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, packed.floats());
     const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
                        ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
                        dh, dw};

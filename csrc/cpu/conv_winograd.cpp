@@ -182,23 +182,24 @@ void run(const Winograd& c) {
 }
 
 template <int R, class Weight>
-void transform_and_run(Winograd& c, const Weight& weight) {
+void transform_and_run(Winograd& c, KeptWorkspaces* kept, const Weight& weight) {
   constexpr int64_t kPoints = (R + 2) * (R + 2);
-  Workspace u(kPoints * packed_columns(c.columns) * c.K * 4);
+  KeptWorkspace u(kept, hash(2, LANES, R, c.columns, c.K),
+                  kPoints * packed_columns(c.columns) * c.K * 4);
   c.down = ceil_div(c.YH, R), c.across = ceil_div(c.YW, R);
   c.tiles = c.N * c.down * c.across;
-  transform_weights<R>(c.K, c.columns, u.floats(), weight);
+  if (!u.filled()) transform_weights<R>(c.K, c.columns, u.floats(), weight);
   c.u = u.floats();
   run<R>(c);
 }
 
 template <class Weight>
-void dispatch(int tile, Winograd& c, const Weight& weight) {
+void dispatch(int tile, Winograd& c, KeptWorkspaces* kept, const Weight& weight) {
   if (c.N * c.YH * c.YW == 0) return;
   if (tile == 4)
-    transform_and_run<4>(c, weight);
+    transform_and_run<4>(c, kept, weight);
   else
-    transform_and_run<2>(c, weight);
+    transform_and_run<2>(c, kept, weight);
 }
 
 void forward(const ConvParams& p, int tile, const void* x, const void* w,
@@ -220,7 +221,7 @@ void forward(const ConvParams& p, int tile, const void* x, const void* w,
              epilogue,
              static_cast<float*>(y)};
   const auto* const from = static_cast<const float*>(w);
-  dispatch(tile, c, [&](int tap, int64_t k, int64_t n, int count) {
+  dispatch(tile, c, p.kept, [&](int tap, int64_t k, int64_t n, int count) {
     float lane[LANES] = {};
     for (int i = 0; i < count; ++i) lane[i] = from[((n + i) * 9 + tap) * p.C + k];
     return load(lane);
@@ -246,7 +247,7 @@ void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
              epilogue,
              static_cast<float*>(grad_input)};
   const auto* const from = static_cast<const float*>(w);
-  dispatch(tile, c, [&](int tap, int64_t k, int64_t n, int count) {
+  dispatch(tile, c, nullptr, [&](int tap, int64_t k, int64_t n, int count) {
     return load_any(from + (k * 9 + 8 - tap) * p.C + n, count);
   });
 }

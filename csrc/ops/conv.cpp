@@ -144,7 +144,7 @@ std::string winograd() { return kWinogradModes[winograd_mode().load()]; }
 
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
-             const std::string& activation, const Array* residual) {
+             const std::string& activation, const Array* residual, bool keep_packed) {
   check_same_dtype("conv2d", input, weight);
   ConvParams p = settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
   p.dtype = input.dtype();
@@ -160,6 +160,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
     r = canonical(astype(*residual, p.dtype));
   }
   const Array x = canonical(input), w = canonical(weight);
+  p.kept = keep_packed ? kept_with(w) : nullptr;
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
   const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
                               activation == "relu"};

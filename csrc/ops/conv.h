@@ -15,7 +15,8 @@ struct ConvParams {
   int64_t pad_top, pad_left;  // the other two sides follow from the output size
   int64_t dilation_h, dilation_w;
   int64_t groups;
-  DType dtype;  // of activations and weights; accumulation is float32
+  DType dtype;           // of activations and weights; accumulation is float32
+  KeptWorkspaces* kept;  // where the packed weight may be kept; null if it is not to be
 
   int64_t group_inputs() const { return C / groups; }
   int64_t group_outputs() const { return OC / groups; }
@@ -60,10 +61,10 @@ void set_winograd(const std::string& mode);
 std::string winograd();
 
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
-// activation is "" or "relu".
+// activation is "" or "relu". `keep_packed` keeps what kernels make of the weight with it.
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
-             const std::string& activation, const Array* residual);
+             const std::string& activation, const Array* residual, bool keep_packed = false);
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,
                             int64_t groups);

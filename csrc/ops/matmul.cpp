@@ -83,7 +83,7 @@ Array matmul_backward_b(const Array& grad_output, const Array& a) {
   return out;
 }
 
-Array linear(const Array& input, const Array& weight, const Array* bias) {
+Array linear(const Array& input, const Array& weight, const Array* bias, bool keep_packed) {
   check_operands("linear", "input", input, "weight", weight);
   check(weight.rank() == 2, "linear: weight expects shape (out_features, in_features), got ",
         weight.shape().str());
@@ -98,7 +98,8 @@ Array linear(const Array& input, const Array& weight, const Array* bias) {
   }
   const Array x = canonical(input), w = canonical(weight);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
-  const ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
+  ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
+  p.kept = keep_packed ? kept_with(w) : nullptr;
   if (out.count())
     cpu_slots().conv.forward(p, x.raw(), w.raw(),
                              {bias ? b.data<float>() : nullptr, nullptr, false}, out.raw());

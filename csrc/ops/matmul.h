@@ -12,8 +12,8 @@ Array matmul(const Array& a, const Array& b);
 Array matmul_backward_a(const Array& grad_output, const Array& b);
 Array matmul_backward_b(const Array& grad_output, const Array& a);
 
-// x w^T + bias over the last dimension: (M, in) x (out, in) -> (M, out).
-Array linear(const Array& input, const Array& weight, const Array* bias);
+// x w^T + bias over the last dimension: (M, in) x (out, in) -> (M, out). keep_packed: see conv.h.
+Array linear(const Array& input, const Array& weight, const Array* bias, bool keep_packed = false);
 Array linear_backward_input(const Array& grad_output, const Array& weight);
 Array linear_backward_weight(const Array& grad_output, const Array& input);
 

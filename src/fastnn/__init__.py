@@ -77,6 +77,11 @@ _LAZY = ("backends", "bench", "data", "gradcheck", "io", "models", "reference", 
 
 def __getattr__(name: str) -> Any:
     """Loads parts that a plain ``import fastnn`` does not need when they are first used."""
+    if name == "compile":
+        from fastnn.compiler import compile
+
+        globals()[name] = compile
+        return compile
     if name in _LAZY:
         from importlib import import_module
 

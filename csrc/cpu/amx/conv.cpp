@@ -75,15 +75,18 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  Workspace packed(packed_bytes(padded_to_steps(rows), oc));
   for (int64_t group = 0; group < p.groups; ++group) {
     const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
                        ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
                        dh, dw};
-    TapGrid grid{in, packed.floats(), oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
+    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
     const InputTiles t = plan_tiles(grid);
-    pack_weight(static_cast<const bfloat16*>(w) + group * oc * rows, rows, oc, t,
-                reinterpret_cast<bfloat16*>(packed.floats()));
+    KeptWorkspace packed(p.kept, hash(1, group, oc, rows, t.tap_count, t.k),
+                         packed_bytes(padded_to_steps(rows), oc));
+    if (!packed.filled())
+      pack_weight(static_cast<const bfloat16*>(w) + group * oc * rows, rows, oc, t,
+                  reinterpret_cast<bfloat16*>(packed.floats()));
+    grid.b = packed.floats();
     run_tiles(grid, t);
   }
 }

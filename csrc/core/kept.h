@@ -1,0 +1,31 @@
+// Workspaces that stay with a storage (allocator.h).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+
+namespace fastnn {
+
+struct KeptBlock {
+  explicit KeptBlock(int64_t size);
+  ~KeptBlock();
+  void* data;
+  int64_t bytes;
+};
+
+class KeptWorkspaces {
+ public:
+  // Forgets everything if the storage has changed since.
+  void check_version(int64_t version);
+  std::shared_ptr<KeptBlock> find(uint64_t key);
+  void keep(uint64_t key, std::shared_ptr<KeptBlock> block);
+
+ private:
+  std::mutex mutex_;
+  std::map<uint64_t, std::shared_ptr<KeptBlock>> blocks_;
+  int64_t version_ = 0;
+};
+
+}  // namespace fastnn

@@ -1,0 +1,479 @@
+"""Inference programs: a model traced once, rewritten, and run without the layers above the kernels.
+
+The tracer runs the model in evaluation mode and notes every call that reaches the kernels (the
+functions of ``fastnn._core`` and the two view methods of its arrays): the program. It is rewritten:
+
+1. batch norm after a convolution goes into the convolution's weight and bias,
+2. additions and ReLU after a convolution go into its epilogue,
+3. what depends on constants alone is computed now, and what nobody uses is dropped.
+
+An array is freed after its last use, so that the caching allocator gives the next operator warm
+memory; weights are packed for the kernels once and kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import fastnn._core as _core
+from fastnn.autograd import autocast, no_grad
+from fastnn.nn.module import Module
+from fastnn.tensor import Tensor
+
+#: Operators that change an operand, or whose results are not a function of their operands.
+_IMPURE = frozenset({"accumulate", "copy_into", "optimizer_step", "dropout", "next_random",
+                     "random_normal", "random_permutation", "random_uniform"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """The value of a step: its result, or a part of it (``y`` of a norm, 0 of a pair)."""
+
+    step: int
+    part: str | int | None = None
+
+
+@dataclass
+class _Step:
+    """One call. Arguments are references, arrays (constants) or plain values."""
+
+    name: str
+    call: Callable[..., Any]
+    args: list[Any]
+    shape: tuple[int, ...] = ()
+    keep: dict[str, Any] = field(default_factory=dict)  # keyword arguments
+
+    def refs(self) -> Iterator[_Ref]:
+        for arg in self.args:
+            for value in arg if isinstance(arg, list) else (arg,):
+                if isinstance(value, _Ref):
+                    yield value
+
+
+class _Tracer:
+    """Notes the calls of this thread while :meth:`watching`."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        self.steps: list[_Step] = [_Step("input", _core.clone, []) for _ in inputs]
+        self.alive: list[Any] = list(inputs)  # addresses must not be used twice
+        self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
+        self.thread = threading.get_ident()
+
+    @staticmethod
+    def key(array: Any) -> tuple[Any, ...]:
+        return array.pointer, array.shape, array.strides, array.dtype
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, _core.Array):
+            return self.known.get(self.key(value), value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, _core.Array) for v in value):
+            return [self.encode(v) for v in value]
+        return value
+
+    def note(self, name: str, call: Callable[..., Any], args: Sequence[Any]) -> Any:
+        encoded = [self.encode(a) for a in args]
+        result = call(*args)
+        parts: list[tuple[str | int | None, Any]] = [(None, result)]
+        if isinstance(result, _core.Normed):
+            parts = [(part, getattr(result, part)) for part in ("y", "mean", "invstd")]
+        elif isinstance(result, tuple):
+            parts = list(enumerate(result))
+        arrays = [(p, a) for p, a in parts if isinstance(a, _core.Array)]
+        if arrays or name in _IMPURE:
+            self.steps.append(_Step(name, call, encoded, arrays[0][1].shape if arrays else ()))
+            self.alive += [result, *args]
+            for part, array in arrays:
+                self.alive.append(array)
+                self.known.setdefault(self.key(array), _Ref(len(self.steps) - 1, part))
+        return result
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Routes calls through :meth:`note`; other threads are not affected."""
+        originals: list[tuple[Any, str, Any]] = []
+
+        def replace(owner: Any, name: str) -> None:
+            call = getattr(owner, name)
+
+            def noted(*args: Any) -> Any:
+                if threading.get_ident() != self.thread:
+                    return call(*args)
+                return self.note(name, call, args)
+
+            originals.append((owner, name, call))
+            setattr(owner, name, noted)
+
+        for name, value in list(vars(_core).items()):
+            if callable(value) and not isinstance(value, type) and not name.startswith("_"):
+                replace(_core, name)
+        for name in ("as_strided", "reshape"):
+            replace(_core.Array, name)
+        try:
+            yield
+        finally:
+            for owner, name, call in originals:
+                setattr(owner, name, call)
+
+
+# The arguments of _core.conv2d, by place.
+_WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
+
+
+class _Program:
+    """Steps, and the places of the results among them."""
+
+    def __init__(self, steps: list[_Step], outputs: list[Any], inputs: int) -> None:
+        self.steps, self.outputs, self.inputs = steps, outputs, inputs
+        self._fold_norms()
+        self._fuse_epilogues()
+        self._fold_constants()
+        self._drop_unused()
+        for step in self.steps:
+            if step.name in ("conv2d", "linear") and isinstance(step.args[_WEIGHT], _core.Array):
+                step.keep = {"keep_packed": True}
+        self._plan_lifetimes()
+
+    def _uses(self) -> list[int]:
+        """How often each step's value is used; results of the program count."""
+        counts = [0] * len(self.steps)
+        for step in self.steps:
+            for ref in step.refs():
+                counts[ref.step] += 1
+        for output in self.outputs:
+            if isinstance(output, _Ref):
+                counts[output.step] += 1
+        return counts
+
+    def _replace(self, old: int, new: _Ref) -> None:
+        """Lets every user of a step's value use another."""
+
+        def swap(value: Any) -> Any:
+            if isinstance(value, list):
+                return [swap(v) for v in value]
+            return new if isinstance(value, _Ref) and value.step == old else value
+
+        for step in self.steps:
+            step.args = [swap(a) for a in step.args]
+        self.outputs = [swap(o) for o in self.outputs]
+
+    def _constant(self, value: Any) -> Any:
+        """The float32 array behind a constant, seen through casts; None if it is none."""
+        while isinstance(value, _Ref) and self.steps[value.step].name == "astype":
+            value = self.steps[value.step].args[0]
+        return _core.astype(value, "float32") if isinstance(value, _core.Array) else None
+
+    def _convolution(self, value: Any, uses: list[int]) -> _Step | None:
+        """The convolution that made a value nobody else uses, its epilogue still open."""
+        if not isinstance(value, _Ref) or uses[value.step] != 1:
+            return None
+        step = self.steps[value.step]
+        return step if step.name == "conv2d" and not step.args[_ACTIVATION] else None
+
+    def _move(self, i: int, conv: _Step, args: list[Any]) -> None:
+        """Puts a changed convolution where its consumer, step i, was."""
+        self.steps[i] = _Step("conv2d", conv.call, args, self.steps[i].shape)
+
+    def _fold_norms(self) -> None:
+        """y = (w * x - mean) * scale + shift: scale goes into w, the rest is the bias."""
+        uses = self._uses()
+        for i, step in enumerate(self.steps):
+            if step.name != "batch_norm" or step.args[5]:
+                continue
+            conv = self._convolution(step.args[0], uses)
+            constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
+            if conv is None or conv.args[_RESIDUAL] is not None or constants[1] is None:
+                continue
+            weight = self._constant(conv.args[_WEIGHT])
+            bias = conv.args[_BIAS]
+            if weight is None or (bias is not None and self._constant(bias) is None):
+                continue
+            mean, var, gamma, beta = (
+                None if c is None else c.numpy().astype(np.float64) for c in constants
+            )
+            scale = (1.0 if gamma is None else gamma) / np.sqrt(var + step.args[7])
+            start = 0.0 if bias is None else self._constant(bias).numpy().astype(np.float64)
+            shift = (start - mean) * scale + (0.0 if beta is None else beta)
+            folded = weight.numpy() * scale[:, None, None, None]
+            args = list(conv.args)
+            original = args[_WEIGHT]
+            kind = original.dtype if isinstance(original, _core.Array) else "bfloat16"
+            args[_WEIGHT] = _array(folded, kind)
+            args[_BIAS] = _array(shift, "float32")
+            args[_ACTIVATION], args[_RESIDUAL] = step.args[8], step.args[9]
+            self._move(i, conv, args)
+            self._replace_part(i)
+
+    def _replace_part(self, i: int) -> None:
+        """Users of a norm's ``y`` now use the convolution's result."""
+        self._replace(i, _Ref(i))
+
+    def _fuse_epilogues(self) -> None:
+        """Additions of a tensor of the same shape, then ReLU, join the convolution before them."""
+        uses = self._uses()
+        for i, step in enumerate(self.steps):
+            if step.name == "relu":
+                conv = self._convolution(step.args[0], uses)
+                if conv is not None:
+                    args = list(conv.args)
+                    args[_ACTIVATION] = "relu"
+                    self._move(i, conv, args)
+            elif step.name == "add" and list(step.args[2:]) == [1]:
+                for own, other in ((0, 1), (1, 0)):
+                    conv = self._convolution(step.args[own], uses)
+                    residual = step.args[other]
+                    if (
+                        conv is not None
+                        and conv.args[_RESIDUAL] is None
+                        and isinstance(residual, _Ref)
+                        and self.steps[residual.step].shape == step.shape == conv.shape
+                    ):
+                        args = list(conv.args)
+                        args[_RESIDUAL] = residual
+                        self._move(i, conv, args)
+                        break
+
+    def _fold_constants(self) -> None:
+        for i, step in enumerate(self.steps):
+            if i < self.inputs or step.name in _IMPURE or any(True for _ in step.refs()):
+                continue
+            value = step.call(*step.args)
+            if isinstance(value, _core.Array):
+                self._replace_constant(i, value)
+
+    def _replace_constant(self, old: int, value: Any) -> None:
+        for step in self.steps:
+            step.args = [
+                value if isinstance(a, _Ref) and a.step == old else a for a in step.args
+            ]
+        self.outputs = [
+            value if isinstance(o, _Ref) and o.step == old else o for o in self.outputs
+        ]
+
+    def _drop_unused(self) -> None:
+        keep = [i < self.inputs or s.name in _IMPURE for i, s in enumerate(self.steps)]
+        for output in self.outputs:
+            if isinstance(output, _Ref):
+                keep[output.step] = True
+        for i in range(len(self.steps) - 1, -1, -1):
+            if keep[i]:
+                for ref in self.steps[i].refs():
+                    keep[ref.step] = True
+        places = {old: new for new, old in enumerate(i for i, k in enumerate(keep) if k)}
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [moved(v) for v in value]
+            return _Ref(places[value.step], value.part) if isinstance(value, _Ref) else value
+
+        self.steps = [s for s, k in zip(self.steps, keep, strict=True) if k]
+        for step in self.steps:
+            step.args = [moved(a) for a in step.args]
+        self.outputs = [moved(o) for o in self.outputs]
+
+    def _plan_lifetimes(self) -> None:
+        last: dict[int, int] = {}
+        for i, step in enumerate(self.steps):
+            for ref in step.refs():
+                last[ref.step] = i
+        kept = {o.step for o in self.outputs if isinstance(o, _Ref)}
+        self.dead: list[list[int]] = [[] for _ in self.steps]
+        for step_index, user in last.items():
+            if step_index not in kept:
+                self.dead[user].append(step_index)
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Arrays in, arrays out."""
+        values: list[Any] = [None] * len(self.steps)
+        values[: self.inputs] = inputs
+
+        def value(arg: Any) -> Any:
+            if type(arg) is _Ref:
+                found = values[arg.step]
+                if arg.part is None:
+                    return found
+                return found[arg.part] if type(arg.part) is int else getattr(found, arg.part)
+            if type(arg) is list:
+                return [value(v) for v in arg]
+            return arg
+
+        for i in range(self.inputs, len(self.steps)):
+            step = self.steps[i]
+            values[i] = step.call(*[value(a) for a in step.args], **step.keep)
+            for dead in self.dead[i]:
+                values[dead] = None
+        return [value(o) for o in self.outputs]
+
+    def __str__(self) -> str:
+        lines = []
+        for i, step in enumerate(self.steps):
+            args = [_shown(a) for a in step.args if a is not None and a != ""]
+            lines.append(f"%{i} {step.shape or ''} = {step.name}({', '.join(args)})")
+        return "\n".join([*lines, "return " + ", ".join(_shown(o) for o in self.outputs)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, _Ref):
+        return f"%{value.step}" + ("" if value.part is None else f".{value.part}")
+    if isinstance(value, _core.Array):
+        return f"{value.dtype}{value.shape}"
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
+
+
+def _array(values: np.ndarray, dtype: str) -> Any:
+    flat = np.ascontiguousarray(values, np.float32)
+    return _core.canonical(_core.astype(_core.clone(_core.from_numpy(flat, False)), dtype))
+
+
+def _flatten(value: Any, leaves: list[Any]) -> Any:
+    """The structure of a result with its tensors moved to ``leaves``."""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return len(leaves) - 1
+    if isinstance(value, dict):
+        return {k: _flatten(v, leaves) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_flatten(v, leaves) for v in value)
+    raise TypeError(
+        f"compile: the model's result expects tensors in tuples, lists or dicts, got "
+        f"{type(value).__name__}"
+    )
+
+
+def _unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
+    if isinstance(structure, dict):
+        return {k: _unflatten(v, leaves) for k, v in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(_unflatten(v, leaves) for v in structure)
+    return leaves[structure]
+
+
+class CompiledModel:
+    """What :func:`compile` returns: call it like the model.
+
+    ``print(compiled)`` shows the program for the example's shape. Calls from several threads are
+    safe.
+    """
+
+    def __init__(
+        self, model: Module, example: tuple[Tensor, ...], dtype: str | None, chunk: int | None
+    ) -> None:
+        self._model = copy.deepcopy(model).eval()
+        self._dtype, self._chunk = dtype, chunk
+        self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
+        self._programs: dict[tuple[Any, ...], tuple[_Program, Any]] = {}
+        self._lock = threading.Lock()
+        self._first = self._program([t._array for t in example])[0]
+
+    def _program(self, inputs: list[Any]) -> tuple[_Program, Any]:
+        shapes = tuple(a.shape for a in inputs)
+        with self._lock:
+            if shapes not in self._programs:
+                self._programs[shapes] = self._trace(inputs)
+            return self._programs[shapes]
+
+    def _trace(self, inputs: list[Any]) -> tuple[_Program, Any]:
+        arrays = [_core.clone(a) for a in inputs]  # of their own, whatever else they are
+        tracer = _Tracer(arrays)
+        mode = autocast() if self._dtype == "bfloat16" else nullcontext()
+        leaves: list[Any] = []
+        with no_grad(), mode, tracer.watching():
+            structure = _flatten(self._model(*map(Tensor._wrap, arrays)), leaves)
+        outputs = [tracer.encode(t._array) for t in leaves]
+        return _Program(tracer.steps, outputs, len(inputs)), structure
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The model's result for ``inputs``, shaped like the example but for the batch size.
+
+        Raises:
+            TypeError: not as many tensors as the example had, or of other dtypes.
+            ValueError: other shapes.
+        """
+        if len(inputs) != len(self._inputs):
+            raise TypeError(
+                f"compiled model: expected {len(self._inputs)} inputs, got {len(inputs)}"
+            )
+        for i, (tensor, (shape, dtype)) in enumerate(zip(inputs, self._inputs, strict=True)):
+            if not isinstance(tensor, Tensor) or tensor.dtype.name != dtype:
+                got = tensor.dtype.name if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"compiled model: input {i} expects a {dtype} tensor, got {got}")
+            if tensor.ndim != len(shape) + 1 or tensor.shape[1:] != shape:
+                wanted = ", ".join(["N", *map(str, shape)])
+                raise ValueError(
+                    f"compiled model: input {i} expects shape ({wanted}), got {tensor.shape}"
+                )
+        arrays = [t._array for t in inputs]
+        batch = inputs[0].shape[0]
+        if self._chunk and batch > self._chunk and all(t.shape[0] == batch for t in inputs):
+            return self._in_chunks(inputs, batch)
+        program, structure = self._program(arrays)
+        return _unflatten(structure, [Tensor._wrap(a) for a in program.run(arrays)])
+
+    def _in_chunks(self, inputs: Sequence[Tensor], batch: int) -> Any:
+        from fastnn.functional.shape import cat
+
+        assert self._chunk is not None
+        found: list[list[Tensor]] = []
+        structure: Any = None
+        for start in range(0, batch, self._chunk):
+            part = [_core.canonical(t[start : start + self._chunk]._array) for t in inputs]
+            program, structure = self._program(part)
+            found.append([Tensor._wrap(a) for a in program.run(part)])
+        with no_grad():
+            return _unflatten(structure, [cat(parts, 0) for parts in zip(*found, strict=True)])
+
+    def __str__(self) -> str:
+        return str(self._first)
+
+    def __repr__(self) -> str:
+        steps = len(self._first.steps) - self._first.inputs
+        return f"<fastnn compiled model: {steps} steps, inputs {self._inputs}>"
+
+
+def compile(
+    model: Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    dtype: str | None = None,
+    chunk: int | None = None,
+) -> CompiledModel:
+    """A model made ready for inference: batch norms folded, epilogues fused, weights packed once.
+
+    The model runs once on ``example`` in evaluation mode, on a copy: later changes of its weights
+    are not seen. What it does to tensors is noted; Python control flow that depends on their values
+    is not. Other batch sizes are traced when they first come.
+
+    Args:
+        model: any :class:`fastnn.nn.Module`.
+        example: an input, or a tuple of inputs, of the shapes and dtypes to come.
+        dtype: ``"bfloat16"`` computes as under :class:`fastnn.autocast`; None as the model is.
+        chunk: run this many images at a time, for networks whose activations of a whole batch
+            leave the cache; None runs the batch as a whole.
+
+    Returns:
+        A callable with the model's results. In float32 they agree with ``model.eval()`` to the
+        rounding of folded weights and another order of sums: about 1e-5 of the largest output for
+        networks of some 50 layers. In bfloat16 to a few roundings of 2^-8 per layer.
+
+    Raises:
+        TypeError: ``model`` is no module, ``example`` holds something other than tensors, or the
+            model returns something other than tensors.
+        ValueError: an unknown ``dtype``, or ``chunk`` below 1.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"compile: model expects a fastnn.nn.Module, got {type(model).__name__}")
+    inputs = example if isinstance(example, tuple) else (example,)
+    for value in inputs:
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            raise TypeError(f"compile: example expects tensors with a batch, got {value!r:.80}")
+    if dtype not in (None, "bfloat16"):
+        raise ValueError(f"compile: dtype expects None or 'bfloat16', got {dtype!r}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"compile: chunk expects a value >= 1, got {chunk}")
+    return CompiledModel(model, inputs, dtype, chunk)
