@@ -49,6 +49,7 @@ void bind_exceptions() {
 
 void bind_runtime(py::module_& m) {
   m.def("get_num_threads", &get_num_threads);
+  m.def("set_serial", &set_serial);
   m.def("set_num_threads", &set_num_threads);
 
   m.def("compiled_isas", &compiled_isas);

@@ -81,6 +81,8 @@ struct Scratch {
 
 }  // namespace
 
+void set_serial(bool serial) { inside_region = serial; }
+
 int get_num_threads() { return thread_count().load(); }
 
 void set_num_threads(int count) {

@@ -12,6 +12,10 @@ namespace fastnn {
 int get_num_threads();
 void set_num_threads(int count);
 
+// Whether kernels called from the calling thread run on it alone: for callers that spread whole
+// programs over threads of their own.
+void set_serial(bool serial);
+
 // Runs body(context, chunk) for chunk in [0, chunks), in parallel where more than one thread is
 // allowed. Chunks are dealt in contiguous, fixed ranges. Body must not throw.
 void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);

@@ -37,6 +37,7 @@ struct InputGrid {
   int tap_count;
   const int64_t* dh;
   const int64_t* dw;
+  int64_t missing = 0;  // 1 if the last of the K channels is not in the tensor: zero in a panel
 
   bool pointwise() const {
     return tap_count == 1 && dh[0] == 0 && dw[0] == 0 && step_h == 1 && step_w == 1 && GH == H &&
@@ -159,8 +160,9 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   const bool inside = t.low_h >= 0 && t.low_w >= 0 && (in.GH - 1) * in.step_h + high_h < in.H &&
                       (in.GW - 1) * in.step_w + high_w < in.W;
   t.run = common_run(in);
-  const bool whole = !stepped || even_steps(in.K * (in.a_pixel == in.K || !inside ? t.run : 1));
-  t.source = inside && kSame<T, P> && direct && whole ? Source::direct : Source::padded;
+  const bool as_it_is = inside && kSame<T, P> && direct && in.missing == 0;
+  const bool whole = !stepped || even_steps(in.K * (in.a_pixel == in.K || !as_it_is ? t.run : 1));
+  t.source = as_it_is && whole ? Source::direct : Source::padded;
   set_tile(t, pixels);
   t.across = stepped && t.source == Source::padded && in.N >= 8 &&
              ceil_div(in.GW, ceil_div(in.GW, 16)) < 12;
@@ -227,6 +229,12 @@ const P* direct_base(const InputTiles& t, const Tile& tile) {
 template <class T, class P>
 FASTNN_INLINE void copy_values(P* to, const T* from, int64_t n) {
   // A call of memcpy costs as much as copying a cache line by vectors.
+#if defined(FASTNN_ISA_amx)
+  if (kSame<T, bfloat16> && kSame<P, bfloat16> && n <= 32) {
+    const auto mask = static_cast<__mmask32>((int64_t{1} << n) - 1);
+    return _mm512_mask_storeu_epi16(to, mask, _mm512_maskz_loadu_epi16(mask, from));
+  }
+#endif
   if (kSame<T, P> && (n > 64 || sizeof(P) < 4))
     __builtin_memcpy(to, from, sizeof(P) * static_cast<size_t>(n));
   else
@@ -258,8 +266,10 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, i
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
   if (in.a_pixel == t.width && !t.across)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
-  for (int64_t c = first; c < last; ++c, from += in.a_pixel)
-    copy_values(to + c * pixel, from, t.width);
+  for (int64_t c = first; c < last; ++c, from += in.a_pixel) {
+    copy_values(to + c * pixel, from, t.width - in.missing);
+    if (in.missing) to[c * pixel + t.width - 1] = P{};
+  }
 }
 
 // One grid row of a gathered panel. Neighbouring taps are copied together.
@@ -275,10 +285,12 @@ void gathered_line(const InputTiles& t, int64_t image, int64_t row, int64_t col,
       const int64_t h = row * in.step_h + in.dh[i], w = j * in.step_w + in.dw[i];
       const bool inside = h >= 0 && h < in.H && w >= 0 && w < in.W;
       run = inside && joined && i % t.run == 0 && w + t.run <= in.W ? t.run : 1;
-      if (inside)
-        copy_values(to, a + (h * in.W + w) * in.a_pixel, run * in.K);
-      else
+      if (inside) {
+        copy_values(to, a + (h * in.W + w) * in.a_pixel, run * in.K - in.missing);
+        if (in.missing) to[run * in.K - 1] = P{};
+      } else {
         zero_values(to, in.K);
+      }
     }
     zero_values(to, padding);
     to += padding;

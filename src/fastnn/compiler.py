@@ -8,14 +8,19 @@ functions of ``fastnn._core`` and the two view methods of its arrays): the progr
 3. what depends on constants alone is computed now, and what nobody uses is dropped.
 
 An array is freed after its last use, so that the caching allocator gives the next operator warm
-memory; weights are packed for the kernels once and kept.
+memory; weights are packed for the kernels once and kept. Large batches in bfloat16, where memory and
+not arithmetic sets the time, run as chunks of a few images, each on one core, whose cache holds what
+one operator leaves for the next.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +66,7 @@ class _Tracer:
     """Notes the calls of this thread while :meth:`watching`."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
-        self.steps: list[_Step] = [_Step("input", _core.clone, []) for _ in inputs]
+        self.steps: list[_Step] = [_Step("input", _core.clone, [], a.shape) for a in inputs]
         self.alive: list[Any] = list(inputs)  # addresses must not be used twice
         self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
         self.thread = threading.get_ident()
@@ -151,17 +156,17 @@ class _Program:
                 counts[output.step] += 1
         return counts
 
-    def _replace(self, old: int, new: _Ref) -> None:
-        """Lets every user of a step's value use another."""
+    def _use_result(self, i: int) -> None:
+        """Users of a part of step i (a norm's ``y``) now use all of its result."""
 
-        def swap(value: Any) -> Any:
+        def whole(value: Any) -> Any:
             if isinstance(value, list):
-                return [swap(v) for v in value]
-            return new if isinstance(value, _Ref) and value.step == old else value
+                return [whole(v) for v in value]
+            return _Ref(i) if isinstance(value, _Ref) and value.step == i else value
 
         for step in self.steps:
-            step.args = [swap(a) for a in step.args]
-        self.outputs = [swap(o) for o in self.outputs]
+            step.args = [whole(a) for a in step.args]
+        self.outputs = [whole(o) for o in self.outputs]
 
     def _constant(self, value: Any) -> Any:
         """The float32 array behind a constant, seen through casts; None if it is none."""
@@ -197,6 +202,7 @@ class _Program:
             mean, var, gamma, beta = (
                 None if c is None else c.numpy().astype(np.float64) for c in constants
             )
+            assert mean is not None and var is not None
             scale = (1.0 if gamma is None else gamma) / np.sqrt(var + step.args[7])
             start = 0.0 if bias is None else self._constant(bias).numpy().astype(np.float64)
             shift = (start - mean) * scale + (0.0 if beta is None else beta)
@@ -208,11 +214,7 @@ class _Program:
             args[_BIAS] = _array(shift, "float32")
             args[_ACTIVATION], args[_RESIDUAL] = step.args[8], step.args[9]
             self._move(i, conv, args)
-            self._replace_part(i)
-
-    def _replace_part(self, i: int) -> None:
-        """Users of a norm's ``y`` now use the convolution's result."""
-        self._replace(i, _Ref(i))
+            self._use_result(i)
 
     def _fuse_epilogues(self) -> None:
         """Additions of a tensor of the same shape, then ReLU, join the convolution before them."""
@@ -240,21 +242,36 @@ class _Program:
                         break
 
     def _fold_constants(self) -> None:
-        for i, step in enumerate(self.steps):
-            if i < self.inputs or step.name in _IMPURE or any(True for _ in step.refs()):
+        """Runs now, in order, what depends on constants alone, filling fresh arrays included."""
+        values: dict[int, Any] = {}
+        written = self._written_when_running()
+        for i in range(self.inputs, len(self.steps)):
+            step = self.steps[i]
+            fills = step.name == "copy_into" and isinstance(step.args[0], _Ref)
+            if i in written or (step.name in _IMPURE and not fills):
                 continue
-            value = step.call(*step.args)
-            if isinstance(value, _core.Array):
-                self._replace_constant(i, value)
-
-    def _replace_constant(self, old: int, value: Any) -> None:
+            if all(ref.step in values for ref in step.refs()):
+                values[i] = step.call(*[_resolved(a, values) for a in step.args])
+                step.name = "folded"
         for step in self.steps:
-            step.args = [
-                value if isinstance(a, _Ref) and a.step == old else a for a in step.args
-            ]
-        self.outputs = [
-            value if isinstance(o, _Ref) and o.step == old else o for o in self.outputs
-        ]
+            step.args = [_resolved(a, values) for a in step.args]
+        self.outputs = [_resolved(o, values) for o in self.outputs]
+
+    def _written_when_running(self) -> set[int]:
+        """Arrays, and the views they are written through, whose contents depend on the inputs."""
+        depends = set(range(self.inputs))
+        written: set[int] = set()
+        for i, step in enumerate(self.steps):
+            if any(ref.step in depends for ref in step.refs()):
+                depends.add(i)
+                target = step.args[0] if step.name in ("copy_into", "accumulate") else None
+                while isinstance(target, _Ref):
+                    written.add(target.step)
+                    depends.add(target.step)
+                    earlier = self.steps[target.step]
+                    viewed = earlier.name in ("as_strided", "reshape")
+                    target = earlier.args[0] if viewed else None
+        return written
 
     def _drop_unused(self) -> None:
         keep = [i < self.inputs or s.name in _IMPURE for i, s in enumerate(self.steps)]
@@ -318,6 +335,18 @@ class _Program:
         return "\n".join([*lines, "return " + ", ".join(_shown(o) for o in self.outputs)])
 
 
+def _resolved(value: Any, values: dict[int, Any]) -> Any:
+    """A reference to a known value as that value; anything else as it is."""
+    if isinstance(value, list):
+        return [_resolved(v, values) for v in value]
+    if not isinstance(value, _Ref) or value.step not in values:
+        return value
+    found = values[value.step]
+    if value.part is None:
+        return found
+    return getattr(found, value.part) if isinstance(value.part, str) else found[value.part]
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, _Ref):
         return f"%{value.step}" + ("" if value.part is None else f".{value.part}")
@@ -365,11 +394,25 @@ class CompiledModel:
         self, model: Module, example: tuple[Tensor, ...], dtype: str | None, chunk: int | None
     ) -> None:
         self._model = copy.deepcopy(model).eval()
-        self._dtype, self._chunk = dtype, chunk
+        self._dtype, self._chunk, self._by_shape = dtype, chunk or 0, chunk is None
         self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
         self._programs: dict[tuple[Any, ...], tuple[_Program, Any]] = {}
         self._lock = threading.Lock()
+        self._pool: tuple[ThreadPoolExecutor, int, int] | None = None
         self._first = self._program([t._array for t in example])[0]
+        if chunk is None:
+            self._chunk = self._chunk_by_shape(example[0].shape[0])
+
+    def _chunk_by_shape(self, batch: int) -> int:
+        """Images per chunk: as many as make their activations weigh as much as the weights, which
+        every chunk reads anew; 0, for batches as a whole, where arithmetic sets the time."""
+        if self._dtype != "bfloat16" or batch == 0:
+            return 0
+        weights, activations = 0, 0
+        for step in self._first.steps:
+            weights += sum(2 * a.count for a in step.args if isinstance(a, _core.Array))
+            activations += 2 * math.prod(step.shape)
+        return 2 ** max(0, math.ceil(math.log2(max(1.0, weights * batch / max(activations, 1)))))
 
     def _program(self, inputs: list[Any]) -> tuple[_Program, Any]:
         shapes = tuple(a.shape for a in inputs)
@@ -410,7 +453,8 @@ class CompiledModel:
                 )
         arrays = [t._array for t in inputs]
         batch = inputs[0].shape[0]
-        if self._chunk and batch > self._chunk and all(t.shape[0] == batch for t in inputs):
+        least = 4 * self._chunk if self._by_shape else self._chunk + 1
+        if self._chunk and batch >= least and all(t.shape[0] == batch for t in inputs):
             return self._in_chunks(inputs, batch)
         program, structure = self._program(arrays)
         return _unflatten(structure, [Tensor._wrap(a) for a in program.run(arrays)])
@@ -418,15 +462,30 @@ class CompiledModel:
     def _in_chunks(self, inputs: Sequence[Tensor], batch: int) -> Any:
         from fastnn.functional.shape import cat
 
-        assert self._chunk is not None
-        found: list[list[Tensor]] = []
-        structure: Any = None
-        for start in range(0, batch, self._chunk):
-            part = [_core.canonical(t[start : start + self._chunk]._array) for t in inputs]
-            program, structure = self._program(part)
-            found.append([Tensor._wrap(a) for a in program.run(part)])
         with no_grad():
-            return _unflatten(structure, [cat(parts, 0) for parts in zip(*found, strict=True)])
+            parts = [
+                [_core.canonical(t[start : start + self._chunk]._array) for t in inputs]
+                for start in range(0, batch, self._chunk)
+            ]
+        programs = [self._program(part) for part in parts]  # traced here, where calls are noted
+        runs = [program.run for program, _ in programs]
+        found = list(self._workers().map(lambda run, part: run(part), runs, parts))
+        with no_grad():
+            joined = [
+                cat([Tensor._wrap(a) for a in pieces], 0) for pieces in zip(*found, strict=True)
+            ]
+        return _unflatten(programs[0][1], joined)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """One thread per core, on which kernels run alone; anew after a fork."""
+        state = (_core.get_num_threads(), os.getpid())
+        with self._lock:
+            if self._pool is None or self._pool[1:] != state:
+                pool = ThreadPoolExecutor(
+                    state[0], "fastnn-compiled", initializer=lambda: _core.set_serial(True)
+                )
+                self._pool = (pool, *state)
+            return self._pool[0]
 
     def __str__(self) -> str:
         return str(self._first)
@@ -453,8 +512,9 @@ def compile(
         model: any :class:`fastnn.nn.Module`.
         example: an input, or a tuple of inputs, of the shapes and dtypes to come.
         dtype: ``"bfloat16"`` computes as under :class:`fastnn.autocast`; None as the model is.
-        chunk: run this many images at a time, for networks whose activations of a whole batch
-            leave the cache; None runs the batch as a whole.
+        chunk: run this many images at a time on each core; 0 runs a batch as a whole, on all
+            cores. None: whole batches in float32; in bfloat16 chunks whose activations weigh as
+            much as the weights, for batches of at least four of them.
 
     Returns:
         A callable with the model's results. In float32 they agree with ``model.eval()`` to the
@@ -464,7 +524,7 @@ def compile(
     Raises:
         TypeError: ``model`` is no module, ``example`` holds something other than tensors, or the
             model returns something other than tensors.
-        ValueError: an unknown ``dtype``, or ``chunk`` below 1.
+        ValueError: an unknown ``dtype``, or ``chunk`` below 0.
     """
     if not isinstance(model, Module):
         raise TypeError(f"compile: model expects a fastnn.nn.Module, got {type(model).__name__}")
@@ -474,6 +534,6 @@ def compile(
             raise TypeError(f"compile: example expects tensors with a batch, got {value!r:.80}")
     if dtype not in (None, "bfloat16"):
         raise ValueError(f"compile: dtype expects None or 'bfloat16', got {dtype!r}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"compile: chunk expects a value >= 1, got {chunk}")
+    if chunk is not None and chunk < 0:
+        raise ValueError(f"compile: chunk expects a value >= 0, got {chunk}")
     return CompiledModel(model, inputs, dtype, chunk)

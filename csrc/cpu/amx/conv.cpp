@@ -69,23 +69,36 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
              void* y) {
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0) return wide.forward(p, x, w, epilogue, y);
   if (p.N * p.OH * p.OW == 0) return;
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs(), rows = p.KH * p.KW * ic;
+  // An odd number of channels, three of an image, becomes even: then the taps of a row fall into
+  // even steps and need not be gathered pixel by pixel.
+  const int64_t taps = p.KH * p.KW, real = p.group_inputs(), missing = p.KW > 1 ? real % 2 : 0;
+  const int64_t ic = real + missing, oc = p.group_outputs(), rows = taps * ic;
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   for (int64_t group = 0; group < p.groups; ++group) {
-    const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
-                       ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
-                       dh, dw};
+    const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        group * real,
+                       ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
+                       dh, dw,   missing};
     TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
     const InputTiles t = plan_tiles(grid);
     KeptWorkspace packed(p.kept, hash(1, group, oc, rows, t.tap_count, t.k),
                          packed_bytes(padded_to_steps(rows), oc));
-    if (!packed.filled())
-      pack_weight(static_cast<const bfloat16*>(w) + group * oc * rows, rows, oc, t,
-                  reinterpret_cast<bfloat16*>(packed.floats()));
+    if (!packed.filled()) {
+      const auto* from = static_cast<const bfloat16*>(w) + group * oc * taps * real;
+      Workspace even(missing ? oc * rows * 2 : 0);
+      if (missing) {
+        auto* const to = reinterpret_cast<bfloat16*>(even.floats());
+        for (int64_t i = 0; i < oc * taps; ++i) {
+          copy_values(to + i * ic, from + i * real, real);
+          to[i * ic + real] = bfloat16{};
+        }
+        from = to;
+      }
+      pack_weight(from, rows, oc, t, reinterpret_cast<bfloat16*>(packed.floats()));
+    }
     grid.b = packed.floats();
     run_tiles(grid, t);
   }

@@ -1,0 +1,194 @@
+"""fastnn.compile: the same results as the model, whatever is folded, fused, chunked or shared."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import models, nn
+
+MODELS = {
+    "lenet5": (lambda: models.lenet5(), (1, 32, 32)),
+    "resnet20": (lambda: models.resnet20(), (3, 16, 16)),
+    "resnet18": (lambda: models.resnet18(num_classes=10), (3, 32, 32)),
+    "vgg11_bn": (lambda: models.vgg11_bn(num_classes=10), (3, 32, 32)),
+}
+
+
+def warmed(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A model whose running statistics and affine parameters are those of no fresh layer."""
+    rng = np.random.default_rng(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for p, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3)):
+                p.data.copy_(fastnn.tensor(rng.uniform(low, high, p.shape).astype(np.float32)))
+    with fastnn.no_grad():
+        for _ in range(2):
+            model.train()(fastnn.randn(4, *shape))
+    return model
+
+
+def spread(got, want) -> float:
+    """Largest difference over the largest value."""
+    got, want = (np.asarray(t.numpy(), np.float64) for t in (got, want))
+    assert got.shape == want.shape
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_are_the_models(name, isa):
+    make, shape = MODELS[name]
+    model = warmed(make(), shape)
+    x = fastnn.randn(3, *shape)
+    compiled = fastnn.compile(model, x)
+    with fastnn.no_grad():
+        want = model.eval()(x)
+    # Sums of folded weights: some 50 layers, each a few units in the last place of its size.
+    assert spread(compiled(x), want) < 2e-5
+    other = fastnn.randn(5, *shape)
+    with fastnn.no_grad():
+        assert spread(compiled(other), model(other)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11_bn"])
+@pytest.mark.parametrize("chunk", [None, 0, 2])
+def test_bfloat16(name, chunk, isa):
+    make, shape = MODELS[name]
+    model = warmed(make(), shape)
+    x = fastnn.randn(9, *shape)
+    compiled = fastnn.compile(model, x, dtype="bfloat16", chunk=chunk)
+    with fastnn.no_grad():
+        want = model.eval()(x)
+    got = compiled(x)
+    assert got.dtype == fastnn.bfloat16
+    # A rounding of 2^-9 per layer on each of some 20 layers, adding up like a random walk, and
+    # as much from the rounded weights; six standard deviations.
+    assert spread(fastnn.tensor(got.numpy().astype(np.float32)), want) < 6 * 2**-9 * (2 * 20) ** 0.5
+
+
+def test_norms_and_epilogues_disappear_into_convolutions():
+    text = str(fastnn.compile(models.resnet18(num_classes=10), fastnn.randn(1, 3, 32, 32)))
+    assert "batch_norm" not in text and "add(" not in text and "relu(" not in text
+    assert text.count("conv2d(") == 20
+
+
+def test_bottlenecks():
+    model = warmed(models.resnet50(num_classes=10), (3, 32, 32))
+    x = fastnn.randn(2, 3, 32, 32)
+    with fastnn.no_grad():
+        assert spread(fastnn.compile(model, x)(x), model.eval()(x)) < 2e-5
+
+
+class Mixed(nn.Module):
+    """What users write: plain functions, a shared layer, branches, dropout, several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2, bias=False)
+        self.norm2 = nn.BatchNorm2d(8, affine=False)
+        self.drop = nn.Dropout(0.5)
+        self.scale = nn.Parameter(fastnn.tensor([2.0]))
+
+    def forward(self, x, shift):
+        y = F.relu(self.norm(self.conv(x)) + x)
+        y = F.relu(self.norm(self.conv(y)))  # the same layers again
+        z = self.conv(y)  # used twice: nothing may be fused into it
+        w = F.relu(z) + z
+        v = self.norm2(self.grouped(self.drop(w)))
+        both = fastnn.cat([v, w], 1) * (self.scale * 3) + shift.reshape(-1, 1, 1, 1)
+        return {"mean": both.mean((2, 3)), "pair": (F.max_pool2d(both, 2), v[:, 1:3])}
+
+
+def test_a_model_of_many_kinds(isa):
+    model = Mixed()
+    with fastnn.no_grad():
+        model.train()(fastnn.randn(4, 4, 6, 6), fastnn.randn(4))
+        x, shift = fastnn.randn(2, 4, 6, 6), fastnn.randn(2)
+        want = model.eval()(x, shift)
+    compiled = fastnn.compile(model, (x, shift))
+    got = compiled(x, shift)
+    assert spread(got["mean"], want["mean"]) < 1e-5
+    assert spread(got["pair"][0], want["pair"][0]) < 1e-5
+    assert spread(got["pair"][1], want["pair"][1]) < 1e-5
+    other = fastnn.randn(2, 4, 6, 6)
+    with fastnn.no_grad():
+        assert spread(compiled(other, -shift)["mean"], model(other, -shift)["mean"]) < 1e-5
+
+
+def test_later_changes_of_the_model_are_not_seen_and_its_mode_stays():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    x = fastnn.randn(2, 3, 8, 8)
+    compiled = fastnn.compile(model, x)
+    assert model.training
+    before = compiled(x).numpy()
+    with fastnn.no_grad():
+        model[0].weight.fill_(0.0)
+    assert np.array_equal(compiled(x).numpy(), before)
+    bigger = fastnn.randn(3, 3, 8, 8)
+    assert np.abs(compiled(bigger).numpy()).max() > 0
+
+
+def test_packed_weights_follow_in_place_changes():
+    weight = fastnn.randn(40, 40, 3, 3)
+    x = fastnn.randn(2, 40, 9, 9)
+    args = ((1, 1), (1, 1, 1, 1), (1, 1), 1, "", None)
+
+    def run():
+        array = fastnn._core.conv2d(x._array, weight._array, None, *args, keep_packed=True)
+        return fastnn.Tensor._wrap(array).numpy()
+
+    first = run()
+    assert np.array_equal(run(), first)
+    weight.mul_(2.0)
+    assert np.allclose(run(), 2 * first, rtol=1e-5, atol=1e-4)
+
+
+def test_calls_from_many_threads_agree():
+    model = warmed(models.resnet20(), (3, 16, 16))
+    x = fastnn.randn(8, 3, 16, 16)
+    compiled = fastnn.compile(model, x, dtype="bfloat16", chunk=2)
+    want = compiled(x).numpy()
+    found = [None] * 4
+
+    def call(i):
+        found[i] = compiled(x).numpy()
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(f, want) for f in found)
+
+
+def test_bad_calls():
+    model = nn.Linear(4, 2)
+    x = fastnn.randn(3, 4)
+    with pytest.raises(TypeError, match="model expects a fastnn.nn.Module, got function"):
+        fastnn.compile(lambda x: x, x)
+    with pytest.raises(TypeError, match="example expects tensors"):
+        fastnn.compile(model, np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="dtype expects None or 'bfloat16', got 'float16'"):
+        fastnn.compile(model, x, dtype="float16")
+    with pytest.raises(ValueError, match="chunk expects a value >= 0, got -1"):
+        fastnn.compile(model, x, chunk=-1)
+    compiled = fastnn.compile(model, x)
+    with pytest.raises(ValueError, match=r"input 0 expects shape \(N, 4\), got \(3, 5\)"):
+        compiled(fastnn.randn(3, 5))
+    with pytest.raises(TypeError, match="input 0 expects a float32 tensor, got bfloat16"):
+        compiled(fastnn.tensor(x.numpy(), dtype="bfloat16"))
+    with pytest.raises(TypeError, match="expected 1 inputs, got 2"):
+        compiled(x, x)
+
+    class Scalar(nn.Module):
+        def forward(self, x):
+            return 3.0
+
+    with pytest.raises(TypeError, match="expects tensors in tuples, lists or dicts, got float"):
+        fastnn.compile(Scalar(), x)
