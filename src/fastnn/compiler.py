@@ -315,7 +315,7 @@ class _Program:
                 found = values[arg.step]
                 if arg.part is None:
                     return found
-                return found[arg.part] if type(arg.part) is int else getattr(found, arg.part)
+                return getattr(found, arg.part) if isinstance(arg.part, str) else found[arg.part]
             if type(arg) is list:
                 return [value(v) for v in arg]
             return arg
