@@ -199,10 +199,9 @@ void float_rows(const ElementwiseParams& p, const Op& op) {
 // canonical, so its innermost step is 1.
 template <int N, class Op>
 void predicate_rows(const ElementwiseParams& p, const Op& op) {
-  typedef uint8_t vbyte __attribute__((vector_size(LANES)));
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
     general_row<N>(p, in, n, op, [&](int64_t i, int lanes, vint mask) FASTNN_INLINED {
-      const vbyte bytes = __builtin_convertvector(mask & 1, vbyte);
+      const vbyte bytes = to_bytes(mask & 1);
       __builtin_memcpy(out + i, &bytes, static_cast<size_t>(lanes));
     });
   });

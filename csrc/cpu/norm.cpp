@@ -94,15 +94,20 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
   });
 }
 
-// The gradient where the output of a fused relu was positive (or there is none).
+// The gradient where the output of a fused relu was positive (or there is none); `away` is x -
+// mean.
 template <class T>
-FASTNN_INLINE vfloat passed(const T* g, const T* y, int64_t i, int n) {
+FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, vfloat away, int64_t i, int64_t c,
+                            int n) {
   const vfloat v = load_any(g + i, n);
-  return y ? select(load_any(y + i, n) <= 0, vfloat{}, v) : v;
+  if (mask.y) return select(load_any(static_cast<const T*>(mask.y) + i, n) <= 0, vfloat{}, v);
+  if (!mask.scale) return v;
+  const vfloat y = away * load_any(mask.scale + c, n) + load_any(mask.bias + c, n);
+  return select(y <= 0, vfloat{}, v);
 }
 
 template <class T>
-void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const T* y,
+void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
                              const float* mean, float* sum_g, float* sum_gx) {
   const int64_t C = s.C, step = chunk_pixels(s), chunks = (s.P + step - 1) / step;
   Workspace parts((s.S * chunks * 2 * C + 1) * 4);
@@ -112,8 +117,8 @@ void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const T
     __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(2 * C));
     for (int64_t pixel = begin; pixel < end; pixel += C)
       vector_loop(0, C, [&](int64_t c, int n) {
-        const vfloat grad = passed(g, y, pixel + c, n);
         const vfloat away = load_any(x + pixel + c, n) - load_any(mean + segment * C + c, n);
+        const vfloat grad = passed(g, mask, away, pixel + c, segment * C + c, n);
         store_any(sums + c, load_any(sums + c, n) + grad, n);
         store_any(sums + C + c, load_any(sums + C + c, n) + grad * away, n);
       });
@@ -132,7 +137,7 @@ void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const T
 }
 
 template <class T>
-void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const T* y,
+void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
                               const float* mean, const float* a, const float* b, const float* d,
                               T* grad_x, T* grad_residual) {
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
@@ -140,8 +145,8 @@ void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const 
     for (int64_t pixel = begin; pixel < end; pixel += s.C)
       vector_loop(0, s.C, [&](int64_t c, int n) {
         const int64_t i = pixel + c;
-        const vfloat grad = passed(g, y, i, n);
         const vfloat away = load_any(x + i, n) - load_any(mean + at + c, n);
+        const vfloat grad = passed(g, mask, away, i, at + c, n);
         store_any(grad_x + i,
                   grad * load_any(a + at + c, n) + away * load_any(b + at + c, n) +
                       load_any(d + at + c, n),
@@ -168,27 +173,27 @@ void channel_apply(const NormShape& s, const void* x, const float* mean, const f
                         static_cast<const bfloat16*>(residual), relu, static_cast<bfloat16*>(y));
 }
 
-void channel_grad_sums(const NormShape& s, const void* g, const void* x, const void* y,
+void channel_grad_sums(const NormShape& s, const void* g, const void* x, const NormMask& mask,
                        const float* mean, float* sum_g, float* sum_gx) {
   if (s.dtype == DType::float32)
-    channel_grad_sums_typed(s, static_cast<const float*>(g), static_cast<const float*>(x),
-                            static_cast<const float*>(y), mean, sum_g, sum_gx);
+    channel_grad_sums_typed(s, static_cast<const float*>(g), static_cast<const float*>(x), mask,
+                            mean, sum_g, sum_gx);
   else
     channel_grad_sums_typed(s, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x),
-                            static_cast<const bfloat16*>(y), mean, sum_g, sum_gx);
+                            mask, mean, sum_g, sum_gx);
 }
 
-void channel_grad_apply(const NormShape& s, const void* g, const void* x, const void* y,
+void channel_grad_apply(const NormShape& s, const void* g, const void* x, const NormMask& mask,
                         const float* mean, const float* a, const float* b, const float* d,
                         void* grad_x, void* grad_residual) {
   if (s.dtype == DType::float32)
-    channel_grad_apply_typed(s, static_cast<const float*>(g), static_cast<const float*>(x),
-                             static_cast<const float*>(y), mean, a, b, d,
-                             static_cast<float*>(grad_x), static_cast<float*>(grad_residual));
+    channel_grad_apply_typed(s, static_cast<const float*>(g), static_cast<const float*>(x), mask,
+                             mean, a, b, d, static_cast<float*>(grad_x),
+                             static_cast<float*>(grad_residual));
   else
     channel_grad_apply_typed(s, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x),
-                             static_cast<const bfloat16*>(y), mean, a, b, d,
-                             static_cast<bfloat16*>(grad_x), static_cast<bfloat16*>(grad_residual));
+                             mask, mean, a, b, d, static_cast<bfloat16*>(grad_x),
+                             static_cast<bfloat16*>(grad_residual));
 }
 
 }  // namespace

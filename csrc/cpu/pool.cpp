@@ -10,10 +10,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-typedef uint8_t vbyte __attribute__((vector_size(LANES)));
-
 FASTNN_INLINE void store_index(uint8_t* p, vint v, int n) {
-  const vbyte b = __builtin_convertvector(v, vbyte);
+  const vbyte b = to_bytes(v);
   __builtin_memcpy(p, &b, static_cast<size_t>(n));
 }
 FASTNN_INLINE void store_index(int32_t* p, vint v, int n) {
@@ -22,7 +20,7 @@ FASTNN_INLINE void store_index(int32_t* p, vint v, int n) {
 FASTNN_INLINE vint load_index(const uint8_t* p, int n) {
   vbyte b{};
   __builtin_memcpy(&b, p, static_cast<size_t>(n));
-  return __builtin_convertvector(b, vint);
+  return from_bytes(b);
 }
 FASTNN_INLINE vint load_index(const int32_t* p, int n) {
   vint v{};

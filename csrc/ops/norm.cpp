@@ -104,16 +104,25 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   return out;
 }
 
-NormGrads batch_norm_backward(const Array& grad_output, const Array& input, const Array* output,
-                              const Array* weight, const Array& mean, const Array& invstd,
-                              bool training, bool want_residual) {
+NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,
+                              const Array* output, const Array* weight, const Array* bias,
+                              const Array& mean, const Array& invstd, bool training,
+                              bool want_residual) {
   const NormShape s = pixels_of(input, false);
   check(grad_output.shape() == input.shape(), "batch_norm: grad_output expects shape ",
         input.shape().str(), ", got ", grad_output.shape().str());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   const Array y = output ? canonical(*output) : Array();
   const Array w = floats("batch_norm", "weight", weight, s.C);
-  const void* const mask = output ? y.raw() : nullptr;
+  const Array shift = floats("batch_norm", "bias", bias, s.C);
+  Array scale = constant(s.C, 0), zeros = constant(s.C, 0);
+  for (int64_t c = 0; c < s.C; ++c)
+    scale.data<float>()[c] = pointer(invstd)[c] * (weight ? pointer(w)[c] : 1.0f);
+  NormMask mask;
+  if (output)
+    mask.y = y.raw();
+  else if (relu)
+    mask.scale = pointer(scale), mask.bias = bias ? pointer(shift) : pointer(zeros);
   NormGrads out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0), {}};
   if (want_residual) out.residual = empty(x.shape(), x.dtype());
   float* sum_g = out.bias.data<float>();
@@ -123,13 +132,13 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, cons
   Array a = constant(s.C, 0), b = constant(s.C, 0), d = constant(s.C, 0);
   for (int64_t c = 0; c < s.C; ++c) {
     const float inverse = pointer(invstd)[c];
-    const float scale = inverse * (weight ? pointer(w)[c] : 1.0f);
+    const float factor = pointer(scale)[c];
     sum_gx[c] *= inverse;  // now the gradient of weight: sum of g * xhat
-    a.data<float>()[c] = scale;
+    a.data<float>()[c] = factor;
     if (training && s.P) {
       const float count = static_cast<float>(s.P);
-      b.data<float>()[c] = -scale * inverse * sum_gx[c] / count;
-      d.data<float>()[c] = -scale * sum_g[c] / count;
+      b.data<float>()[c] = -factor * inverse * sum_gx[c] / count;
+      d.data<float>()[c] = -factor * sum_g[c] / count;
     }
   }
   if (x.count())
@@ -194,7 +203,7 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
   Array m = constant(SC, 0), a = constant(SC, 0), b = constant(SC, 0), d = constant(SC, 0);
   Array sum_g = constant(SC, 0), sum_gx = constant(SC, 0);
   for (int64_t i = 0; i < SC; ++i) m.data<float>()[i] = pointer(mean)[i / width];
-  cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), nullptr, pointer(m), sum_g.data<float>(),
+  cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), {}, pointer(m), sum_g.data<float>(),
                                      sum_gx.data<float>());
   for (int64_t i = 0; i < s.S * groups; ++i) {
     const double inverse = pointer(invstd)[i];
@@ -217,8 +226,8 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
       d.data<float>()[i * width + c] = static_cast<float>(-first * inverse);
     }
   }
-  cpu_slots().norm.channel_grad_apply(s, g.raw(), x.raw(), nullptr, pointer(m), pointer(a),
-                                      pointer(b), pointer(d), out.input.raw(), nullptr);
+  cpu_slots().norm.channel_grad_apply(s, g.raw(), x.raw(), {}, pointer(m), pointer(a), pointer(b),
+                                      pointer(d), out.input.raw(), nullptr);
   return out;
 }
 

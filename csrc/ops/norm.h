@@ -12,17 +12,25 @@ struct NormShape {
   DType dtype;
 };
 
+// Where the output of a fused relu was positive: y itself, or what it was computed from, which the
+// backward reads anyway: (x - mean) * scale + bias, S x C each. Neither: no relu.
+struct NormMask {
+  const void* y = nullptr;
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+};
+
 struct NormSlots {
   // Per segment and channel: mean, and sum of squared deviations from it.
   void (*channel_moments)(const NormShape&, const void* x, float* mean, float* m2);
   // y = relu((x - mean) * scale + bias + residual); mean, scale, bias are S x C.
   void (*channel_apply)(const NormShape&, const void* x, const float* mean, const float* scale,
                         const float* bias, const void* residual, bool relu, void* y);
-  // sum of g and of g * (x - mean), with g = 0 where y <= 0 if y is given.
-  void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const void* y,
+  // sum of g and of g * (x - mean), with g = 0 where the mask says so.
+  void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const NormMask&,
                             const float* mean, float* sum_g, float* sum_gx);
   // grad_x = g * a + (x - mean) * b + d, and grad_residual = g if wanted.
-  void (*channel_grad_apply)(const NormShape&, const void* g, const void* x, const void* y,
+  void (*channel_grad_apply)(const NormShape&, const void* g, const void* x, const NormMask&,
                              const float* mean, const float* a, const float* b, const float* d,
                              void* grad_x, void* grad_residual);
   // Rows of D: y = (x - mean) * invstd * weight + bias; weight and bias optional.
@@ -54,9 +62,11 @@ struct NormGrads {
 Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual);
-NormGrads batch_norm_backward(const Array& grad_output, const Array& input, const Array* output,
-                              const Array* weight, const Array& mean, const Array& invstd,
-                              bool training, bool want_residual);
+// `relu` says that one was fused; `output` is then needed if a residual was added before it.
+NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,
+                              const Array* output, const Array* weight, const Array* bias,
+                              const Array& mean, const Array& invstd, bool training,
+                              bool want_residual);
 
 // input (N, C, H, W); mean and invstd are (N, groups).
 Normed group_norm(const Array& input, int64_t groups, const Array* weight, const Array* bias,

@@ -48,6 +48,26 @@ FASTNN_INLINE vuint as_uint(vfloat x) { return reinterpret_cast<vuint>(x); }
 FASTNN_INLINE vfloat as_float(vint x) { return reinterpret_cast<vfloat>(x); }
 FASTNN_INLINE vfloat as_float(vuint x) { return reinterpret_cast<vfloat>(x); }
 
+// Bytes to and from integer lanes; GCC 12 makes lane by lane moves of __builtin_convertvector here.
+typedef uint8_t vbyte __attribute__((vector_size(LANES)));
+FASTNN_INLINE vint from_bytes(vbyte b) {
+#if defined(FASTNN_ISA_avx512)
+  return reinterpret_cast<vint>(_mm512_maskz_cvtepu8_epi32(0xffff, reinterpret_cast<__m128i>(b)));
+#elif defined(FASTNN_ISA_avx2)
+  return reinterpret_cast<vint>(
+      _mm256_cvtepu8_epi32(_mm_set_epi64x(0, reinterpret_cast<int64_t>(b))));
+#else
+  return __builtin_convertvector(b, vint);
+#endif
+}
+FASTNN_INLINE vbyte to_bytes(vint v) {
+#if defined(FASTNN_ISA_avx512)
+  return reinterpret_cast<vbyte>(_mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(v)));
+#else
+  return __builtin_convertvector(v, vbyte);
+#endif
+}
+
 // Comparisons of vfloat give vint lanes of 0 or -1; select picks a where the mask is set.
 FASTNN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
 // std::max's semantics: b where the comparison is false, so a NaN in b survives.

@@ -77,7 +77,8 @@ def batch_norm(
     )  # fmt: skip
     saved = (
         input._array,
-        result.y if activation else None,
+        bool(activation),
+        result.y if activation and residual is not None else None,
         _array(weight),
         _array(bias),
         _array(residual),
@@ -89,8 +90,10 @@ def batch_norm(
 
 
 def _batch_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, y, weight, bias, residual, mean, invstd, training = saved
-    grads = _core.batch_norm_backward(grad_output, x, y, weight, mean, invstd, training, needs[3])
+    x, relu, y, weight, bias, residual, mean, invstd, training = saved
+    grads = _core.batch_norm_backward(
+        grad_output, x, relu, y, weight, bias, mean, invstd, training, needs[3]
+    )
     return (
         grads.input,
         _like(grads.weight, weight),
