@@ -181,18 +181,25 @@ static void check_gradient(const ConvParams& p, const Array& grad_output) {
 
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,
-                            int64_t groups) {
+                            int64_t groups, const Array* so_far) {
   ConvParams p = settle("conv2d", input_shape, weight.shape(), stride, padding, dilation, groups);
   p.dtype = weight.dtype();
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), w = canonical(weight);
   Array grad_input = empty(input_shape, p.dtype);
+  Array total;
+  if (so_far) {
+    check(so_far->shape() == input_shape, "conv2d: so_far expects shape ", input_shape.str(),
+          ", got ", so_far->shape().str());
+    total = canonical(astype(*so_far, p.dtype));
+  }
+  const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr, false};
   const ConvSlots& slots = cpu_slots().conv;
   if (const int tile = winograd_tile(p, p.H, p.W, p.OC, p.C))
-    slots.winograd_backward_data(p, tile, g.raw(), w.raw(), {}, grad_input.raw());
+    slots.winograd_backward_data(p, tile, g.raw(), w.raw(), epilogue, grad_input.raw());
   else
-    (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, g.raw(), w.raw(),
-                                                                             {}, grad_input.raw());
+    (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(
+        p, g.raw(), w.raw(), epilogue, grad_input.raw());
   return grad_input;
 }
 

@@ -65,9 +65,10 @@ std::string winograd();
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
              const std::string& activation, const Array* residual, bool keep_packed = false);
+// Plus `so_far`, of the input's shape, if given.
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,
-                            int64_t groups);
+                            int64_t groups, const Array* so_far = nullptr);
 Array conv2d_backward_weight(const Array& grad_output, const Array& input, const Dims& weight_shape,
                              const Dims& stride, const Dims& padding, const Dims& dilation,
                              int64_t groups);

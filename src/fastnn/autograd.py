@@ -20,7 +20,7 @@ import fastnn._core as _core
 if TYPE_CHECKING:
     from fastnn.tensor import Tensor
 
-Backward = Callable[[Any, Any, tuple[bool, ...]], Any]
+Backward = Callable[..., Any]
 
 
 def _wrap(array: Any) -> Tensor:
@@ -124,9 +124,13 @@ class Node:
             operator with several outputs ``grad_output`` is a tuple with None for unused ones.
         outputs: number of outputs.
         hooks: per output index, functions applied to the gradient on its way through.
+        adds: whether ``backward`` takes a fourth argument, a gradient of its first input so far, and
+            gives the sum: it then costs no pass of its own.
     """
 
-    __slots__ = ("name", "inputs", "needs", "saved", "versions", "backward", "outputs", "hooks")
+    __slots__ = (
+        "name", "inputs", "needs", "saved", "versions", "backward", "outputs", "hooks", "adds",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -153,12 +157,13 @@ class Node:
         self.backward = backward
         self.outputs = outputs
         self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
+        self.adds = False
 
     def __repr__(self) -> str:
         return f"<{self.name} backward>"
 
-    def run(self, grads: list[Any]) -> tuple[Any, ...]:
-        """Gradients of the inputs, given those of the outputs."""
+    def run(self, grads: list[Any], so_far: Any = None) -> tuple[Any, ...]:
+        """Gradients of the inputs, given those of the outputs; the first plus ``so_far``."""
         if self.saved is None:
             raise RuntimeError(
                 f"{self.name}: backward ran a second time through a graph whose saved tensors "
@@ -172,7 +177,8 @@ class Node:
                     "change a .clone() of it instead"
                 )
         grad_output = grads[0] if self.outputs == 1 else tuple(grads)
-        found = self.backward(self.saved, grad_output, self.needs)
+        more = () if so_far is None else (so_far,)
+        found = self.backward(self.saved, grad_output, self.needs, *more)
         return found if isinstance(found, tuple) else (found,)
 
 
@@ -311,7 +317,13 @@ def run_backward(
                 key = _key(node, index)
                 if key in targets and g is not None:
                     targets[key] = g
-        results = node.run(grads)
+        so_far = None
+        if node.adds and isinstance(node.inputs[0], tuple):
+            slot, index = pending[id(node.inputs[0][0])], node.inputs[0][1]
+            if slot[index] is not None:
+                so_far = slot[index].array  # type: ignore[union-attr]
+                slot[index] = None
+        results = node.run(grads, so_far)
         held = (*grads, *(node.saved or ()))
         for edge, g in zip(node.inputs, results, strict=True):
             if edge is None or g is None:

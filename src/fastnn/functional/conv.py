@@ -129,15 +129,22 @@ def conv2d(
         None if bias is None else bias._array.dtype,
         None if residual is None else residual._array.dtype,
     )
-    return record("conv2d", output, (input, weight, bias, residual), saved, _conv2d_backward)
+    out = record("conv2d", output, (input, weight, bias, residual), saved, _conv2d_backward)
+    if out._node is not None:
+        out._node.adds = True
+    return out
 
 
-def _conv2d_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+def _conv2d_backward(
+    saved: Any, grad_output: Any, needs: tuple[bool, ...], so_far: Any = None
+) -> Any:
     x, w, output, settings, bias_dtype, residual_dtype = saved
     if output is not None:
         grad_output = _core.relu_backward(grad_output, output)
     return (
-        _core.conv2d_backward_input(grad_output, w, x.shape, *settings) if needs[0] else None,
+        _core.conv2d_backward_input(grad_output, w, x.shape, *settings, so_far)
+        if needs[0]
+        else None,
         _core.conv2d_backward_weight(grad_output, x, w.shape, *settings) if needs[1] else None,
         _core.conv2d_backward_bias(grad_output, bias_dtype) if needs[2] else None,
         _core.astype(grad_output, residual_dtype) if needs[3] else None,
