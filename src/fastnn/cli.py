@@ -127,10 +127,29 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         _bench,
         "time every operator beside this machine's measured peaks",
-        ("PyTorch is timed in turns with ours if it is installed; speedup is its time over ours."),
+        (
+            "Peers that are installed are timed in turns with ours, in all their configurations; the "
+            "ratio is the fastest peer's time over ours."
+        ),
     )
-    bench.add_argument("--ops", nargs="+", default=[], metavar="OP", help="operators or families")
-    bench.add_argument("--quick", action="store_true", help="one case per operator, little time")
+    bench.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="conv, norm, pool, dropout, optim, train, infer, ..., an operator, or all (default)",
+    )
+    bench.add_argument(
+        "--peer", default="torch", metavar="LIST", help="of torch,onnxruntime,openvino, or none"
+    )
+    bench.add_argument(
+        "--dtype", default="float32,bfloat16", metavar="LIST", help="float32, bfloat16 or both"
+    )
+    bench.add_argument(
+        "--batch", default="16", metavar="LIST", help="of layers and inference, such as 1,16,64"
+    )
+    bench.add_argument("--filter", default="", metavar="TEXT", help="rows that contain this text")
+    bench.add_argument("--quick", action="store_true", help="small sizes, little time")
+    bench.add_argument("--compile", action="store_true", help="also time torch.compile in training")
     bench.add_argument(
         "--json",
         type=Path,
@@ -138,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the results go (default: bench.json)",
     )
-    bench.add_argument("--no-torch", action="store_true", help="do not time PyTorch")
+    bench.add_argument("--html", type=Path, metavar="FILE", help="also one page with plots")
 
     summary = command("summary", _summary, "print the layer table of a network")
     summary.add_argument("model", help="name, such as vgg16")
@@ -333,27 +352,56 @@ def _run_case(name: str, line: str, op: Op) -> Result:
 def _bench(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from fastnn.bench import bench, chosen, format_row, header, measure_peaks
+    from fastnn.bench import (
+        Options,
+        bench,
+        chosen,
+        format_row,
+        header,
+        measure_peaks,
+        page,
+        summaries,
+    )
     from fastnn.io import atomic_write
 
-    chosen(args.ops)  # a wrong name is refused before the minutes of measuring
+    def listed(text: str) -> tuple[str, ...]:
+        return () if text == "none" else tuple(text.split(","))
+
+    try:
+        batches = tuple(int(b) for b in listed(args.batch))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise ValueError(f"--batch expects sizes >= 1, such as 1,16,64; got {args.batch!r}")
+    options = Options(
+        listed(args.peer), listed(args.dtype), batches, args.filter, args.quick, args.compile
+    )
+    chosen(args.suites)  # a wrong name is refused before the minutes of measuring
+    for peer in options.missing():
+        print(f"{peer} is not installed, or its ONNX exporter is not: it is not timed")
     args.json.parent.mkdir(parents=True, exist_ok=True)
     peaks = measure_peaks(0.3 if args.quick else 3.0)
     print(
-        f"measured peaks, {fastnn.get_num_threads()} threads: {peaks.gflops:.0f} GFLOP/s in "
-        f"float32, {peaks.copy_gbs:.1f} GB/s copying"
+        f"measured peaks, {fastnn.get_num_threads()} threads: {peaks.float32:.0f} GFLOP/s in "
+        f"float32, {peaks.bfloat16:.0f} in bfloat16, {peaks.copy_gbs:.1f} GB/s copying"
     )
     print(header())
     rows = []
-    for row in bench(peaks, args.ops, quick=args.quick, with_torch=not args.no_torch):
+    for row in bench(peaks, args.suites, options):
         print(format_row(row), flush=True)
         rows.append(row)
+    print(*summaries(rows), sep="\n")
     facts = _facts() | {"date": datetime.date.today().isoformat()}
-    if not args.no_torch and "torch" in sys.modules:
-        facts["torch"] = sys.modules["torch"].__version__
+    for peer in options.installed():
+        if peer in sys.modules:
+            facts[peer] = sys.modules[peer].__version__
     result = {"about": facts, "peaks": asdict(peaks), "rows": [asdict(row) for row in rows]}
     atomic_write(args.json, (json.dumps(result, indent=1) + "\n").encode())
     print(f"wrote {args.json}")
+    if args.html:
+        args.html.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(args.html, page(facts, peaks, rows).encode())
+        print(f"wrote {args.html}")
     return 0
 
 

@@ -1,6 +1,9 @@
-"""Time of every operator beside this machine's measured peaks and, when installed, PyTorch."""
+"""Time of every operator, layer and network beside measured peaks and the installed peers."""
 
+from fastnn.bench.page import page
 from fastnn.bench.peaks import Peaks, measure_peaks
-from fastnn.bench.run import Row, bench, chosen, format_row, header
+from fastnn.bench.row import Row, format_row, header, summaries
+from fastnn.bench.run import Options, bench, chosen
 
-__all__ = ["Peaks", "Row", "bench", "chosen", "format_row", "header", "measure_peaks"]
+__all__ = ["Options", "Peaks", "Row", "bench", "chosen", "format_row", "header", "measure_peaks",
+           "page", "summaries"]  # fmt: skip

@@ -16,40 +16,39 @@ import fastnn
 class Peaks:
     """Highest measured rates.
 
-    Attributes
-    ----------
-    gflops : float
-        float32 arithmetic, in 10^9 operations per second (a multiply-add is two).
-    copy_gbs : float
-        Reading plus writing of memory far larger than the caches, in 10^9 bytes per second.
+    Attributes:
+        float32, bfloat16: arithmetic, in 10^9 operations per second (a multiply-add is two).
+        copy_gbs: reading plus writing of memory far larger than the caches, in 10^9 bytes per
+            second.
     """
 
-    gflops: float
+    float32: float
+    bfloat16: float
     copy_gbs: float
+
+    def bound(self, flops: float, moved: float, dtype: str) -> float:
+        """The roofline: least seconds for an amount of arithmetic and of bytes."""
+        return max(flops / getattr(self, dtype), moved / self.copy_gbs) / 1e9
 
 
 def measure_peaks(seconds: float = 1.0) -> Peaks:
-    """Measures both peaks.
+    """Measures the peaks, each for a time.
 
-    Arithmetic: the better of our product of two 1536 x 1536 matrices and NumPy's BLAS, best run; it
-    is a rate that a program reached, a little below what the multipliers could do. Memory: the best
-    run of copies of 128 MB, by our threads and by NumPy.
-
-    Parameters
-    ----------
-    seconds : float
-        Time for each peak.
+    Arithmetic: the best run of the product of two square matrices, ours and (float32) that of
+    NumPy's BLAS; a rate that a program reached, a little below what the multipliers could do.
+    Memory: the best run of copies of 128 MB, by our threads and by NumPy.
     """
     n, count = 1536, 2**25
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, n), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
     a, product = fastnn.from_numpy(x), np.empty_like(x)
-    source = fastnn.ones(count)
-    target = fastnn.zeros(count)
+    half = fastnn.tensor(x, dtype="bfloat16")
+    source, target = fastnn.ones(count), fastnn.zeros(count)
     arrays = np.asarray(source), np.asarray(target)
     flops = _best([lambda: fastnn.matmul(a, a), lambda: np.matmul(x, x, out=product)], seconds)
+    flops16 = _best([lambda: fastnn.matmul(half, half)], seconds)
     copy = _best([lambda: target.copy_(source), lambda: np.copyto(arrays[1], arrays[0])], seconds)
-    return Peaks(2 * n**3 / flops / 1e9, 2 * 4 * count / copy / 1e9)
+    work = 2 * n**3 / 1e9
+    return Peaks(work / flops, work / flops16, 2 * 4 * count / copy / 1e9)
 
 
 def _best(functions: list[Callable[[], Any]], seconds: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,44 +15,39 @@ Passes = tuple[Callable[[], Any], Callable[[], Any] | None]
 _OPTIMIZERS = {"sgd_step": "SGD", "adam_step": "Adam", "adagrad_step": "Adagrad"}
 
 
-def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> list[Passes]:
-    """Forward and backward of one case in PyTorch, in each memory layout it has; may be empty.
+def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict[str, Passes]:
+    """Forward and backward of one case in PyTorch, by memory layout; empty if it has no such call.
 
-    Parameters
-    ----------
-    op : str
-        Operator.
-    problem : Problem
-        Of the case.
-    dtype : str
-        ``"float32"`` or ``"bfloat16"``.
-    inputs : dict
-        Our tensors, whose values are copied.
+    Args:
+        op: operator.
+        problem: of the case.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        inputs: our tensors, whose values are copied.
 
-    Returns
-    -------
-    list of (forward, backward or None)
+    Returns:
+        ``{label: (forward, backward or None)}``
     """
-    if find_spec("torch") is None:
-        return []
     import torch
 
     import fastnn
 
     torch.set_num_threads(fastnn.get_num_threads())
+    torch.set_flush_denormal(True)
     if op in _OPTIMIZERS:
         return _optimizer(op, problem, inputs, torch)
     call = getattr(torch.nn.functional, op, None) or getattr(torch, op, None)
     if call is None:
-        return []
-    found: list[Passes] = []
+        return {}
+    found: dict[str, Passes] = {}
     images = any(getattr(v, "ndim", 0) == 4 for v in inputs.values())
-    layouts = [torch.contiguous_format] + [torch.channels_last] * images
-    for layout in layouts:
+    layouts = {"torch contiguous": torch.contiguous_format}
+    if images:
+        layouts["torch channels_last"] = torch.channels_last
+    for label, layout in layouts.items():
         try:
-            found.append(_passes(torch, call, problem, dtype, inputs, layout))
+            found[label] = _passes(torch, call, problem, dtype, inputs, layout)
         except (TypeError, RuntimeError, ValueError):
-            return []  # PyTorch has no such option (a fused activation, say): no peer
+            return {}  # PyTorch has no such option (a fused activation, say): no peer
     return found
 
 
@@ -99,7 +93,7 @@ def _copied(torch: Any, value: Any, name: str, problem: Problem, dtype: str, lay
     return out.requires_grad_(value.requires_grad)
 
 
-def _optimizer(op: str, problem: Problem, inputs: dict[str, Any], torch: Any) -> list[Passes]:
+def _optimizer(op: str, problem: Problem, inputs: dict[str, Any], torch: Any) -> dict[str, Passes]:
     """PyTorch's fused optimizer, with the options that the case gives."""
     params = [torch.from_numpy(np.array(p.detach(), np.float32)) for p in inputs["params"]]
     for p, g in zip(params, inputs["grads"], strict=True):
@@ -111,5 +105,5 @@ def _optimizer(op: str, problem: Problem, inputs: dict[str, Any], torch: Any) ->
         optimizer = getattr(torch.optim, _OPTIMIZERS[op])(params, fused=True, **options)
         optimizer.step()
     except (TypeError, RuntimeError, ValueError):
-        return []
-    return [(optimizer.step, None)]
+        return {}
+    return {"torch fused": (optimizer.step, None)}

@@ -1,125 +1,124 @@
-"""Rows of the benchmark table: the ``bench`` case lines of every operator family."""
+"""The suites: operators by their case lines, convolution layers, training steps, inference."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import fastnn
 from fastnn import verify
+from fastnn.bench import layers, networks
 from fastnn.bench.peaks import Peaks
 from fastnn.bench.peers import peers
-from fastnn.bench.timing import medians
+from fastnn.bench.row import Row, measured
 from fastnn.reference.case import Op, Problem, build, parse
+
+PEERS = ("torch", "onnxruntime", "openvino")
+#: Suites that are not simply the operators of a family of that name.
+SUITES = ("conv", "train", "infer")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One pass of one case.
+class Options:
+    """What to measure and how.
 
-    Attributes
-    ----------
-    op, case : str
-    direction : str
-        ``"forward"`` or ``"backward"``.
-    seconds : float
-        Median.
-    rate : float
-        In ``unit``.
-    unit : str
-        ``"GFLOP/s"`` for operators that multiply matrices, else ``"GB/s"`` of the bytes that have
-        to move: every input read once, every result written once.
-    share : float
-        Of the measured peak, 1 is all of it. Data that fit a cache may exceed the memory's.
-    torch_seconds : float or None
-        PyTorch's median in its better memory layout, measured in turns with ours.
+    Attributes:
+        peers: of :data:`PEERS`, those that are installed are timed.
+        dtypes: ``"float32"`` and ``"bfloat16"``.
+        batches: batch sizes of the layer table and of inference.
+        filter: only rows whose name and case contain this text.
+        quick: small sizes and little time: to see that it works.
+        compiled: also time PyTorch's compiled networks.
     """
 
-    op: str
-    case: str
-    direction: str
-    seconds: float
-    rate: float
-    unit: str
-    share: float
-    torch_seconds: float | None
+    peers: tuple[str, ...] = ("torch",)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    batches: tuple[int, ...] = (16,)
+    filter: str = ""
+    quick: bool = False
+    compiled: bool = False
 
-    @property
-    def speedup(self) -> float | None:
-        """PyTorch's time over ours."""
-        return None if self.torch_seconds is None else self.torch_seconds / self.seconds
+    def __post_init__(self) -> None:
+        for peer in self.peers:
+            if peer not in PEERS:
+                raise ValueError(f"bench: expected peers among {', '.join(PEERS)}, got {peer!r}")
+        for dtype in self.dtypes:
+            if dtype not in ("float32", "bfloat16"):
+                raise ValueError(f"bench: expected dtypes float32 or bfloat16, got {dtype!r}")
+
+    def missing(self) -> list[str]:
+        """Peers asked for that are not installed."""
+        needs = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx", "torch"),
+                 "openvino": ("openvino", "onnx", "torch")}  # fmt: skip
+        return [p for p in self.peers if any(find_spec(m) is None for m in needs[p])]
+
+    def installed(self) -> tuple[str, ...]:
+        """Peers asked for that are there."""
+        return tuple(p for p in self.peers if p not in self.missing())
+
+    def wants(self, name: str, case: str) -> bool:
+        """Whether a row passes the filter."""
+        return self.filter in f"{name} {case}"
 
 
-def bench(
-    peaks: Peaks,
-    ops: Sequence[str] = (),
-    *,
-    quick: bool = False,
-    with_torch: bool = True,
-) -> Iterator[Row]:
-    """Times operators, in float32 or what their case lines say, with the current threads and ISA.
+def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row]:
+    """Measures suites with the current threads and ISA level; rows come as they are measured.
 
-    Parameters
-    ----------
-    peaks : Peaks
-        Of :func:`measure_peaks`.
-    ops : sequence of str
-        Operators or families; all if empty.
-    quick : bool
-        One case per operator and little time for each: to see that it works.
-    with_torch : bool
-        Whether to time PyTorch too, if it is installed.
-
-    Yields
-    ------
-    Row
-
-    Raises
-    ------
-    ValueError
-        There is no such operator or family.
+    Raises:
+        ValueError: there is no such suite.
     """
-    seconds = 0.05 if quick else 1.0
-    for name, op in chosen(ops):
-        for line in op.bench[: 1 if quick else None]:
-            yield from _case(name, op, line, peaks, seconds, with_torch)
+    for suite, operators in chosen(suites):
+        if suite == "conv":
+            yield from layers.rows(peaks, options)
+        elif suite in ("train", "infer"):
+            yield from getattr(networks, suite)(peaks, options)
+        for name, op in operators:
+            for line in op.bench[: 1 if options.quick else None]:
+                for dtype in options.dtypes:
+                    typed = line.rsplit("_", 1)[0] + ("_f32" if dtype == "float32" else "_bf16")
+                    if options.wants(name, typed):
+                        yield from _case(suite, name, op, typed, peaks, options)
 
 
-def chosen(ops: Sequence[str]) -> list[tuple[str, Op]]:
-    """Operators by name, given names of operators and families; all of them if none is given.
+def chosen(suites: Sequence[str]) -> list[tuple[str, list[tuple[str, Op]]]]:
+    """Suites with their operators; ``all`` or nothing gives every suite.
 
-    Raises
-    ------
-    ValueError
-        There is no such operator or family.
+    Raises:
+        ValueError: there is no such suite or operator.
     """
     families = verify.families()
-    known = {name: op for family in families.values() for name, op in family.items()}
-    found: dict[str, Op] = {}
-    for wanted in ops or families:
-        if wanted in families:
-            found.update(families[wanted])
-        if wanted in known:
-            found[wanted] = known[wanted]
-        elif wanted not in families:
+    every = {**families, "train": {}, "infer": {}}
+    known = {name: (family, op) for family, ops in families.items() for name, op in ops.items()}
+    found: list[tuple[str, list[tuple[str, Op]]]] = []
+    wanted = list(every) if not suites or "all" in suites else suites
+    for name in wanted:
+        if name in every:
+            skipped = ("conv2d",) if name == "conv" else ()  # the layer table has it
+            found.append((name, [(n, op) for n, op in every[name].items() if n not in skipped]))
+        elif name in known:
+            found.append((f"{known[name][0]}.{name}", [(name, known[name][1])]))
+        else:
             raise ValueError(
-                f"bench: expected an operator or family among {', '.join(sorted(known))}, "
-                f"got {wanted!r}"
+                f"bench: expected a suite among {', '.join(sorted(every))}, all, or an operator, "
+                f"got {name!r}"
             )
-    return list(found.items())
+    return found
 
 
 def _case(
-    name: str, op: Op, line: str, peaks: Peaks, seconds: float, with_torch: bool
+    suite: str, name: str, op: Op, line: str, peaks: Peaks, options: Options
 ) -> Iterator[Row]:
     dtype = parse(line)["dtype"]
+    seconds = 0.02 if options.quick else 0.5
     problem = build(op, line)
     inputs = {key: _tensor(value, key, problem, dtype) for key, value in problem.inputs.items()}
-    theirs = peers(name, problem, dtype, inputs) if with_torch else []
+    with_torch = "torch" in options.installed()
+    theirs = peers(name, problem, dtype, inputs) if with_torch else {}
     call = verify.call_of(name, op)
 
     def forward() -> Any:
@@ -129,9 +128,11 @@ def _case(
     outputs = verify.as_tuple(call(**inputs, **problem.kwargs))
     updated = [inputs[key] for key in problem.mutates]
     read, written = _bytes(list(inputs.values())), _bytes([*outputs, *updated])
-    moved = read + written
-    yield _row(name, line, "forward", forward, [t[0] for t in theirs], problem.flops, moved, peaks,
-               seconds)  # fmt: skip
+    yield measured(
+        (suite, name, line, "forward", dtype), forward,
+        {label: passes[0] for label, passes in theirs.items()}, peaks, seconds,
+        flops=problem.flops, moved=read + written,
+    )  # fmt: skip
     out = next((o for o in outputs if isinstance(o, fastnn.Tensor) and o.requires_grad), None)
     if out is None:
         return
@@ -143,20 +144,13 @@ def _case(
 
     # The gradients of input and weight cost a forward each.
     factor = 2 if len([t for t in leaves if t.ndim > 1]) > 1 else 1
-    moved = read + _bytes([out]) + _bytes(leaves)
-    yield _row(name, line, "backward", backward, [t[1] for t in theirs if t[1]],
-               factor * problem.flops, moved, peaks, seconds)  # fmt: skip
-
-
-def _row(
-    name: str, line: str, direction: str, ours: Callable[[], Any], theirs: list[Any], flops: int,
-    moved: int, peaks: Peaks, seconds: float,
-) -> Row:  # fmt: skip
-    times = medians([ours, *theirs], seconds)
-    rate = (flops or moved) / times[0] / 1e9
-    peak = peaks.gflops if flops else peaks.copy_gbs
-    return Row(name, line, direction, times[0], rate, "GFLOP/s" if flops else "GB/s", rate / peak,
-               min(times[1:]) if theirs else None)  # fmt: skip
+    backwards: dict[str, Callable[[], Any]] = {
+        label: passes[1] for label, passes in theirs.items() if passes[1] is not None
+    }
+    yield measured(
+        (suite, name, line, "backward", dtype), backward, backwards, peaks, seconds,
+        flops=factor * problem.flops, moved=read + _bytes([out]) + _bytes(leaves),
+    )  # fmt: skip
 
 
 def _tensor(value: Any, name: str, problem: Problem, dtype: str) -> Any:
@@ -183,21 +177,3 @@ def _flat(values: Sequence[Any]) -> list[fastnn.Tensor]:
 
 def _bytes(values: Sequence[Any]) -> int:
     return sum(math.prod(t.shape) * t.dtype.itemsize for t in _flat(values))
-
-
-def header() -> str:
-    """The line over the table."""
-    return (
-        f"{'operator':<20} {'case':<44} {'pass':<8} {'time':>10} {'rate':>15} {'of peak':>8} "
-        f"{'PyTorch':>10} {'speedup':>8}"
-    )
-
-
-def format_row(row: Row) -> str:
-    """A line of the table."""
-    theirs = "-" if row.torch_seconds is None else f"{row.torch_seconds * 1e3:.3f} ms"
-    speedup = "-" if row.speedup is None else f"{row.speedup:.2f} x"
-    return (
-        f"{row.op:<20} {row.case:<44} {row.direction:<8} {row.seconds * 1e3:>7.3f} ms "
-        f"{row.rate:>7.1f} {row.unit:<7} {row.share:>8.1%} {theirs:>10} {speedup:>8}"
-    )

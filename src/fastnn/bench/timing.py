@@ -5,31 +5,44 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def medians(functions: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> list[float]:
-    """Median seconds of each function; they take turns, so that all see the same machine.
+@dataclass(frozen=True)
+class Time:
+    """What one function took.
 
-    Parameters
-    ----------
-    functions : sequence of callable
-    seconds : float
-        Time for all rounds together, after one warm-up call of each.
-    least : int
-        Rounds at least, however long they take.
+    Attributes:
+        median: seconds.
+        spread: difference of the quartiles over the median.
+        rounds: how often it ran.
+    """
 
-    Returns
-    -------
-    list of float
+    median: float
+    spread: float
+    rounds: int
+
+
+def times(functions: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> list[Time]:
+    """Times functions that take turns, so that all see the same machine.
+
+    Args:
+        functions: called without arguments.
+        seconds: for all rounds together, after one warm-up call of each.
+        least: rounds at least, however long they take.
     """
     for function in functions:
         function()
-    times: list[list[float]] = [[] for _ in functions]
+    found: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
-    while len(times[0]) < least or time.perf_counter() < end:
-        for function, found in zip(functions, times, strict=True):
+    while len(found[0]) < least or time.perf_counter() < end:
+        for function, own in zip(functions, found, strict=True):
             start = time.perf_counter()
             function()
-            found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
+            own.append(time.perf_counter() - start)
+    result = []
+    for own in found:
+        low, middle, high = statistics.quantiles(own, n=4)
+        result.append(Time(middle, (high - low) / middle, len(own)))
+    return result

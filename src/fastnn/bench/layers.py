@@ -1,0 +1,204 @@
+"""The layer table: every distinct convolution of common networks, each pass timed by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import fastnn
+import fastnn._core as _core
+from fastnn.bench.peaks import Peaks
+from fastnn.bench.row import Row, measured
+
+if TYPE_CHECKING:
+    from fastnn.bench.run import Options
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A square convolution: channels, input size, output channels, kernel, stride, groups."""
+
+    channels: int
+    size: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+    def case(self, batch: int) -> str:
+        """The case line without its dtype."""
+        groups = f"g{self.groups}" if self.groups > 1 else ""
+        return (
+            f"n{batch}c{self.channels}h{self.size}w{self.size}_oc{self.outputs}"
+            f"_k{self.kernel}s{self.stride}p{self.padding}{groups}_nobias"
+        )
+
+
+def _table(text: str) -> tuple[Layer, ...]:
+    return tuple(Layer(*map(int, row.split())) for row in text.strip().splitlines())
+
+
+#: Input channels, size, output channels, kernel, stride, groups.
+LAYERS = {
+    "resnet50": _table("""
+        3 224 64 7 2
+        64 56 64 1
+        64 56 64 3
+        64 56 256 1
+        256 56 64 1
+        256 56 128 1
+        128 56 128 3 2
+        256 56 512 1 2
+        128 28 512 1
+        512 28 128 1
+        128 28 128 3
+        512 28 256 1
+        256 28 256 3 2
+        512 28 1024 1 2
+        256 14 1024 1
+        1024 14 256 1
+        256 14 256 3
+        1024 14 512 1
+        512 14 512 3 2
+        1024 14 2048 1 2
+        512 7 2048 1
+        2048 7 512 1
+        512 7 512 3"""),
+    "vgg16": _table("""
+        3 224 64 3
+        64 224 64 3
+        64 112 128 3
+        128 112 128 3
+        128 56 256 3
+        256 56 256 3
+        256 28 512 3
+        512 28 512 3
+        512 14 512 3"""),
+    "mobilenet": _table("""
+        32 112 32 3 1 32
+        96 112 96 3 2 96
+        144 56 144 3 1 144
+        144 56 144 3 2 144
+        192 28 192 3 1 192
+        384 14 384 3 1 384
+        576 14 576 3 2 576
+        960 7 960 3 1 960"""),
+    "cifar_resnet20": _table("""
+        3 32 16 3
+        16 32 16 3
+        16 32 32 3 2
+        32 16 32 3
+        32 16 64 3 2
+        64 8 64 3
+        64 32 64 3
+        128 16 128 3
+        256 8 256 3"""),
+}
+PASSES = ("forward", "backward-data", "backward-weight")
+
+
+def rows(peaks: Peaks, options: Options) -> Iterator[Row]:
+    """Rows of the table for the options' batch sizes and dtypes; CIFAR's batches are eight times
+    as large."""
+    seconds = 0.02 if options.quick else 0.3
+    for network, layers in LAYERS.items():
+        for layer in layers[: 1 if options.quick else None]:
+            for base in options.batches[: 1 if options.quick else None]:
+                batch = 1 if options.quick else base * (8 if network.startswith("cifar") else 1)
+                for dtype in options.dtypes:
+                    case = f"{layer.case(batch)}_{'f32' if dtype == 'float32' else 'bf16'}"
+                    if options.wants(f"conv2d {network}", case):
+                        yield from _layer(layer, batch, case, dtype, peaks, seconds, options)
+
+
+def _layer(
+    layer: Layer, batch: int, case: str, dtype: str, peaks: Peaks, seconds: float, options: Options
+) -> Iterator[Row]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, layer.channels, layer.size, layer.size), np.float32)
+    shape = (layer.outputs, layer.channels // layer.groups, layer.kernel, layer.kernel)
+    w = rng.standard_normal(shape, np.float32)
+    ours = [fastnn.tensor(a, dtype=dtype) for a in (x, w)]
+    y = _conv2d(ours[0], ours[1], layer)
+    g = fastnn.tensor(rng.standard_normal(y.shape, np.float32), dtype=dtype)
+    calls = _ours(ours[0], ours[1], g, layer)
+    theirs = _torch(x, w, g, dtype, layer) if "torch" in options.installed() else {}
+    flops = 2 * y.numel() * shape[1] * layer.kernel**2
+    moved = sum(t.numel() * t.dtype.itemsize for t in (*ours, y))
+    skip_data = layer.channels == 3  # nobody needs the gradient of an image
+    for i, part in enumerate(PASSES):
+        if skip_data and part == "backward-data":
+            continue
+        yield measured(
+            ("conv", "conv2d", case, part, dtype), calls[i],
+            {label: passes[i] for label, passes in theirs.items()}, peaks, seconds,
+            flops=flops, moved=moved,
+        )  # fmt: skip
+
+
+def _conv2d(x: fastnn.Tensor, w: fastnn.Tensor, layer: Layer) -> fastnn.Tensor:
+    return fastnn.nn.functional.conv2d(
+        x, w, stride=layer.stride, padding=layer.padding, groups=layer.groups
+    )
+
+
+def _ours(
+    x: fastnn.Tensor, w: fastnn.Tensor, g: fastnn.Tensor, layer: Layer
+) -> list[Callable[[], Any]]:
+    s, p = layer.stride, layer.padding
+    rest = ((s, s), (p, p, p, p), (1, 1), layer.groups)
+    return [
+        lambda: _conv2d(x, w, layer),
+        lambda: _core.conv2d_backward_input(g._array, w._array, x.shape, *rest),
+        lambda: _core.conv2d_backward_weight(g._array, x._array, w.shape, *rest),
+    ]
+
+
+def _torch(
+    x: np.ndarray, w: np.ndarray, g: fastnn.Tensor, dtype: str, layer: Layer
+) -> dict[str, list[Callable[[], Any]]]:
+    """The three passes in PyTorch, in both memory layouts."""
+    import torch
+
+    torch.set_num_threads(fastnn.get_num_threads())
+    torch.set_flush_denormal(True)
+    found = {}
+    for label, layout in (
+        ("torch contiguous", torch.contiguous_format),
+        ("torch channels_last", torch.channels_last),
+    ):
+        kind = getattr(torch, dtype)
+        a, b, c = (
+            torch.tensor(np.asarray(v, np.float32)).to(kind).contiguous(memory_format=layout)
+            for v in (x, w, g.numpy())
+        )
+        found[label] = _torch_passes(torch, a, b, c, layer)
+    return found
+
+
+def _torch_passes(torch: Any, x: Any, w: Any, g: Any, layer: Layer) -> list[Callable[[], Any]]:
+    step, pad = [layer.stride] * 2, [layer.padding] * 2
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return torch.nn.functional.conv2d(
+                x, w, stride=layer.stride, padding=layer.padding, groups=layer.groups
+            )
+
+    def backward(mask: list[bool]) -> Any:
+        return torch.ops.aten.convolution_backward(
+            g, x, w, None, step, pad, [1, 1], False, [0, 0], layer.groups, mask
+        )
+
+    return [
+        forward,
+        lambda: backward([True, False, False]),
+        lambda: backward([False, True, False]),
+    ]

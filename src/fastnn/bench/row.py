@@ -1,0 +1,111 @@
+"""Rows of the benchmark tables and their text form."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastnn.bench.peaks import Peaks
+from fastnn.bench.timing import times
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        suite, name, case: what was measured; ``case`` names sizes.
+        part: the pass: forward, backward, backward-data, backward-weight, step, or latency.
+        dtype: float32 or bfloat16.
+        seconds, spread: median, and difference of the quartiles over it.
+        flops, moved: arithmetic, and the bytes that have to move at least: every input read once,
+            every result written once.
+        share: the roofline's time over ours: 1 is what the measured peaks allow; data that fit a
+            cache may exceed it.
+        peers: median seconds of each peer in its configurations, measured in turns with ours.
+        extra: other facts, such as images per second.
+    """
+
+    suite: str
+    name: str
+    case: str
+    part: str
+    dtype: str
+    seconds: float
+    spread: float
+    flops: float
+    moved: float
+    share: float
+    peers: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest peer's name."""
+        return min(self.peers, key=lambda name: self.peers[name], default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """The fastest peer's time over ours: above 1 we are faster."""
+        best = self.best_peer
+        return None if best is None else self.peers[best] / self.seconds
+
+    @property
+    def rate(self) -> tuple[float, str]:
+        """Arithmetic per second for products, else bytes per second."""
+        if self.flops:
+            return self.flops / self.seconds / 1e9, "GFLOP/s"
+        return self.moved / self.seconds / 1e9, "GB/s"
+
+
+def measured(
+    about: tuple[str, str, str, str, str], ours: Callable[[], Any],
+    theirs: Mapping[str, Callable[[], Any]], peaks: Peaks, seconds: float, *,
+    flops: float = 0, moved: float = 0, images: int = 0,
+) -> Row:  # fmt: skip
+    """Times ours and the peers in turns; ``about`` is suite, name, case, part and dtype."""
+    found = times([ours, *theirs.values()], seconds)
+    mine = found[0]
+    peers = {name: t.median for name, t in zip(theirs, found[1:], strict=True)}
+    extra = {"images per second": images / mine.median} if images else {}
+    bound = peaks.bound(flops, moved, about[4])
+    return Row(*about, mine.median, mine.spread, flops, moved, bound / mine.median, peers, extra)
+
+
+def header() -> str:
+    """The line over the table."""
+    return (
+        f"{'operator':<18} {'case':<42} {'pass':<15} {'type':<5} {'time':>11} {'±':>4} "
+        f"{'rate':>15} {'roofline':>8} {'best peer':>30} {'ratio':>6}"
+    )
+
+
+def format_row(row: Row) -> str:
+    """A line of the table."""
+    rate, unit = row.rate
+    if row.extra:
+        rate, unit = next(iter(row.extra.values())), "img/s"
+    best, ratio = row.best_peer, row.ratio
+    peer = "-" if best is None else f"{best} {row.peers[best] * 1e3:.3f} ms"
+    times_faster = "-" if ratio is None else f"{ratio:.2f}"
+    kind = {"float32": "f32", "bfloat16": "bf16"}[row.dtype]
+    return (
+        f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} {row.seconds * 1e3:>8.3f} ms "
+        f"{row.spread:>4.0%} {rate:>7.1f} {unit:<7} {row.share:>8.1%} {peer:>30} {times_faster:>6}"
+    )
+
+
+def summaries(rows: Iterable[Row]) -> list[str]:
+    """Per suite, pass and dtype: the geometric mean of the ratios, and the rows below 1."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        if row.ratio is not None:
+            groups.setdefault((row.suite, row.part, row.dtype), []).append(row.ratio)
+    return [
+        f"{suite} {part} {dtype}: best peer's time over ours, geometric mean "
+        f"{statistics.geometric_mean(ratios):.2f} over {len(ratios)} rows, "
+        f"{sum(r < 1 for r in ratios)} below 1, lowest {min(ratios):.2f}"
+        for (suite, part, dtype), ratios in groups.items()
+    ]

@@ -1,0 +1,122 @@
+"""The benchmark command: every suite runs, files hold what was printed, missing peers are said."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from importlib.util import find_spec
+
+import pytest
+
+import fastnn
+from fastnn import bench, cli
+from fastnn.bench import layers, run
+from fastnn.bench.peaks import Peaks
+from fastnn.bench.row import Row
+
+PEAKS = Peaks(float32=300.0, bfloat16=4000.0, copy_gbs=20.0)
+QUICK = {"quick": True, "peers": ()}
+
+
+def ran(tmp_path, capsys, *args):
+    out, web = tmp_path / "deep" / "bench.json", tmp_path / "bench.html"
+    assert cli.main(["bench", *args, "--quick", "--json", str(out), "--html", str(web)]) == 0
+    return json.loads(out.read_text()), web.read_text(), capsys.readouterr().out
+
+
+def test_operators_are_printed_and_written(tmp_path, capsys):
+    result, _, text = ran(tmp_path, capsys, "relu", "linear", "sgd_step", "cat")
+    assert result["peaks"]["float32"] > 1 and result["peaks"]["copy_gbs"] > 0.5
+    seen = {(row["name"], row["part"], row["dtype"]) for row in result["rows"]}
+    for dtype in ("float32", "bfloat16"):
+        for op in ("relu", "linear", "cat"):
+            assert {(op, "forward", dtype), (op, "backward", dtype)} <= seen
+        assert ("sgd_step", "forward", dtype) in seen
+    for row in result["rows"]:
+        assert row["seconds"] > 0 and row["share"] > 0 and row["spread"] >= 0
+        assert row["case"] in text
+        if find_spec("torch"):
+            assert row["peers"] and all(t > 0 for t in row["peers"].values()), row
+    assert result["about"]["instruction set in use"] == fastnn.backends.cpu.active_isa()
+    assert "geometric mean" in text or not find_spec("torch")
+
+
+def test_the_layer_table_times_each_pass():
+    rows = list(run.bench(PEAKS, ["conv"], run.Options(filter="resnet50", **QUICK)))
+    assert [r.part for r in rows if r.dtype == "float32"] == ["forward", "backward-weight"]
+    rows = list(run.bench(PEAKS, ["conv"], run.Options(filter="mobilenet", **QUICK)))
+    assert {r.part for r in rows} == set(layers.PASSES)
+    for row in rows:
+        assert row.flops == 2 * 32 * 9 * 112 * 112 and row.suite == "conv"
+
+
+@pytest.mark.parametrize("suite", ["train", "infer"])
+def test_networks_against_the_installed_peers(suite, tmp_path, capsys):
+    result, _, text = ran(tmp_path, capsys, suite, "--batch", "2", "--peer",
+                          "torch,onnxruntime,openvino")  # fmt: skip
+    assert [row["dtype"] for row in result["rows"]] == ["float32", "bfloat16"]
+    for row in result["rows"]:
+        assert row["extra"]["images per second"] == pytest.approx(2 / row["seconds"])
+        if find_spec("torch"):
+            assert any(name.startswith("torch") for name in row["peers"])
+    assert text.count("img/s") == 2
+
+
+def test_torch_networks_have_our_parameters():
+    pytest.importorskip("torch")
+    from fastnn.bench import networks, torch_models
+
+    for name in ("resnet50", "resnet18", "vgg16", "cifar_resnet20", "cifar_resnet20_w64"):
+        theirs = sum(p.numel() for p in torch_models.make(name).parameters())
+        ours = sum(p.numel() for p in networks._ours(name).parameters())
+        assert theirs == ours, name
+
+
+def test_missing_peers_are_skipped_and_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    result, _, text = ran(tmp_path, capsys, "relu", "--peer", "torch,openvino")
+    assert "torch is not installed" in text and "openvino is not installed" in text
+    assert all(row["peers"] == {} for row in result["rows"])
+
+
+def row(ratio, dtype="float32", part="forward"):
+    return Row("conv", "conv2d", "n1c3", part, dtype, 1e-3, 0.02, 1e8, 1e6, 0.5,
+               {"torch contiguous": 2e-3 * ratio, "torch channels_last": 1e-3 * ratio})  # fmt: skip
+
+
+def test_the_fastest_configuration_of_a_peer_counts():
+    one = row(1.5)
+    assert one.best_peer == "torch channels_last" and one.ratio == pytest.approx(1.5)
+    assert row(1.0).rate == (pytest.approx(100.0), "GFLOP/s")
+    (line,) = bench.summaries([row(2.0), row(0.5)])
+    assert "geometric mean 1.00 over 2 rows, 1 below 1, lowest 0.50" in line
+
+
+def test_roofline_is_the_larger_of_both_bounds():
+    assert PEAKS.bound(3e11, 1.0, "float32") == pytest.approx(1.0)
+    assert PEAKS.bound(1.0, 2e10, "bfloat16") == pytest.approx(1.0)
+
+
+def test_the_page_is_whole_and_needs_nothing_else():
+    text = bench.page({"date": "today", "<b>": "&"}, PEAKS, [row(2.0), row(0.5, "bfloat16")])
+    assert not re.search(r"https?://|src=|href=|@import|url\(", text)
+    assert "&lt;b&gt;" in text and "prefers-color-scheme: dark" in text
+    assert text.count("<circle") == 2 and text.count('class="slow"') == 1
+
+    class Balance(HTMLParser):
+        open: list[str] = []
+
+        def handle_startendtag(self, tag, attrs):
+            pass
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "p", "li"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("p", "li"):
+                assert self.open.pop() == tag
+
+    Balance().feed(text)
+    assert Balance.open == []
