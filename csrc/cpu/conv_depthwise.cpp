@@ -2,13 +2,20 @@
 // so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
 // Weights are turned once per call from [C][KH][KW] to [KH][KW][C]. Tasks are output (or input)
-// rows; the weight gradient sums rows into fixed chunks and adds the chunks in order.
+// rows. A row is worked through one vector of channels at a time, four outputs at a time: every
+// input loaded serves all outputs it reaches (4.5 loads for 9 multiply-adds at 3x3, stride 1), and
+// only the blocks at the ends of a row check their columns. The gradient with respect to the input
+// is the same for each phase of the stride, with the taps that reach it. The weight gradient keeps
+// its taps in registers over a chunk of rows; chunks are added in order. Dilated columns and rare
+// widths take the plain loops below.
 #include "core/allocator.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
+
+constexpr int64_t kMaxRows = 7;  // of a kernel that the row loops take
 
 template <class T>
 void turn_weight(const T* w, int64_t channels, int64_t taps, float* turned) {
@@ -32,8 +39,75 @@ FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_
   store_any(y + at, value, n);
 }
 
+// One row of outputs for one vector of channels: y[i] = sum over r, k of
+//   in[r][i * S + start + k] * w[r][k], inputs outside [0, width) counted as zero.
 template <class T>
-void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
+struct DepthwiseRow {
+  const T* in[kMaxRows];     // at the channel; pixels C apart
+  const float* w[kMaxRows];  // at the channel; taps C apart
+  int64_t rows, width, start, outputs, C;
+  const ConvEpilogue* e;
+  int64_t c, at, step;  // channel; output 0 and the distance of the next, both at that channel
+  T* y;
+};
+
+template <bool Checked, int B, int KW, int S, class T>
+FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int lanes) {
+  vfloat sum[B] = {};
+  const int64_t first = i * S + d.start;
+  for (int64_t r = 0; r < d.rows; ++r) {
+    vfloat w[KW];
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k) w[k] = load_any(d.w[r] + k * d.C, lanes);
+    const T* const in = d.in[r] + first * d.C;
+#pragma GCC unroll 16
+    for (int j = 0; j < (B - 1) * S + KW; ++j) {
+      if (Checked && (first + j < 0 || first + j >= d.width)) continue;
+      const vfloat v = load_any(in + j * d.C, lanes);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b)
+        if (j - b * S >= 0 && j - b * S < KW) sum[b] += v * w[j - b * S];
+    }
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < B; ++b) finish(sum[b], *d.e, d.c, d.at + (i + b) * d.step, lanes, d.y);
+}
+
+template <int KW, int S, class T>
+FASTNN_INLINE void depthwise_row(const DepthwiseRow<T>& d, int lanes) {
+  constexpr int B = 4;
+  int64_t i = 0;
+  for (; i + B <= d.outputs; i += B) {
+    const int64_t first = i * S + d.start;
+    if (first >= 0 && first + (B - 1) * S + KW <= d.width)
+      depthwise_block<false, B, KW, S>(d, i, lanes);
+    else
+      depthwise_block<true, B, KW, S>(d, i, lanes);
+  }
+  for (; i < d.outputs; ++i) depthwise_block<true, 1, KW, S>(d, i, lanes);
+}
+
+// Calls row<KW, S> if there is such a kernel.
+template <class T>
+FASTNN_INLINE bool run_row(int64_t KW, int64_t S, const DepthwiseRow<T>& d, int lanes) {
+  switch (KW * 4 + S) {
+#define FASTNN_ROW(KW, S)           \
+  case KW * 4 + S:                  \
+    depthwise_row<KW, S>(d, lanes); \
+    return true;
+    FASTNN_ROW(1, 1)
+    FASTNN_ROW(2, 1)
+    FASTNN_ROW(3, 1)
+    FASTNN_ROW(3, 2)
+    FASTNN_ROW(5, 1)
+    FASTNN_ROW(5, 2)
+#undef FASTNN_ROW
+  }
+  return false;
+}
+
+template <class T>
+void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
   const int64_t C = p.C;
   Workspace turned(C * p.KH * p.KW * 4);
   turn_weight(w, C, p.KH * p.KW, turned.floats());
@@ -60,7 +134,34 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
 }
 
 template <class T>
-void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
+void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
+  const int64_t C = p.C;
+  const bool quick =
+      p.dilation_w == 1 && p.KH <= kMaxRows && p.stride_w <= 2 && (p.KW == 3 || p.KW == 5);
+  if (!quick) return forward_plain(p, x, w, e, y);
+  Workspace turned(C * p.KH * p.KW * 4);
+  turn_weight(w, C, p.KH * p.KW, turned.floats());
+  parallel_for(p.N * p.OH, [&](int64_t task) {
+    const int64_t n = task / p.OH, oh = task % p.OH;
+    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, 0, 0, C, y};
+    const T* in[kMaxRows];
+    const float* from[kMaxRows];
+    for (int64_t kh = 0; kh < p.KH; ++kh) {
+      const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
+      if (h < 0 || h >= p.H) continue;
+      in[d.rows] = x + (n * p.H + h) * p.W * C;
+      from[d.rows++] = turned.floats() + kh * p.KW * C;
+    }
+    vector_loop(0, C, [&](int64_t c, int lanes) {
+      for (int64_t r = 0; r < d.rows; ++r) d.in[r] = in[r] + c, d.w[r] = from[r] + c;
+      d.c = c, d.at = task * p.OW * C + c;
+      run_row(p.KW, p.stride_w, d, lanes);
+    });
+  });
+}
+
+template <class T>
+void backward_data_plain(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                          T* grad_input) {
   const int64_t C = p.C;
   Workspace turned(C * p.KH * p.KW * 4);
@@ -88,14 +189,127 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
 }
 
 template <class T>
+void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
+                         T* grad_input) {
+  const int64_t C = p.C, S = p.stride_w;
+  const bool quick = p.dilation_w == 1 && p.KH <= kMaxRows && p.KW > 1 &&
+                     ((S == 1 && (p.KW == 3 || p.KW == 5)) || (S == 2 && p.KW == 3));
+  if (!quick) return backward_data_plain(p, g, w, e, grad_input);
+  // Taps of a phase of columns, last first, so that the output they read ascends.
+  Workspace turned(C * p.KH * p.KW * 4);
+  const auto turn = [&](int64_t phase, int64_t& count, int64_t& start) {
+    count = 0;
+    for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
+      const int64_t shifted = phase + p.pad_left - kw;
+      if (((shifted % S) + S) % S) continue;
+      if (count++ == 0) start = (shifted - ((shifted % S) + S) % S) / S;
+    }
+  };
+  // [phase][kh][tap of the phase][C]
+  int64_t counts[2], starts[2] = {}, offsets[2], offset = 0;
+  for (int64_t phase = 0; phase < S; ++phase) {
+    turn(phase, counts[phase], starts[phase]);
+    offsets[phase] = offset;
+    for (int64_t kh = 0; kh < p.KH; ++kh)
+      for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
+        if ((((phase + p.pad_left - kw) % S) + S) % S) continue;
+        for (int64_t c = 0; c < C; ++c)
+          turned.floats()[offset + c] = to_float(w[(c * p.KH + kh) * p.KW + kw]);
+        offset += C;
+      }
+  }
+  parallel_for(p.N * p.H, [&](int64_t task) {
+    const int64_t n = task / p.H, h = task % p.H;
+    for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
+      DepthwiseRow<T> d{{}, {}, 0, p.OW, starts[phase], (p.W - phase + S - 1) / S,
+                        C,  &e, 0, 0,    S * C,         grad_input};
+      const T* in[kMaxRows];
+      const float* from[kMaxRows];
+      for (int64_t kh = 0; kh < p.KH; ++kh) {
+        const int64_t oh = reached(h, p.pad_top, kh, p.dilation_h, p.stride_h, p.OH);
+        if (oh < 0) continue;
+        in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
+        from[d.rows++] = turned.floats() + offsets[phase] + kh * counts[phase] * C;
+      }
+      if (counts[phase] == 0) d.rows = 0;
+      vector_loop(0, C, [&](int64_t c, int lanes) {
+        for (int64_t r = 0; r < d.rows; ++r) d.in[r] = in[r] + c, d.w[r] = from[r] + c;
+        d.c = c, d.at = (task * p.W + phase) * C + c;
+        run_row(counts[phase] ? counts[phase] : 1, 1, d, lanes);
+      });
+    }
+  });
+}
+
+// Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image.
+template <bool Checked, int B, int KH, int KW, int S, class T>
+FASTNN_INLINE void weight_block(const T* const* in, const T* g, int64_t first, int64_t width,
+                                int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
+  vfloat grad[B];
+#pragma GCC unroll 4
+  for (int b = 0; b < B; ++b) grad[b] = load_any(g + b * C, lanes);
+#pragma GCC unroll 5
+  for (int r = 0; r < KH; ++r) {
+    if (!in[r]) continue;
+    const T* const from = in[r] + first * C;
+#pragma GCC unroll 16
+    for (int j = 0; j < (B - 1) * S + KW; ++j) {
+      if (Checked && (first + j < 0 || first + j >= width)) continue;
+      const vfloat v = load_any(from + j * C, lanes);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b)
+        if (j - b * S >= 0 && j - b * S < KW) sum[r][j - b * S] += v * grad[b];
+    }
+  }
+}
+
+template <int KH, int KW, int S, class T>
+void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, int64_t end,
+                  float* sums) {
+  constexpr int B = 4;
+  const int64_t C = p.C;
+  vector_loop(0, C, [&](int64_t c, int lanes) {
+    vfloat sum[KH][KW] = {};
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.OH, oh = row % p.OH;
+      const T* in[KH];
+      for (int r = 0; r < KH; ++r) {
+        const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
+        in[r] = h < 0 || h >= p.H ? nullptr : x + (n * p.H + h) * p.W * C + c;
+      }
+      const T* const grad = g + row * p.OW * C + c;
+      int64_t i = 0;
+      for (; i + B <= p.OW; i += B) {
+        const int64_t first = i * S - p.pad_left;
+        if (first >= 0 && first + (B - 1) * S + KW <= p.W)
+          weight_block<false, B, KH, KW, S>(in, grad + i * C, first, p.W, C, lanes, sum);
+        else
+          weight_block<true, B, KH, KW, S>(in, grad + i * C, first, p.W, C, lanes, sum);
+      }
+      for (; i < p.OW; ++i)
+        weight_block<true, 1, KH, KW, S>(in, grad + i * C, i * S - p.pad_left, p.W, C, lanes, sum);
+    }
+    for (int r = 0; r < KH; ++r)
+      for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
+  });
+}
+
+template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   const int64_t C = p.C, taps = p.KH * p.KW, rows = p.N * p.OH;
   const int64_t chunks = rows < 32 ? rows : 32;
   Workspace partial((chunks * taps * C + 1) * 4);
   parallel_for(chunks, [&](int64_t chunk) {
     float* sums = partial.floats() + chunk * taps * C;
+    const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
+    if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 1)
+      return weight_chunk<3, 3, 1>(p, x, g, begin, end, sums);
+    if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 2)
+      return weight_chunk<3, 3, 2>(p, x, g, begin, end, sums);
+    if (p.dilation_w == 1 && p.KH == 5 && p.KW == 5 && p.stride_w == 1)
+      return weight_chunk<5, 5, 1>(p, x, g, begin, end, sums);
     __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(taps * C));
-    for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row) {
+    for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.OH, oh = row % p.OH;
       for (int64_t t = 0; t < taps; ++t) {
         const int64_t h = oh * p.stride_h - p.pad_top + t / p.KW * p.dilation_h;
