@@ -92,8 +92,12 @@ void run_grid(TapGrid g) {
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];
     const float* at[MR];
+    // Rows of a pointwise product over the tensor itself come from memory the first time; the next
+    // ones are brought meanwhile.
+    const bool fetch = t.source == Source::direct && t.tap_count == 1;
+    const int64_t first_block = blocks * part / parts;
     int64_t where[MR];
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+    for (int64_t block = first_block; block < blocks * (part + 1) / parts; ++block) {
       const int vectors = block_vectors(g.columns, block);
       const float* b = static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
       const int64_t left = g.columns - block * NR;
@@ -111,6 +115,10 @@ void run_grid(TapGrid g) {
             }
           }
         }
+        if (fetch && block == first_block)
+          for (int r = 0; r < m; ++r)
+            for (int64_t k = 0; k < t.k; k += 16)
+              __builtin_prefetch(at[r] + block_m * t.col_stride + k);
         product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums);
         store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR, left < NR ? left : NR,
                    g.epilogue, y);

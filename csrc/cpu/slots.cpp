@@ -57,14 +57,21 @@ FASTNN_LEVEL(avx2)
 FASTNN_LEVEL(avx512)
 #endif
 #if FASTNN_HAVE_amx
-// The kernels of avx512, but for those that cpu/amx replaces.
+// The kernels of avx512, but for those that cpu/amx replaces and those that CMakeLists.txt compiles
+// for this level too.
+#define FASTNN_AMX_STEMS(X) \
+  X(activation)             \
+  X(conv_depthwise)         \
+  X(copy)                   \
+  X(norm)                   \
+  X(pool)                   \
+  X(conv)                   \
+  X(conv_backward_weight)
 namespace fastnn::cpu::amx {
-void fill_conv(Slots&);
-void fill_conv_backward_weight(Slots&);
+FASTNN_AMX_STEMS(FASTNN_DECLARE)
 static Slots fill() {
   Slots slots = avx512::fill();
-  fill_conv(slots);
-  fill_conv_backward_weight(slots);
+  FASTNN_AMX_STEMS(FASTNN_CALL)
   return slots;
 }
 }  // namespace fastnn::cpu::amx
