@@ -306,3 +306,49 @@ def test_weight_norm_splits_length_from_direction_and_back():
     np.testing.assert_allclose(lengths, 2.0, rtol=1e-6)
     with pytest.raises(ValueError, match="remove_weight_norm: 'weight' of Linear has none"):
         nn.remove_weight_norm(layer)
+
+
+def _fusable() -> nn.Sequential:
+    fastnn.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(8 * 9, 6), nn.BatchNorm1d(6), nn.ReLU(),
+    )  # fmt: skip
+
+
+def _count(monkeypatch, net, x):
+    """How often the ReLU kernel ran by itself, the result, and the gradients."""
+    calls = []
+    kernel = fastnn._core.relu
+    with monkeypatch.context() as patch:
+        patch.setattr(fastnn._core, "relu", lambda a: calls.append(1) or kernel(a))
+        y = net(x)
+    y.sum().backward()
+    return len(calls), y.detach().numpy(), [p.grad.numpy() for p in net.parameters()]
+
+
+def test_sequences_fuse_relu_and_give_the_same_numbers(monkeypatch):
+    x = fastnn.randn(4, 3, 8, 8)
+    fused, plain = _fusable(), _fusable()
+    plain.fuse = False
+    alone, y, grads = _count(monkeypatch, fused, x)
+    all_of_them, want, wanted = _count(monkeypatch, plain, x)
+    assert (alone, all_of_them) == (1, 4)
+    assert np.array_equal(y, want)
+    for got, expected in zip(grads, wanted, strict=True):
+        assert np.array_equal(got, expected)
+    for ours, theirs in zip(fused.buffers(), plain.buffers(), strict=True):
+        assert np.array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_hooks_and_subclasses_keep_their_calls(monkeypatch):
+    class Loud(nn.ReLU):
+        pass
+
+    x = fastnn.randn(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Loud(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    seen = []
+    net[3].register_forward_hook(lambda module, args, result: seen.append(result.shape))
+    assert _count(monkeypatch, net, x)[0] == 2
+    assert seen == [(2, 4, 4, 4)]

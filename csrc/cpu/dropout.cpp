@@ -10,14 +10,47 @@ namespace {
 
 constexpr int64_t kWords = 1024;  // generated at a time, into L1
 
-// Words first .. first + kWords - 1 of the stream; first is a multiple of 4. The loop over blocks
-// is written so that the compiler runs LANES of them at once.
+// Words first .. first + kWords - 1 of the stream; first is a multiple of 4.
+#if defined(FASTNN_ISA_avx512)
+// Eight blocks at a time, one counter word per 64-bit lane: the multiplication reads the lower
+// halves only, so that what the shifts leave in the upper ones does no harm. 6 instructions per
+// round.
+void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
+  const auto all = [](uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); };
+  const __m512i m0 = all(0xD2511F53u), m1 = all(0xCD9E8D57u), low = all(0xffffffffu);
+  const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i start = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  const __m512i end = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+  const auto high = [](__m512i x) { return _mm512_maskz_srli_epi64(0xff, x, 32); };
+  for (int64_t b = 0; b < kWords / 4; b += 8) {
+    const __m512i block = _mm512_add_epi64(all(static_cast<uint64_t>(first / 4 + b)), lane);
+    __m512i c0 = block, c1 = high(block), c2 = all(offset), c3 = high(c2);
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+      const __m512i p0 = _mm512_maskz_mul_epu32(0xff, m0, c0);
+      const __m512i p1 = _mm512_maskz_mul_epu32(0xff, m1, c2);
+      c0 = _mm512_ternarylogic_epi64(high(p1), c1, all(k0), 0x96);  // exclusive or of three
+      c1 = p1;
+      c2 = _mm512_ternarylogic_epi64(high(p0), c3, all(k1), 0x96);
+      c3 = p0;
+    }
+    const auto pair = [&](__m512i x, __m512i y) {
+      return _mm512_or_si512(_mm512_and_si512(x, low), _mm512_maskz_slli_epi64(0xff, y, 32));
+    };
+    const __m512i first_two = pair(c0, c1), last_two = pair(c2, c3);
+    _mm512_storeu_si512(out + 4 * b, _mm512_permutex2var_epi64(first_two, start, last_two));
+    _mm512_storeu_si512(out + 4 * b + 16, _mm512_permutex2var_epi64(first_two, end, last_two));
+  }
+}
+#else
+// The loop over blocks is written so that the compiler runs LANES of them at once.
 void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
   for (int64_t b = 0; b < kWords / 4; ++b) {
     const Philox4 four = philox(seed, offset, static_cast<uint64_t>(first / 4 + b));
     for (int w = 0; w < 4; ++w) out[4 * b + w] = four.word[w];
   }
 }
+#endif
 
 FASTNN_INLINE vuint load_words(const uint32_t* p) {
   vuint v;

@@ -35,14 +35,15 @@ struct LogSumExp {
 };
 
 LogSumExp log_sum_exp(const float* x, int64_t C) {
-  float highest = x[0];
-  for (int64_t c = 1; c < C; ++c) highest = x[c] > highest || x[c] != x[c] ? x[c] : highest;
-  if (highest == -__builtin_inff()) return {highest, 0.0f};
-  vfloat total{};
+  vfloat top = set1(-__builtin_inff()), total{};
   vector_loop(0, C, [&](int64_t c, int n) {
-    vfloat e = vexp(load_any(x + c, n) - highest);
-    for (int i = n; i < LANES; ++i) e[i] = 0;
-    total += e;
+    top = vmax(top, filled(load_any(x + c, n), n, -__builtin_inff()));
+  });
+  const float highest = max_lane(top);
+  if (highest == -__builtin_inff()) return {highest, 0.0f};
+  // A NaN that the maximum has passed over comes back with the sum.
+  vector_loop(0, C, [&](int64_t c, int n) {
+    total += filled(vexp(load_any(x + c, n) - highest), n, 0.0f);
   });
   return {highest, vlog(set1(sum(total)))[0]};
 }

@@ -9,24 +9,29 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// Lanes of a partial vector that hold nothing are set to `filler` before a reduction.
-FASTNN_INLINE vfloat filled(vfloat v, int n, float filler) {
-  for (int i = n; i < LANES; ++i) v[i] = filler;
-  return v;
-}
+constexpr int64_t kKept = 1024;  // exponentials of a row that are kept from the sum to the result
 
 template <class T>
 void forward_rows(const T* x, int64_t D, bool log, T* y) {
+  alignas(64) float kept[kKept];
+  const bool keep = !log && D <= kKept;
   vfloat top = set1(-__builtin_inff()), total{};
   vector_loop(0, D, [&](int64_t i, int n) {
     top = vmax(top, filled(load_any(x + i, n), n, -__builtin_inff()));
   });
   const float highest = max_lane(top);
   vector_loop(0, D, [&](int64_t i, int n) {
-    total += filled(vexp(load_any(x + i, n) - highest), n, 0.0f);
+    const vfloat e = filled(vexp(load_any(x + i, n) - highest), n, 0.0f);
+    if (keep) store_any(kept + i, e, n);
+    total += e;
   });
-  const float all = sum(total);
-  const float log_sum = vlog(set1(all))[0], inverse = 1.0f / all;
+  const float all = sum(total), inverse = 1.0f / all;
+  if (keep) {
+    vector_loop(0, D,
+                [&](int64_t i, int n) { store_any(y + i, load_any(kept + i, n) * inverse, n); });
+    return;
+  }
+  const float log_sum = vlog(set1(all))[0];
   vector_loop(0, D, [&](int64_t i, int n) {
     const vfloat v = load_any(x + i, n);
     store_any(y + i, log ? (v - highest) - log_sum : vexp(v - highest) * inverse, n);

@@ -85,18 +85,44 @@ FASTNN_INLINE vfloat vsqrt(vfloat a) {
 #endif
 }
 
-// Horizontal sum in a fixed tree, and maximum.
+// Horizontal sum in a fixed tree of halves, and maximum; halves down to four lanes are vectors.
+template <class Pick>
+FASTNN_INLINE float reduce(vfloat v, const Pick& pick) {
+  typedef float Half __attribute__((vector_size(2 * LANES)));
+  typedef float Four __attribute__((vector_size(16)));
+  Four four;
+  if constexpr (LANES == 4) {
+    __builtin_memcpy(&four, &v, sizeof(four));
+  } else {
+    Half low, high;
+    __builtin_memcpy(&low, &v, sizeof(low));
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    const Half both = pick(low, high);
+    if constexpr (LANES == 8) {
+      __builtin_memcpy(&four, &both, sizeof(four));
+    } else {
+      Four a, b;
+      __builtin_memcpy(&a, &both, sizeof(a));
+      __builtin_memcpy(&b, reinterpret_cast<const char*>(&both) + sizeof(a), sizeof(b));
+      four = pick(a, b);
+    }
+  }
+  const float even = pick(four[0], four[2]), odd = pick(four[1], four[3]);
+  return pick(even, odd);
+}
 FASTNN_INLINE float sum(vfloat v) {
-  float lane[LANES];
-  __builtin_memcpy(lane, &v, sizeof(v));
-  for (int step = LANES / 2; step; step /= 2)
-    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
-  return lane[0];
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 FASTNN_INLINE float max_lane(vfloat v) {
-  float best = v[0];
-  for (int i = 1; i < LANES; ++i) best = v[i] > best || v[i] != v[i] ? v[i] : best;
-  return best;
+  // The first operand is kept unless the second is larger or a NaN; a NaN itself is kept.
+  return reduce(v, [](auto a, auto b) { return (b > a) | (b != b) ? b : a; });
+}
+// The first n lanes of v, `filler` in the others.
+FASTNN_INLINE vfloat filled(vfloat v, int n, float filler) {
+  if (n == LANES) return v;
+  vint lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  return select(lane < n, v, set1(filler));
 }
 
 // Loads and stores, unaligned; the _n forms touch the first n (0 <= n <= LANES) elements only and

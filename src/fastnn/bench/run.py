@@ -78,9 +78,10 @@ def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row
         elif suite in ("train", "infer"):
             yield from getattr(networks, suite)(peaks, options)
         for name, op in operators:
-            for line in op.bench[: 1 if options.quick else None]:
+            cases = dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench)
+            for case in list(cases)[: 1 if options.quick else None]:
                 for dtype in options.dtypes:
-                    typed = line.rsplit("_", 1)[0] + ("_f32" if dtype == "float32" else "_bf16")
+                    typed = case + ("_f32" if dtype == "float32" else "_bf16")
                     if options.wants(name, typed):
                         yield from _case(suite, name, op, typed, peaks, options)
 

@@ -121,6 +121,10 @@ class Module:
                 result = changed
         return result
 
+    def has_hooks(self) -> bool:
+        """Whether any forward hook, before or after, is registered."""
+        return bool(self._forward_hooks or self._forward_pre_hooks)
+
     def register_forward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Calls ``hook(module, args, result)`` after forward; a result that is not None replaces it.
 
