@@ -1,73 +1,112 @@
-"""Rewrites README's table from a committed result: ``python benchmarks/readme_table.py results/x.json``.
+"""Rewrites README's tables from committed results: ``python benchmarks/readme_table.py results/*.json``.
 
-Results are written by ``fastnn bench --json``; each says its machine, versions and date.
+Results are written by ``fastnn bench --json``; each says its machine, versions and date. With
+``--check`` nothing is written, and the exit code says whether README is up to date.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-#: Rows shown: (operator, case).
-SHOWN = (
-    ("conv2d", "n16c64h56w56_oc64_k3p1_nobias_f32"),
-    ("conv2d", "n16c128h28w28_oc128_k3p1_nobias_f32"),
-    ("conv2d", "n16c512h7w7_oc512_k3p1_nobias_f32"),
-    ("conv2d", "n16c64h56w56_oc64_k1_nobias_f32"),
-    ("linear", "n16i2048o1000_f32"),
-    ("batch_norm", "n16c256h56w56_f32"),
-    ("max_pool2d", "n16c64h112w112_k3s2p1_f32"),
-    ("dropout", "n16c64h56w56_p0.5_f32"),
-    ("gelu", "n16c64h56w56_f32"),
-    ("cross_entropy", "n128c1000_f32"),
-    ("adam_step", "size25557032_f32"),
-)
+TYPES = {"float32": "f32", "bfloat16": "bf16"}
+
+Row = dict[str, Any]
 
 
-def table(result: dict) -> str:
-    """The markdown table and the line under it."""
-    lines = [
-        "| operator | case | pass | time | rate | of measured peak | PyTorch's time / ours |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for op, case in SHOWN:
-        for row in result["rows"]:
-            if (row["op"], row["case"]) != (op, case):
-                continue
-            ratio = row["torch_seconds"] and row["torch_seconds"] / row["seconds"]
-            lines.append(
-                f"| {op} | `{case}` | {row['direction']} | {row['seconds'] * 1e3:.2f} ms "
-                f"| {row['rate']:.0f} {row['unit']} | {row['share']:.0%} "
-                f"| {f'{ratio:.2f}' if ratio else '-'} |"
-            )
-    ratios = [r["torch_seconds"] / r["seconds"] for r in result["rows"] if r["torch_seconds"]]
+def ratio(row: Row) -> float | None:
+    """The fastest peer's time over ours."""
+    return min(row["peers"].values()) / row["seconds"] if row["peers"] else None
+
+
+def networks(rows: list[Row]) -> Iterator[str]:
+    """Training and inference: every row."""
+    yield "| network | batch | type | ours | fastest peer | its time / ours |"
+    yield "| --- | --- | --- | ---: | --- | ---: |"
+    for row in rows:
+        if row["suite"] not in ("train", "infer"):
+            continue
+        what = f"{row['name']} {'training step' if row['suite'] == 'train' else 'inference'}"
+        best = min(row["peers"], key=row["peers"].get, default=None)
+        images = row["extra"]["images per second"]
+        yield (
+            f"| {what} | `{row['case']}` | {TYPES[row['dtype']]} | {images:.1f} images/s "
+            f"| {best or '-'} | {f'{ratio(row):.2f}' if best else '-'} |"
+        )
+
+
+def suites(rows: list[Row]) -> Iterator[str]:
+    """The other suites: geometric mean, lowest, and rows below 1, per pass and type."""
+    yield "| suite | pass | type | rows | geometric mean | lowest | below 1 |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        found = ratio(row)
+        if row["suite"] not in ("train", "infer") and found is not None:
+            key = (row["suite"], row["part"], TYPES[row["dtype"]])
+            groups.setdefault(key, []).append(found)
+    for key, found in groups.items():
+        mean = statistics.geometric_mean(found)
+        below = sum(value < 1 for value in found)
+        yield f"| {' | '.join(key)} | {len(found)} | {mean:.2f} | {min(found):.2f} | {below} |"
+
+
+def merged(paths: list[Path]) -> dict[str, Any]:
+    """The rows of all results, the facts of the first completed by the others."""
+    results = [json.loads(path.read_text()) for path in paths]
+    about: dict[str, Any] = {}
+    for result in results:
+        about = result["about"] | about
+    rows = [row for result in results for row in result["rows"]]
+    return {"about": about, "peaks": results[0]["peaks"], "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The markdown between the markers."""
     about, peaks = result["about"], result["peaks"]
-    mean = statistics.geometric_mean(ratios)
-    lines += [
-        "",
-        f"{len(result['rows'])} rows in all; PyTorch's time over ours has geometric mean {mean:.2f} "
-        f"(above 1: we are faster). Machine: {about['cores']} cores of {about['processor']}, "
-        f"{about['instruction set in use']}, measured peaks {peaks['gflops']:.0f} GFLOP/s and "
-        f"{peaks['copy_gbs']:.0f} GB/s copying; PyTorch {about.get('torch', 'absent')}; "
-        f"{about.get('date', 'undated')}. Medians, the two in turns in one process, PyTorch in the better "
-        "of its two memory layouts.",
-    ]
+    versions = ", ".join(
+        f"{title} {about[name]}"
+        for name, title in (("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime"),
+                            ("openvino", "OpenVINO"))
+        if name in about
+    )  # fmt: skip
+    lines = [
+        *networks(result["rows"]), "",
+        "Operators and layers against PyTorch, its time over ours (above 1: we are faster):", "",
+        *suites(result["rows"]), "",
+        f"{about['cores']} cores of {about['processor']}, level {about['instruction set in use']}; "
+        f"measured peaks {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16, "
+        f"{peaks['copy_gbs']:.0f} GB/s copying; {versions}; {about['date']}. Medians; all take turns in "
+        "one process with the same number of threads, and the fastest configuration of each peer counts "
+        "(both memory layouts, fused optimizer, autocast, flushed denormals; OpenVINO's latency and "
+        "throughput hints).",
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
-def main(path: str) -> None:
-    """Replaces what stands between the markers."""
+def main() -> int:
+    """Replaces what stands between the markers, or compares it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="of one machine")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[-1]
-    body = table(json.loads(Path(path).read_text()))
-    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")
+    wanted = f"{before}{BEGIN}\n{table(merged(args.results))}\n{END}{after}"
+    if args.check:
+        return int(wanted != text)
+    readme.write_text(wanted)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main())

@@ -1,6 +1,7 @@
 // 3x3 convolutions of stride 1 in float32 by Winograd's algorithm (winograd.h): forward, and the
-// gradient with respect to the input, which is the same with turned weights. A quarter (R = 4) of
-// the multiplications of the direct kernel, for more traffic and an error some 1.6 times as large.
+// gradient with respect to the input, which is the same with turned weights (that with respect to
+// the weight is in conv_winograd_weight.cpp). A quarter (R = 4) of the multiplications of the
+// direct kernel, for more traffic and an error some 1.6 times as large.
 //
 //   once:  U[x][block of NR columns][k] = transformed weights, (R + 2)^2 numbers x per (k, column)
 //   task = some tiles of R x R outputs, everything of it in this thread's scratch memory:
@@ -38,8 +39,6 @@ struct Winograd {
   float* y;
 };
 
-constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
-
 // The U of 3 x 3 weights; weight(tap, k, n, count) loads `count` columns from n on.
 template <int R, class Weight>
 void transform_weights(int64_t K, int64_t columns, float* u, const Weight& weight) {
@@ -67,31 +66,6 @@ void transform_weights(int64_t K, int64_t columns, float* u, const Weight& weigh
             store(u + (i * kSide + j) * plane + block * NR * K + k * width + v, out[j]);
         }
       }
-  });
-}
-
-// V of one tile, all channels.
-template <int R>
-void transform_tile(const Winograd& c, int64_t image, int64_t row, int64_t col, float* v,
-                    int64_t plane) {
-  constexpr int kSide = R + 2;
-  const float* const x = c.x + image * c.H * c.W * c.K;
-  vector_loop(0, c.K, [&](int64_t k, int n) {
-    vfloat half[kSide][kSide], d[kSide], out[kSide];
-    for (int j = 0; j < kSide; ++j) {
-      const int64_t w = col + j;
-      for (int i = 0; i < kSide; ++i) {
-        const int64_t h = row + i;
-        d[i] = h >= 0 && h < c.H && w >= 0 && w < c.W ? load_any(x + (h * c.W + w) * c.K + k, n)
-                                                      : vfloat{};
-      }
-      transform_input<R>(d, out);
-      for (int i = 0; i < kSide; ++i) half[i][j] = out[i];
-    }
-    for (int i = 0; i < kSide; ++i) {
-      transform_input<R>(half[i], out);
-      for (int j = 0; j < kSide; ++j) store_any(v + (i * kSide + j) * plane + k, out[j], n);
-    }
   });
 }
 
@@ -146,7 +120,8 @@ void run(const Winograd& c) {
     const bool there = kept[0] == call && kept[1] == task;
     for (int64_t t = 0; t < tiles && !there; ++t)
       at(t, [&](int64_t image, int64_t row, int64_t col) {
-        transform_tile<R>(c, image, row - c.pad_h, col - c.pad_w, v + t * c.K, v_plane);
+        transform_tile<R>(c.x + image * c.H * c.W * c.K, c.H, c.W, c.K, row - c.pad_h,
+                          col - c.pad_w, c.K, v + t * c.K, v_plane);
       });
     kept[0] = call, kept[1] = task;
     const int block_m = even_block(tiles);

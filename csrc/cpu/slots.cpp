@@ -22,6 +22,7 @@
   X(conv_backward_weight) \
   X(conv_depthwise)       \
   X(conv_winograd)        \
+  X(conv_winograd_weight) \
   X(copy)                 \
   X(dropout)              \
   X(elementwise)          \

@@ -75,5 +75,55 @@ FASTNN_INLINE void transform_output(const vfloat* m, vfloat* y) {
   }
 }
 
+// The transposes of the last two, for the gradient with respect to the filter of F(4, 3):
+// w = A y and g = G^T u.
+FASTNN_INLINE void transform_gradient(const vfloat* y, vfloat* w) {
+  const vfloat even_a = y[0] + kA2 * y[2], odd_a = kA * (y[1] + kA2 * y[3]);
+  const vfloat even_b = y[0] + kB2 * y[2], odd_b = kB * (y[1] + kB2 * y[3]);
+  w[0] = y[0];
+  w[1] = even_a + odd_a;
+  w[2] = even_a - odd_a;
+  w[3] = even_b + odd_b;
+  w[4] = even_b - odd_b;
+  w[5] = y[3];
+}
+FASTNN_INLINE void transform_sums(const vfloat* u, vfloat* g) {
+  constexpr float scale_a = 1 / (2 * kA2 * (kA2 - kB2)), scale_b = 1 / (2 * kB2 * (kB2 - kA2));
+  const vfloat even_a = scale_a * (u[1] + u[2]), odd_a = scale_a * kA * (u[1] - u[2]);
+  const vfloat even_b = scale_b * (u[3] + u[4]), odd_b = scale_b * kB * (u[3] - u[4]);
+  g[0] = 1 / (kA2 * kB2) * u[0] + even_a + even_b;
+  g[1] = odd_a + odd_b;
+  g[2] = kA2 * even_a + kB2 * even_b + u[5];
+}
+
+// Floats of one of the planes of V or M: an odd number of half lines, so that planes do not lie a
+// power of two apart.
+constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
+
+// V of the tile whose first input is (row, col): `count` channels of an image of H x W pixels,
+// `pixel` values apart, zeros outside it.
+template <int R>
+void transform_tile(const float* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
+                    int64_t count, float* v, int64_t plane) {
+  constexpr int kSide = R + 2;
+  vector_loop(0, count, [&](int64_t k, int n) {
+    vfloat half[kSide][kSide], d[kSide], out[kSide];
+    for (int j = 0; j < kSide; ++j) {
+      const int64_t w = col + j;
+      for (int i = 0; i < kSide; ++i) {
+        const int64_t h = row + i;
+        d[i] = h >= 0 && h < H && w >= 0 && w < W ? load_any(x + (h * W + w) * pixel + k, n)
+                                                  : vfloat{};
+      }
+      transform_input<R>(d, out);
+      for (int i = 0; i < kSide; ++i) half[i][j] = out[i];
+    }
+    for (int i = 0; i < kSide; ++i) {
+      transform_input<R>(half[i], out);
+      for (int j = 0; j < kSide; ++j) store_any(v + (i * kSide + j) * plane + k, out[j], n);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA

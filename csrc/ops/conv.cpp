@@ -31,17 +31,34 @@ std::atomic<int>& winograd_mode() {
   return mode;
 }
 
+// Whether Winograd's algorithm may compute a convolution and its gradients.
+bool winograd_applies(const ConvParams& p) {
+  return winograd_mode().load(std::memory_order_relaxed) != kOff && p.dtype == DType::float32 &&
+         p.KH == 3 && p.KW == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+         p.dilation_w == 1 && p.groups == 1 && p.pad_top <= 2 && p.pad_left <= 2 &&
+         p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
+}
+
+constexpr double kFlopsPerByte = 16;
+
+// Whether it computes the gradient with respect to the weight: its multiply-adds, a third dearer
+// for the transforms, and the 36 sums per weight written and read twice, against the direct ones.
+bool winograd_for_weight(const ConvParams& p) {
+  if (!winograd_applies(p)) return false;
+  if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
+  const auto tiles = static_cast<double>(p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4));
+  const auto pixels = static_cast<double>(p.N * p.OH * p.OW);
+  return 1.33 * 2 * 36 * tiles + kFlopsPerByte * 36 * 4 * 4 < 2 * 9 * pixels;
+}
+
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
 // N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant is its
 // multiply-adds plus the bytes that it moves beyond the core's own cache, at kFlopsPerByte: what a
 // core computes in the time of one byte of shared cache or memory.
 int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
+  if (!winograd_applies(p)) return 0;
   const int mode = winograd_mode().load(std::memory_order_relaxed);
-  if (mode == kOff || p.dtype != DType::float32 || p.KH != 3 || p.KW != 3 || p.stride_h != 1 ||
-      p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.pad_top > 2 ||
-      p.pad_left > 2 || K < kWinogradChannels || columns < kWinogradChannels)
-    return 0;
-  constexpr double kFlopsPerByte = 16, kL2Floats = 256 << 10;
+  constexpr double kL2Floats = 256 << 10;
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
   const double pixels = static_cast<double>(p.N * rows * cols);
   double best = 2 * 9 * pixels * pair;
@@ -212,8 +229,9 @@ Array conv2d_backward_weight(const Array& grad_output, const Array& input, const
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
   Array grad_weight = empty(weight_shape, p.dtype);
   const ConvSlots& slots = cpu_slots().conv;
-  (p.is_depthwise() ? slots.depthwise_backward_weight : slots.backward_weight)(p, x.raw(), g.raw(),
-                                                                               grad_weight.raw());
+  (p.is_depthwise()         ? slots.depthwise_backward_weight
+   : winograd_for_weight(p) ? slots.winograd_backward_weight
+                            : slots.backward_weight)(p, x.raw(), g.raw(), grad_weight.raw());
   return grad_weight;
 }
 

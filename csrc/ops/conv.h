@@ -42,6 +42,8 @@ struct ConvSlots {
                            const ConvEpilogue&, void* output);
   void (*winograd_backward_data)(const ConvParams&, int tile, const void* grad_output,
                                  const void* weight, const ConvEpilogue&, void* grad_input);
+  void (*winograd_backward_weight)(const ConvParams&, const void* input, const void* grad_output,
+                                   void* grad_weight);
   void (*depthwise_forward)(const ConvParams&, const void* input, const void* weight,
                             const ConvEpilogue&, void* output);
   void (*depthwise_backward_data)(const ConvParams&, const void* grad_output, const void* weight,

@@ -1,0 +1,147 @@
+// Gradient of a 3x3 convolution of stride 1 with respect to its weight, in float32, by the
+// transpose of Winograd's F(4x4, 3x3) (winograd.h): what the forward pass multiplies point by point
+// is summed point by point,
+//   gw = G^T [ sum over tiles of (A g A^T) * (B^T x B) ] G,
+// an outer product over tiles for each of 36 points, instead of one over 16 pixels per tile for
+// each of 9 taps: a quarter of the multiply-adds.
+//
+//   task = partial sum x 64 output channels x 64 input channels, its 36 x 64 x 64 sums in L2
+//     for each chunk of its tiles:
+//       V[point][tile][ic], W[point][block of kBlock oc][tile][oc]
+//       for each point, block of oc, NR channels of ic: outer kernel of matmul.h over the chunk
+//   gw = transformed sums, partial sums added in order
+//
+// A sum runs over a sixteenth of the pixels, which makes up for what the transforms add: the error
+// is about that of the direct sum (amplification 1.6, docs/winograd.md).
+#include "core/allocator.h"
+#include "cpu/conv_input.h"
+#include "cpu/matmul.h"
+#include "cpu/winograd.h"
+#include "ops/slots.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kSide = 64;   // channels of a task, in and out
+constexpr int64_t kChunk = 32;  // tiles
+constexpr int64_t kTasks = 8;
+constexpr int kPoints = 36;
+// Half a vector of output channels: what a tile's accumulators leave registers for.
+constexpr int kBlock = LANES == 4 ? 4 : LANES / 2;
+
+// W of one tile: `count` channels of the gradient at output (row, col), zeros outside the map.
+inline void transform_gradient_tile(const ConvParams& p, const float* g, int64_t row, int64_t col,
+                                    int64_t count, float* w, int64_t plane) {
+  vector_loop(0, count, [&](int64_t c, int n) {
+    vfloat half[6][4], y[4], out[6];
+    for (int j = 0; j < 4; ++j) {
+      for (int i = 0; i < 4; ++i)
+        y[i] = row + i < p.OH && col + j < p.OW
+                   ? load_any(g + ((row + i) * p.OW + col + j) * p.OC + c, n)
+                   : vfloat{};
+      transform_gradient(y, out);
+      for (int i = 0; i < 6; ++i) half[i][j] = out[i];
+    }
+    for (int i = 0; i < 6; ++i) {
+      transform_gradient(half[i], out);
+      for (int j = 0; j < 6; ++j)
+        for (int h = 0; h < LANES; h += kBlock)
+          __builtin_memcpy(w + (i * 6 + j) * plane + (c + h) * kChunk,
+                           reinterpret_cast<const float*>(&out[j]) + h, sizeof(float) * kBlock);
+    }
+  });
+}
+
+struct Range {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+};
+
+// Sums of one task: [point][oc, padded to whole vectors][ic].
+inline void run_task(const ConvParams& p, const float* x, const float* g, Range tiles, Range ic,
+                     Range oc, float* sums) {
+  const int64_t down = ceil_div(p.OH, 4), across = ceil_div(p.OW, 4);
+  const int64_t outputs = ceil_div(oc.size(), LANES) * LANES;
+  const int64_t v_plane = padded_plane(kChunk * ic.size() + LANES);
+  const int64_t w_plane = padded_plane(kChunk * outputs);
+  auto* const v = static_cast<float*>(thread_scratch(kPoints * (v_plane + w_plane) * 4, 0));
+  float* const w = v + kPoints * v_plane;
+  for (int64_t first = tiles.first; first < tiles.last; first += kChunk) {
+    const int64_t count = clamp(tiles.last - first, 0, kChunk);
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t tile = first + t, image = tile / (down * across);
+      const int64_t row = tile / across % down * 4, col = tile % across * 4;
+      transform_tile<4>(x + image * p.H * p.W * p.C + ic.first, p.H, p.W, p.C, row - p.pad_top,
+                        col - p.pad_left, ic.size(), v + t * ic.size(), v_plane);
+      transform_gradient_tile(p, g + image * p.OH * p.OW * p.OC + oc.first, row, col, oc.size(),
+                              w + t * kBlock, w_plane);
+    }
+    for (int point = 0; point < kPoints; ++point)
+      for (int64_t n = 0; n < ic.size(); n += NR) {
+        const int64_t left = ic.size() - n;
+        const int vectors = left > LANES ? NV : 1;
+        const int last = static_cast<int>(clamp(left - (vectors - 1) * LANES, 1, LANES));
+        for (int64_t m = 0; m < outputs; m += kBlock) {
+          const OuterStrip strip{v + point * v_plane + n,          0, 0, ic.size(),
+                                 w + point * w_plane + m * kChunk, 1, 1, count};
+          outer_kernels[kBlock - 1][vectors - 1](strip,
+                                                 sums + (point * outputs + m) * ic.size() + n,
+                                                 ic.size(), last, first > tiles.first);
+        }
+      }
+  }
+}
+
+void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
+                     void* grad_weight) {
+  const auto* const x = static_cast<const float*>(input);
+  const auto* const g = static_cast<const float*>(grad_output);
+  auto* const gw = static_cast<float*>(grad_weight);
+  const int64_t tiles = p.N * ceil_div(p.OH, 4) * ceil_div(p.OW, 4);
+  const int64_t ic_parts = ceil_div(p.C, kSide), oc_parts = ceil_div(p.OC, kSide);
+  const int64_t parts = ic_parts * oc_parts;
+  int64_t partials = 1;
+  while (partials * 2 * parts <= kTasks && partials * 2 * kChunk <= tiles) partials *= 2;
+  const int64_t room = kPoints * kSide * kSide;
+  Workspace sums(partials * parts * room * 4);
+  const auto range = [](int64_t n, int64_t part, int64_t of) {
+    return Range{n * part / of, n * (part + 1) / of};
+  };
+  parallel_for_dynamic(partials * parts, [&](int64_t task) {
+    const int64_t part = task % parts;
+    run_task(p, x, g, range(tiles, task / parts, partials), range(p.C, part % ic_parts, ic_parts),
+             range(p.OC, part / ic_parts, oc_parts), sums.floats() + task * room);
+  });
+  parallel_for(parts, [&](int64_t part) {
+    const Range ic = range(p.C, part % ic_parts, ic_parts);
+    const Range oc = range(p.OC, part / ic_parts, oc_parts);
+    const int64_t plane = ceil_div(oc.size(), LANES) * LANES * ic.size();
+    for (int64_t o = 0; o < oc.size(); ++o)
+      vector_loop(0, ic.size(), [&](int64_t c, int n) {
+        vfloat half[3][6], u[6], out[3];
+        for (int j = 0; j < 6; ++j) {
+          for (int i = 0; i < 6; ++i) {
+            const float* from =
+                sums.floats() + part * room + (i * 6 + j) * plane + o * ic.size() + c;
+            u[i] = load_any(from, n);
+            for (int64_t r = 1; r < partials; ++r) u[i] += load_any(from + r * parts * room, n);
+          }
+          transform_sums(u, out);
+          for (int i = 0; i < 3; ++i) half[i][j] = out[i];
+        }
+        for (int i = 0; i < 3; ++i) {
+          transform_sums(half[i], out);
+          for (int j = 0; j < 3; ++j)
+            store_any(gw + ((oc.first + o) * 9 + i * 3 + j) * p.C + ic.first + c, out[j], n);
+        }
+      });
+  });
+}
+
+}  // namespace
+
+void fill_conv_winograd_weight(Slots& slots) {
+  slots.conv.winograd_backward_weight = backward_weight;
+}
+
+}  // namespace fastnn::cpu::FASTNN_ISA
