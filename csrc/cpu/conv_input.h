@@ -264,7 +264,7 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, i
   zeros(last, t.panel_cols);
   const T* from = static_cast<const T*>(in.a) + in.a_channel + channel +
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
-  if (in.a_pixel == t.width && !t.across)
+  if (in.a_pixel == t.width && !t.across && !in.missing)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
   for (int64_t c = first; c < last; ++c, from += in.a_pixel) {
     copy_values(to + c * pixel, from, t.width - in.missing);
@@ -278,7 +278,7 @@ void gathered_line(const InputTiles& t, int64_t image, int64_t row, int64_t col,
                    P* to) {
   const InputGrid& in = t.in;
   const T* a = static_cast<const T*>(in.a) + in.a_channel + image * in.H * in.W * in.a_pixel;
-  const bool joined = in.a_pixel == in.K;
+  const bool joined = in.a_pixel == in.K && !in.missing;
   const int64_t padding = t.k - in.K * in.tap_count;
   for (int64_t j = col; j < col + cols; ++j) {
     for (int64_t i = 0, run; i < in.tap_count; i += run, to += run * in.K) {

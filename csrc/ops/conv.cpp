@@ -44,7 +44,7 @@ constexpr double kFlopsPerByte = 16;
 // Whether it computes the gradient with respect to the weight: its multiply-adds, a third dearer
 // for the transforms, and the 36 sums per weight written and read twice, against the direct ones.
 bool winograd_for_weight(const ConvParams& p) {
-  if (!winograd_applies(p)) return false;
+  if (!winograd_applies(p) || p.N == 0) return false;
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
   const auto tiles = static_cast<double>(p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4));
   const auto pixels = static_cast<double>(p.N * p.OH * p.OW);

@@ -54,6 +54,7 @@ class _Step:
     args: list[Any]
     shape: tuple[int, ...] = ()
     keep: dict[str, Any] = field(default_factory=dict)  # keyword arguments
+    places: list[int] = field(default_factory=list)  # of arguments that are or hold references
 
     def refs(self) -> Iterator[_Ref]:
         for arg in self.args:
@@ -297,6 +298,7 @@ class _Program:
     def _plan_lifetimes(self) -> None:
         last: dict[int, int] = {}
         for i, step in enumerate(self.steps):
+            step.places = [p for p, a in enumerate(step.args) if isinstance(a, (_Ref, list))]
             for ref in step.refs():
                 last[ref.step] = i
         kept = {o.step for o in self.outputs if isinstance(o, _Ref)}
@@ -322,7 +324,10 @@ class _Program:
 
         for i in range(self.inputs, len(self.steps)):
             step = self.steps[i]
-            values[i] = step.call(*[value(a) for a in step.args], **step.keep)
+            args = step.args.copy()
+            for place in step.places:
+                args[place] = value(args[place])
+            values[i] = step.call(*args, **step.keep)
             for dead in self.dead[i]:
                 values[dead] = None
         return [value(o) for o in self.outputs]

@@ -16,10 +16,11 @@
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
+
 constexpr int64_t kTilePixels = 1024;
-constexpr int64_t kInputValues = 256 << 10;
+constexpr int64_t kInputValues = 256 << 10;  // under a tile of a pointwise grid
 constexpr int64_t kPanelValues = 640 << 10;
-constexpr int64_t kSliceSteps = 20;  // 32 KiB of B
+constexpr int64_t kSliceSteps = 20;  // 40 KiB of B
 constexpr int kColumns = 2 * kTile;  // of a block
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
@@ -135,7 +136,6 @@ struct Task {
   const InputTiles& t;
   Tile tile;
   PixelBlocks p;
-  const bfloat16* panel;
   const bfloat16** at;  // per pixel block, its first point
   int64_t* where;       // per point of each block, its output
   float* sums;          // per pixel block, 16 x 32
@@ -222,7 +222,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
     place_blocks(g, t, tile, p, panel, at, where);
     shape_tiles(p.rows, steps_of(t).depth);
-    const Task k{g, t, tile, p, panel, at, where, sums};
+    const Task k{g, t, tile, p, at, where, sums};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     const bool fetch = t.source == Source::direct && t.tap_count == 1;
     for (int64_t block = first; block < last; ++block)
