@@ -241,7 +241,8 @@ _CONV = (
     "n1c4h8w8_oc8_k3p1g4_f32", "n2c10h6w6_oc12_k3p1_relu_res_f32", "n2c16h6w6_oc16_k3p1g16_relu_res_f32",
     "n5c40h4w4_oc33_k3p1_relu_f32", "n1c2h3w3_oc2_k3p5_f32", "n2c3h12w12_oc4_k1s5_f32",
     "n2c16h8w8_oc24_k3p1_bf16", "n2c3h9w9_oc17_k7s2p3_bf16", "n2c32h7w7_oc16_k1_relu_res_bf16",
-    "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32", "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
+    "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32",
+    "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
     # Several tiles along rows, along columns, and of images; taps that are gathered.
     "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
