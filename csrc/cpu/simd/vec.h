@@ -115,7 +115,7 @@ FASTNN_INLINE float sum(vfloat v) {
 }
 FASTNN_INLINE float max_lane(vfloat v) {
   // The first operand is kept unless the second is larger or a NaN; a NaN itself is kept.
-  return reduce(v, [](auto a, auto b) { return (b > a) | (b != b) ? b : a; });
+  return reduce(v, [](auto a, auto b) { return ((b > a) | (b != b)) ? b : a; });
 }
 // The first n lanes of v, `filler` in the others.
 FASTNN_INLINE vfloat filled(vfloat v, int n, float filler) {
