@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 import fastnn
@@ -78,6 +79,13 @@ def test_missing_peers_are_skipped_and_said(tmp_path, capsys, monkeypatch):
     result, _, text = ran(tmp_path, capsys, "relu", "--peer", "torch,openvino")
     assert "torch is not installed" in text and "openvino is not installed" in text
     assert all(row["peers"] == {} for row in result["rows"])
+
+
+def test_the_processor_is_left_as_it_was():
+    pytest.importorskip("torch")
+    options = run.Options(quick=True, dtypes=("float32",))
+    assert list(run.bench(PEAKS, ["relu"], options))
+    assert np.float32(1e-38) / np.float32(100) > 0  # a subnormal number
 
 
 def row(ratio, dtype="float32", part="forward"):

@@ -168,7 +168,6 @@ def _torch(
     import torch
 
     torch.set_num_threads(fastnn.get_num_threads())
-    torch.set_flush_denormal(True)
     found = {}
     for label, layout in (
         ("torch contiguous", torch.contiguous_format),

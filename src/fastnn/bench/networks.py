@@ -85,7 +85,6 @@ def _torch_steps(
     from fastnn.bench import torch_models
 
     torch.set_num_threads(fastnn.get_num_threads())
-    torch.set_flush_denormal(True)
 
     def make(layout: Any, compile_it: bool) -> Callable[[], Any]:
         model: Any = torch_models.make(name).train()
@@ -149,7 +148,6 @@ def _inference_peers(
     from fastnn.bench import torch_models
 
     torch.set_num_threads(fastnn.get_num_threads())
-    torch.set_flush_denormal(True)
     found: dict[str, Callable[[], Any]] = {}
     model = torch_models.make(name).eval()
     path = folder / "model.onnx"

@@ -32,7 +32,6 @@ def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict
     import fastnn
 
     torch.set_num_threads(fastnn.get_num_threads())
-    torch.set_flush_denormal(True)
     if op in _OPTIMIZERS:
         return _optimizer(op, problem, inputs, torch)
     call = getattr(torch.nn.functional, op, None) or getattr(torch, op, None)

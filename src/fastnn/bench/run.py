@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -72,7 +73,30 @@ def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row
     Raises:
         ValueError: there is no such suite.
     """
-    for suite, operators in chosen(suites):
+    with _flushed_denormals(options):
+        yield from _all(peaks, chosen(suites), options)
+
+
+@contextmanager
+def _flushed_denormals(options: Options) -> Iterator[None]:
+    """PyTorch treats subnormal numbers as zero meanwhile, as our kernels do; a setting of the
+    processor that must not stay on for others."""
+    if "torch" not in options.installed():
+        yield
+        return
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _all(
+    peaks: Peaks, suites: list[tuple[str, list[tuple[str, Op]]]], options: Options
+) -> Iterator[Row]:
+    for suite, operators in suites:
         if suite == "conv":
             yield from layers.rows(peaks, options)
         elif suite in ("train", "infer"):
