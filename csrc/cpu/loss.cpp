@@ -4,25 +4,14 @@
 // smoothed by s: t (1 - s) + s / C) and class weights w:
 //   loss = sum_c t_c w_c (log sum exp(x) - x_c),  d loss / d x_k = (sum_c t_c w_c) softmax_k - t_k
 //   w_k.
-// One pass for the maximum, one for the sum, one for the result, with the row in L1.
-// Pair losses are elementwise: two reads, one write.
-#include "cpu/simd/math.h"
+// One pass for the maximum, one for the sum, one for the result, with the row in L1; rows of few
+// classes go one per lane (few_columns.h). Floor: one read forward, one read and one write
+// backward. Pair losses are elementwise: two reads, one write.
+#include "cpu/few_columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
-
-// Target weight of class c: t_c w_c.
-struct Target {
-  const ClassParams& p;
-  int64_t row;
-
-  __attribute__((always_inline)) float operator()(int64_t c) const {
-    const float w = p.weight ? p.weight[c] : 1.0f;
-    const float t = p.labels ? (p.labels[row] == c ? 1.0f : 0.0f) : p.probabilities[row * p.C + c];
-    return w * (t * (1.0f - p.smoothing) + p.smoothing / static_cast<float>(p.C));
-  }
-};
 
 bool ignored(const ClassParams& p, int64_t row) {
   return p.labels && p.labels[row] == p.ignore_index;
@@ -48,69 +37,175 @@ LogSumExp log_sum_exp(const float* x, int64_t C) {
   return {highest, vlog(set1(sum(total)))[0]};
 }
 
+FASTNN_INLINE vfloat ones_or(const float* p, int64_t i, int n) {
+  return p ? load_any(p + i, n) : set1(1.0f);
+}
+
 bool one_label(const ClassParams& p) { return p.labels && p.smoothing == 0.0f; }
 
-void classes(const ClassParams& p, float* loss) {
-  parallel_ranges(p.rows, kGrain / (8 * p.C) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* x = p.x + row * p.C;
-      if (ignored(p, row)) {
-        loss[row] = 0;
-        continue;
-      }
-      const LogSumExp l = p.log_probabilities ? LogSumExp{0.0f, 0.0f} : log_sum_exp(x, p.C);
-      if (one_label(p)) {
-        const int64_t c = p.labels[row];
-        loss[row] = (p.weight ? p.weight[c] : 1.0f) * ((l.highest - x[c]) + l.log_sum);
-        continue;
-      }
-      const Target target{p, row};
-      float total = 0;
-      for (int64_t c = 0; c < p.C; ++c) {
-        const float t = target(c);
-        if (t != 0.0f) total += t * ((l.highest - x[c]) + l.log_sum);
-      }
-      loss[row] = total;
-    }
+// Target weight t_c w_c of the label's class less its share of the smoothing, and the share that
+// every class has: all there is for labels.
+float label_weight(const ClassParams& p, int64_t row) {
+  return (p.weight ? p.weight[p.labels[row]] : 1.0f) * (1.0f - p.smoothing);
+}
+float share(const ClassParams& p) { return p.smoothing / static_cast<float>(p.C); }
+
+// Target weights of classes c .. c + n - 1.
+FASTNN_INLINE vfloat targets(const ClassParams& p, int64_t row, int64_t c, int n) {
+  const vfloat t =
+      p.labels ? select(lanes() == static_cast<int32_t>(p.labels[row] - c), set1(1.0f), vfloat{})
+               : load_any(p.probabilities + row * p.C + c, n);
+  return ones_or(p.weight, c, n) * (t * (1.0f - p.smoothing) + share(p));
+}
+
+void loss_of_row(const ClassParams& p, int64_t row, float* loss) {
+  const float* x = p.x + row * p.C;
+  if (ignored(p, row)) {
+    loss[row] = 0;
+    return;
+  }
+  const LogSumExp l = p.log_probabilities ? LogSumExp{0.0f, 0.0f} : log_sum_exp(x, p.C);
+  if (one_label(p)) {
+    loss[row] = label_weight(p, row) * ((l.highest - x[p.labels[row]]) + l.log_sum);
+    return;
+  }
+  vfloat total{};
+  vector_loop(0, p.C, [&](int64_t c, int n) {
+    // A class without weight counts for nothing, though its score be infinite.
+    const vfloat t = targets(p, row, c, n), nll = (l.highest - load_any(x + c, n)) + l.log_sum;
+    total += filled(select(t != 0.0f, t * nll, vfloat{}), n, 0.0f);
   });
+  loss[row] = sum(total);
+}
+
+void loss_of_block(const ClassParams& p, const FewColumns& few, int64_t row, float* loss) {
+  const float* x = p.x + row * p.C;
+  const RowExponents e = exponents(few, x);
+  const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
+  vfloat total{};
+  if (!one_label(p))
+    for (int64_t c = 0; c < p.C; ++c) {
+      vfloat t = set1(share(p));
+      if (!p.labels) t += few.column(p.probabilities + row * p.C, c) * (1.0f - p.smoothing);
+      if (p.weight) t *= p.weight[c];
+      const vfloat nll = (e.highest - few.column(x, c)) + log_sum;
+      total += select(t != 0.0f, t * nll, vfloat{});
+    }
+  store(loss + row, total);
+  if (!p.labels) return;
+  float highest[LANES], logs[LANES];
+  store(highest, e.highest);
+  store(logs, log_sum);
+  for (int64_t r = 0; r < LANES; ++r)
+    if (ignored(p, row + r)) {
+      loss[row + r] = 0;
+    } else {
+      const float t = label_weight(p, row + r);
+      if (t != 0.0f) loss[row + r] += t * ((highest[r] - x[r * p.C + p.labels[row + r]]) + logs[r]);
+    }
+}
+
+void classes(const ClassParams& p, float* loss) {
+  const auto one = [&](int64_t row) { loss_of_row(p, row, loss); };
+  if (p.log_probabilities)
+    parallel_ranges(p.rows, kGrain / 16, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) one(row);
+    });
+  else
+    each_row(
+        p.rows, p.C, [&](const FewColumns& few, int64_t row) { loss_of_block(p, few, row, loss); },
+        one);
+}
+
+// Sum of the target weights of a row: what its softmax is multiplied with.
+float total_weight(const ClassParams& p, int64_t row) {
+  if (one_label(p)) return label_weight(p, row);
+  vfloat all{};
+  vector_loop(0, p.C, [&](int64_t c, int n) { all += filled(targets(p, row, c, n), n, 0.0f); });
+  return sum(all);
+}
+
+void gradient_of_row(const ClassParams& p, int64_t row, float scale, float* g) {
+  const float* x = p.x + row * p.C;
+  if (ignored(p, row) || p.log_probabilities)
+    __builtin_memset(g, 0, sizeof(float) * static_cast<size_t>(p.C));
+  if (ignored(p, row)) return;
+  const bool label = one_label(p);
+  if (!p.log_probabilities) {
+    const LogSumExp l = log_sum_exp(x, p.C);
+    const float factor = total_weight(p, row) * scale;
+    vector_loop(0, p.C, [&](int64_t c, int n) {
+      vfloat v = vexp((load_any(x + c, n) - l.highest) - l.log_sum) * factor;
+      if (!label) v -= scale * targets(p, row, c, n);
+      store_any(g + c, v, n);
+    });
+  }
+  if (label) g[p.labels[row]] -= scale * label_weight(p, row);
+}
+
+// `spread` are the classes' weights times the smoothing's share, once per row of a block, and
+// `shares` their sum over a row.
+void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
+                       const float* spread, float shares, const float* row_scale, float* g) {
+  const float* x = p.x + row * p.C;
+  const float* t = p.labels ? nullptr : p.probabilities + row * p.C;
+  const RowExponents e = exponents(few, x);
+  const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
+  const vfloat scale = load(row_scale + row);
+  vfloat all = set1(shares);
+  if (p.labels) {
+    float weights[LANES];
+    for (int64_t r = 0; r < LANES; ++r)
+      weights[r] = ignored(p, row + r) ? 0.0f : label_weight(p, row + r);
+    all += load(weights);
+  } else {
+    for (int64_t c = 0; c < p.C; ++c)
+      all += few.column(t, c) * ((1.0f - p.smoothing) * (p.weight ? p.weight[c] : 1.0f));
+  }
+  const vfloat factor = all * scale;
+  few.each([&](int64_t i) {
+    const vfloat v = load(x + i) - few.spread(e.highest, i);
+    vfloat y = vexp(v - few.spread(log_sum, i)) * few.spread(factor, i);
+    if (!one_label(p)) {
+      vfloat target = load(spread + i);
+      if (t) target += load(t + i) * load(spread + few.C * LANES + i);
+      y -= few.spread(scale, i) * target;
+    }
+    store(g + i, y);
+  });
+  if (p.labels)
+    for (int64_t r = 0; r < LANES; ++r)
+      if (ignored(p, row + r))
+        __builtin_memset(g + r * p.C, 0, sizeof(float) * static_cast<size_t>(p.C));
+      else
+        g[r * p.C + p.labels[row + r]] -= row_scale[row + r] * label_weight(p, row + r);
 }
 
 void classes_backward(const ClassParams& p, const float* row_scale, float* grad_x) {
-  parallel_ranges(p.rows, kGrain / (8 * p.C) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* x = p.x + row * p.C;
-      float* g = grad_x + row * p.C;
-      if (ignored(p, row)) {
-        __builtin_memset(g, 0, sizeof(float) * static_cast<size_t>(p.C));
-        continue;
-      }
-      const Target target{p, row};
-      const int64_t label = one_label(p) ? p.labels[row] : -1;
-      float all = 0;
-      if (label >= 0)
-        all = target(label);
-      else
-        for (int64_t c = 0; c < p.C; ++c) all += target(c);
-      const float scale = row_scale[row];
-      if (p.log_probabilities) {
-        __builtin_memset(g, 0, sizeof(float) * static_cast<size_t>(p.C));
-      } else {
-        const LogSumExp l = log_sum_exp(x, p.C);
-        const float factor = all * scale;
-        vector_loop(0, p.C, [&](int64_t c, int n) {
-          store_any(g + c, vexp((load_any(x + c, n) - l.highest) - l.log_sum) * factor, n);
-        });
-      }
-      if (label >= 0)
-        g[label] -= scale * all;
-      else
-        for (int64_t c = 0; c < p.C; ++c) g[c] -= scale * target(c);
-    }
-  });
-}
-
-FASTNN_INLINE vfloat ones_or(const float* p, int64_t i, int n) {
-  return p ? load_any(p + i, n) : set1(1.0f);
+  const auto one = [&](int64_t row) {
+    gradient_of_row(p, row, row_scale[row], grad_x + row * p.C);
+  };
+  if (p.log_probabilities || p.C > kFewColumns) {
+    parallel_ranges(p.rows, kGrain / (4 * p.C) + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) one(row);
+    });
+    return;
+  }
+  // Shares of the smoothing, then weights of the probabilities, once per row of a block.
+  float tables[2 * kFewColumns * LANES];
+  float shares = 0;
+  for (int64_t c = 0; c < p.C; ++c) shares += share(p) * (p.weight ? p.weight[c] : 1.0f);
+  for (int64_t i = 0; i < p.C * LANES; ++i) {
+    const float w = p.weight ? p.weight[i % p.C] : 1.0f;
+    tables[i] = share(p) * w;
+    tables[p.C * LANES + i] = (1.0f - p.smoothing) * w;
+  }
+  each_row(
+      p.rows, p.C,
+      [&](const FewColumns& few, int64_t row) {
+        gradient_of_block(p, few, row, tables, shares, row_scale, grad_x + row * p.C);
+      },
+      one);
 }
 
 void pairs(PairLoss kind, float a, const float* x, const float* t, const float* weight,

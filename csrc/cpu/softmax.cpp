@@ -2,8 +2,9 @@
 //
 // Memory order is (outer, D, inner). Where inner is 1 (channels of NHWC, or the last dimension)
 // vectors run along D and end in a fixed tree; else they run along inner and the sum over D is a
-// plain loop. The row is in cache for all three passes; floor: one read and one write.
-#include "cpu/simd/math.h"
+// plain loop. Rows of a few numbers go one per lane (few_columns.h). The row is in cache for all
+// three passes; floor: one read and one write.
+#include "cpu/few_columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -39,8 +40,9 @@ void forward_rows(const T* x, int64_t D, bool log, T* y) {
 }
 
 template <class T>
-void forward_columns(const T* x, int64_t D, int64_t inner, bool log, T* y) {
-  vector_loop(0, inner, [&](int64_t c, int n) {
+void forward_columns(const T* x, int64_t D, int64_t inner, int64_t begin, int64_t end, bool log,
+                     T* y) {
+  vector_loop(begin, end, [&](int64_t c, int n) {
     vfloat top = set1(-__builtin_inff()), total{};
     for (int64_t i = 0; i < D; ++i) top = vmax(top, load_any(x + i * inner + c, n));
     for (int64_t i = 0; i < D; ++i) total += vexp(load_any(x + i * inner + c, n) - top);
@@ -68,8 +70,9 @@ void backward_rows(const T* g, const T* y, int64_t D, bool log, T* grad_x) {
 }
 
 template <class T>
-void backward_columns(const T* g, const T* y, int64_t D, int64_t inner, bool log, T* grad_x) {
-  vector_loop(0, inner, [&](int64_t c, int n) {
+void backward_columns(const T* g, const T* y, int64_t D, int64_t inner, int64_t begin, int64_t end,
+                      bool log, T* grad_x) {
+  vector_loop(begin, end, [&](int64_t c, int n) {
     vfloat total{};
     for (int64_t i = 0; i < D; ++i) {
       const vfloat v = load_any(g + i * inner + c, n);
@@ -83,29 +86,71 @@ void backward_columns(const T* g, const T* y, int64_t D, int64_t inner, bool log
   });
 }
 
+// LANES rows of D numbers.
+template <class T>
+void forward_block(const FewColumns& few, const T* x, bool log, T* y) {
+  const float* block = few.block(x);
+  const RowExponents e = exponents(few, block);
+  const vfloat other = log ? vlog(e.sum) : 1.0f / e.sum;
+  few.each([&](int64_t i) {
+    const vfloat v = load(block + i) - few.spread(e.highest, i), o = few.spread(other, i);
+    store(y + i, log ? v - o : vexp(v) * o);
+  });
+}
+
+template <class T>
+void backward_block(const FewColumns& few, const T* g, const T* y, bool log, T* grad_x) {
+  // Products row by row in memory order, then summed over each row.
+  alignas(64) float products[kFewColumns * LANES];
+  few.each([&](int64_t i) { store(products + i, log ? load(g + i) : load(g + i) * load(y + i)); });
+  vfloat total{};
+  for (int64_t c = 0; c < few.C; ++c) total += few.column(products, c);
+  few.each([&](int64_t i) {
+    const vfloat v = load(g + i), out = load(y + i), all = few.spread(total, i);
+    store(grad_x + i, log ? v - vexp(out) * all : out * (v - all));
+  });
+}
+
+// body(o, begin, end) over ranges of columns of every matrix (D, inner), in parallel.
+template <class Body>
+void each_columns(int64_t outer, int64_t D, int64_t inner, const Body& body) {
+  const int64_t width = (kGrain / (4 * D) / LANES + 1) * LANES,
+                ranges = (inner + width - 1) / width;
+  parallel_for(outer * ranges, [&](int64_t task) {
+    const int64_t begin = task % ranges * width;
+    body(task / ranges, begin, begin + width < inner ? begin + width : inner);
+  });
+}
+
 template <class T>
 void forward_typed(const T* x, int64_t outer, int64_t D, int64_t inner, bool log, T* y) {
-  const int64_t size = D * inner;
-  parallel_ranges(outer, kGrain / (4 * size) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o)
-      if (inner == 1)
-        forward_rows(x + o * size, D, log, y + o * size);
-      else
-        forward_columns(x + o * size, D, inner, log, y + o * size);
-  });
+  if (inner == 1)
+    each_row(
+        outer, D,
+        [&](const FewColumns& few, int64_t r) { forward_block(few, x + r * D, log, y + r * D); },
+        [&](int64_t r) { forward_rows(x + r * D, D, log, y + r * D); });
+  else
+    each_columns(outer, D, inner, [&](int64_t o, int64_t begin, int64_t end) {
+      const int64_t at = o * D * inner;
+      forward_columns(x + at, D, inner, begin, end, log, y + at);
+    });
 }
 
 template <class T>
 void backward_typed(const T* g, const T* y, int64_t outer, int64_t D, int64_t inner, bool log,
                     T* grad_x) {
-  const int64_t size = D * inner;
-  parallel_ranges(outer, kGrain / (4 * size) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o)
-      if (inner == 1)
-        backward_rows(g + o * size, y + o * size, D, log, grad_x + o * size);
-      else
-        backward_columns(g + o * size, y + o * size, D, inner, log, grad_x + o * size);
-  });
+  if (inner == 1)
+    each_row(
+        outer, D,
+        [&](const FewColumns& few, int64_t r) {
+          backward_block(few, g + r * D, y + r * D, log, grad_x + r * D);
+        },
+        [&](int64_t r) { backward_rows(g + r * D, y + r * D, D, log, grad_x + r * D); });
+  else
+    each_columns(outer, D, inner, [&](int64_t o, int64_t begin, int64_t end) {
+      const int64_t at = o * D * inner;
+      backward_columns(g + at, y + at, D, inner, begin, end, log, grad_x + at);
+    });
 }
 
 void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype, bool log,

@@ -19,8 +19,9 @@ FASTNN_INLINE vfloat horner(vfloat x, const float (&coefficients)[N]) {
   return y;
 }
 
-// exp(x) = 2^n exp(r), |r| <= ln 2 / 2. The factor 2^n is applied in two halves, so that results
-// up to the largest float and down to the smallest normal one need no special case.
+// exp(x) = 2^n exp(r), |r| <= ln 2 / 2. Without an instruction for it, the factor 2^n is applied in
+// two halves, so that results up to the largest float and down to the smallest normal one need no
+// special case.
 FASTNN_INLINE vfloat vexp(vfloat x) {
   x = vmin(set1(89.0f), x);
   x = vmax(set1(-104.0f), x);
@@ -30,9 +31,13 @@ FASTNN_INLINE vfloat vexp(vfloat x) {
   const vfloat p = horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                               4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
   const vfloat y = p * r * r + r + 1.0f;
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_maskz_scalef_ps(0xffff, y, n);  // 2^n, overflow and all, in one instruction
+#else
   const vint whole = __builtin_convertvector(n, vint);
   const vint half = whole >> 1;
   return y * as_float((half + 127) << 23) * as_float((whole - half + 127) << 23);
+#endif
 }
 
 // log(x) = e ln 2 + log(m), m in [sqrt(1/2), sqrt(2)).

@@ -70,9 +70,26 @@ FASTNN_INLINE vbyte to_bytes(vint v) {
 
 // Comparisons of vfloat give vint lanes of 0 or -1; select picks a where the mask is set.
 FASTNN_INLINE vfloat select(vint mask, vfloat a, vfloat b) { return mask ? a : b; }
-// std::max's semantics: b where the comparison is false, so a NaN in b survives.
-FASTNN_INLINE vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
-FASTNN_INLINE vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+// std::max's semantics: b where the comparison is false, so a NaN in b survives. The instructions
+// do just that; compilers make two of a comparison and a choice.
+FASTNN_INLINE vfloat vmax(vfloat a, vfloat b) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_maskz_max_ps(0xffff, a, b);
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+FASTNN_INLINE vfloat vmin(vfloat a, vfloat b) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
 FASTNN_INLINE vfloat vabs(vfloat a) { return as_float(as_int(a) & 0x7fffffff); }
 FASTNN_INLINE vfloat vsqrt(vfloat a) {
 #if defined(FASTNN_ISA_avx512)
@@ -85,30 +102,27 @@ FASTNN_INLINE vfloat vsqrt(vfloat a) {
 #endif
 }
 
-// Horizontal sum in a fixed tree of halves, and maximum; halves down to four lanes are vectors.
+// Horizontal sum in a fixed tree of halves, and maximum. By instructions on values: a pointer to v
+// would keep the caller's accumulator in memory throughout its loop.
 template <class Pick>
 FASTNN_INLINE float reduce(vfloat v, const Pick& pick) {
-  typedef float Half __attribute__((vector_size(2 * LANES)));
+#if defined(FASTNN_ISA_avx512) || defined(FASTNN_ISA_avx2)
   typedef float Four __attribute__((vector_size(16)));
-  Four four;
-  if constexpr (LANES == 4) {
-    __builtin_memcpy(&four, &v, sizeof(four));
-  } else {
-    Half low, high;
-    __builtin_memcpy(&low, &v, sizeof(low));
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
-    const Half both = pick(low, high);
-    if constexpr (LANES == 8) {
-      __builtin_memcpy(&four, &both, sizeof(four));
-    } else {
-      Four a, b;
-      __builtin_memcpy(&a, &both, sizeof(a));
-      __builtin_memcpy(&b, reinterpret_cast<const char*>(&both) + sizeof(a), sizeof(b));
-      four = pick(a, b);
-    }
-  }
-  const float even = pick(four[0], four[2]), odd = pick(four[1], four[3]);
+#if defined(FASTNN_ISA_avx512)
+  typedef float Eight __attribute__((vector_size(32)));
+  const Eight eight = pick(static_cast<Eight>(_mm512_maskz_extractf32x8_ps(0xff, v, 0)),
+                           static_cast<Eight>(_mm512_maskz_extractf32x8_ps(0xff, v, 1)));
+#else
+  const vfloat eight = v;
+#endif
+  const Four four = pick(static_cast<Four>(_mm256_castps256_ps128(eight)),
+                         static_cast<Four>(_mm256_extractf128_ps(eight, 1)));
+  const Four two = pick(four, static_cast<Four>(_mm_movehl_ps(four, four)));
+  return pick(two, static_cast<Four>(_mm_movehdup_ps(two)))[0];
+#else
+  const float even = pick(v[0], v[2]), odd = pick(v[1], v[3]);
   return pick(even, odd);
+#endif
 }
 FASTNN_INLINE float sum(vfloat v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
@@ -117,12 +131,43 @@ FASTNN_INLINE float max_lane(vfloat v) {
   // The first operand is kept unless the second is larger or a NaN; a NaN itself is kept.
   return reduce(v, [](auto a, auto b) { return ((b > a) | (b != b)) ? b : a; });
 }
+// 0, 1, 2, ...
+FASTNN_INLINE vint lanes() {
+#if defined(FASTNN_ISA_avx512)
+  return vint{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(FASTNN_ISA_avx2)
+  return vint{0, 1, 2, 3, 4, 5, 6, 7};
+#else
+  return vint{0, 1, 2, 3};
+#endif
+}
 // The first n lanes of v, `filler` in the others.
 FASTNN_INLINE vfloat filled(vfloat v, int n, float filler) {
-  if (n == LANES) return v;
-  vint lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = i;
-  return select(lane < n, v, set1(filler));
+  return n == LANES ? v : select(lanes() < n, v, set1(filler));
+}
+
+// v[i] = p[index[i]], and v[i] = table[lane[i]].
+FASTNN_INLINE vfloat gather(const float* p, vint index) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_mask_i32gather_ps(vfloat{}, 0xffff, reinterpret_cast<__m512i>(index), p, 4);
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_i32gather_ps(p, reinterpret_cast<__m256i>(index), 4);
+#else
+  vfloat v;
+  for (int i = 0; i < LANES; ++i) v[i] = p[index[i]];
+  return v;
+#endif
+}
+FASTNN_INLINE vfloat permuted(vfloat table, vint lane) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(lane), table);
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(lane));
+#else
+  vfloat v;
+  for (int i = 0; i < LANES; ++i) v[i] = table[lane[i]];
+  return v;
+#endif
 }
 
 // Loads and stores, unaligned; the _n forms touch the first n (0 <= n <= LANES) elements only and
