@@ -173,12 +173,12 @@ void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
     }
     store(g + i, y);
   });
-  if (p.labels)
-    for (int64_t r = 0; r < LANES; ++r)
-      if (ignored(p, row + r))
-        __builtin_memset(g + r * p.C, 0, sizeof(float) * static_cast<size_t>(p.C));
-      else
-        g[r * p.C + p.labels[row + r]] -= row_scale[row + r] * label_weight(p, row + r);
+  if (!p.labels) return;
+  for (int64_t r = 0; r < LANES; ++r)
+    if (ignored(p, row + r))
+      __builtin_memset(g + r * p.C, 0, sizeof(float) * static_cast<size_t>(p.C));
+    else
+      g[r * p.C + p.labels[row + r]] -= row_scale[row + r] * label_weight(p, row + r);
 }
 
 void classes_backward(const ClassParams& p, const float* row_scale, float* grad_x) {
