@@ -33,6 +33,20 @@ def test_every_level_is_compiled_and_the_lowest_always_available():
     assert set(available) <= set(compiled)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP runtime")
+def test_threads_spin_for_microseconds_unless_the_user_chose_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    code = "import os, fastnn; assert 'GOMP_SPINCOUNT' not in os.environ"
+    shown = run_python(code, OMP_DISPLAY_ENV="verbose")
+    assert shown.returncode == 0
+    if "GOMP_" not in shown.stderr:
+        pytest.skip("not GNU's OpenMP runtime")
+    assert "GOMP_SPINCOUNT = '2000'" in shown.stderr
+    asked = run_python(code.replace("assert", "#"), OMP_DISPLAY_ENV="verbose", GOMP_SPINCOUNT="7")
+    assert "GOMP_SPINCOUNT = '7'" in asked.stderr
+
+
 def test_environment_lowers_the_isa_level():
     code = "import fastnn; print(fastnn.backends.cpu.active_isa())"
     assert run_python(code, FASTNN_ISA="portable").stdout.strip() == "portable"

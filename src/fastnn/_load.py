@@ -9,12 +9,13 @@ keep what spinning is good for. A choice the user has made stands, and the envir
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
-    pass
+    import_module("fastnn._core")
 else:
     os.environ["GOMP_SPINCOUNT"] = "2000"
     try:
-        pass
+        import_module("fastnn._core")
     finally:
         del os.environ["GOMP_SPINCOUNT"]
