@@ -20,7 +20,7 @@ CORE = {"array", "dlpack", "module"}
 
 
 def bound_functions(source: Path) -> set[str]:
-    return set(re.findall(r'm\.def\(\s*"(\w+)"', source.read_text()))
+    return set(re.findall(r'def\((?:m, |\s*)"(\w+)"', source.read_text()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,14 +5,14 @@
 namespace fastnn {
 
 void bind_activation(py::module_& m) {
-  m.def("relu", &ops::relu, NoGil());
-  m.def("relu_backward", &ops::relu_backward, NoGil());
-  m.def("activation", &ops::activation, NoGil());
-  m.def("activation_backward", &ops::activation_backward, NoGil());
-  m.def("prelu", &ops::prelu, NoGil());
-  m.def("prelu_backward", &ops::prelu_backward, NoGil());
-  m.def("maxout", &ops::maxout, NoGil());
-  m.def("maxout_backward", &ops::maxout_backward, NoGil());
+  def(m, "relu", &ops::relu);
+  def(m, "relu_backward", &ops::relu_backward);
+  def(m, "activation", &ops::activation);
+  def(m, "activation_backward", &ops::activation_backward);
+  def(m, "prelu", &ops::prelu);
+  def(m, "prelu_backward", &ops::prelu_backward);
+  def(m, "maxout", &ops::maxout);
+  def(m, "maxout_backward", &ops::maxout_backward);
 }
 
 }  // namespace fastnn

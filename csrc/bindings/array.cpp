@@ -47,6 +47,8 @@ Array from_numpy(const py::array& source, bool is_bfloat16) {
 }
 
 py::array to_numpy(const Array& x) {
+  check<TypeError>(x.device() == kCpu, "numpy: the tensor is on ", device_name(x.device()),
+                   ", NumPy's arrays are in the CPU's memory; use .cpu().numpy()");
   std::vector<py::ssize_t> shape, strides;
   for (int i = 0; i < x.rank(); ++i) {
     shape.push_back(x.size(i));
@@ -79,6 +81,7 @@ void bind_array(py::module_& m) {
       .def_property_readonly("shape", [](const Array& x) { return x.shape(); })
       .def_property_readonly("strides", [](const Array& x) { return x.strides(); })
       .def_property_readonly("dtype", &Array::dtype)
+      .def_property_readonly("device", &Array::device)
       .def_property_readonly("offset", &Array::offset)
       .def_property_readonly("count", &Array::count)
       .def_property_readonly("pointer",
@@ -93,21 +96,45 @@ void bind_array(py::module_& m) {
       .def("is_canonical", &Array::is_canonical)
       .def("is_dense", &Array::is_dense)
       .def("as_strided", &as_strided)
-      .def("reshape", &reshape, NoGil())
+      .def("reshape",
+           [](const Array& x, const Dims& shape) {
+             const DeviceScope scope(x.device());
+             return reshape(x, shape);
+           },
+           NoGil())
       .def("numpy", &to_numpy);
 
   m.def("from_numpy", &from_numpy);
-  m.def("empty", &empty);
-  m.def("empty_like", [](const Array& x, DType dtype) {
+  m.def(
+      "empty",
+      [](const Dims& shape, DType dtype, int device) {
+        const DeviceScope scope(device);
+        return empty(shape, dtype);
+      },
+      py::arg("shape"), py::arg("dtype"), py::arg("device") = kCpu);
+  m.def(
+      "full",
+      [](const Dims& shape, double value, DType dtype, int device) {
+        const DeviceScope scope(device);
+        return ops::full(shape, value, dtype);
+      },
+      py::arg("shape"), py::arg("value"), py::arg("dtype"), py::arg("device") = kCpu);
+  m.def("to_device", &ops::to_device, NoGil());
+  // As empty_like() and full() on the device of x.
+  def(m, "empty_like", [](const Array& x, DType dtype) {
     return x.is_dense() ? empty_strided(x.shape(), x.strides(), dtype) : empty(x.shape(), dtype);
   });
-  m.def("full", &ops::full);
-  m.def("astype", &ops::astype, NoGil());
-  m.def("canonical", &ops::canonical, NoGil());
-  m.def("row_major", &ops::row_major, NoGil());
-  m.def("clone", &ops::clone, NoGil());
-  m.def("copy_into", &ops::copy_into, NoGil());
-  m.def("accumulate", &ops::accumulate, NoGil());
+  def(m, "new_empty",
+      [](const Array&, const Dims& shape, DType dtype) { return empty(shape, dtype); });
+  def(m, "new_full", [](const Array&, const Dims& shape, double value, DType dtype) {
+    return ops::full(shape, value, dtype);
+  });
+  def(m, "astype", &ops::astype);
+  def(m, "canonical", &ops::canonical);
+  def(m, "row_major", &ops::row_major);
+  def(m, "clone", &ops::clone);
+  def(m, "copy_into", &ops::copy_into);
+  def(m, "accumulate", &ops::accumulate);
 }
 
 }  // namespace fastnn

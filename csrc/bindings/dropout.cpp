@@ -4,6 +4,6 @@
 
 namespace fastnn {
 
-void bind_dropout(py::module_& m) { m.def("dropout", &ops::dropout, NoGil()); }
+void bind_dropout(py::module_& m) { def(m, "dropout", &ops::dropout); }
 
 }  // namespace fastnn

@@ -88,52 +88,45 @@ void bind_elementwise(py::module_& m) {
   const auto zero = [](const char* name) { return py::arg(name) = 0.0; };
   // The message's name, `as_name`, is "mul_" where the call is in place.
   for (const auto& row : kArithmetic)
-    m.def(
-        row.name,
+    def(m, row.name,
         [row](const Operand& x, const Operand& y, const Out& out) {
           return ops::arithmetic(out ? (std::string(row.name) + "_").c_str() : row.name, row.op, x,
                                  y, out);
         },
-        py::arg("input"), py::arg("other"), out, NoGil());
-  m.def(
-      "add",
+        py::arg("input"), py::arg("other"), out);
+  def(m, "add",
       [](const Operand& x, const Operand& y, const Operand& alpha, const Out& out) {
         return ops::add_scaled(out ? "add_" : "add", x, y, alpha, out);
       },
-      py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out, NoGil());
-  m.def(
-      "sub",
+      py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out);
+  def(m, "sub",
       [](const Operand& x, const Operand& y, const Operand& alpha, const Out& out) {
         const Operand minus = alpha.kind == Operand::floating ? Operand::of(-alpha.number)
                                                               : Operand::of(-alpha.whole);
         return ops::add_scaled(out ? "sub_" : "sub", x, y, minus, out);
       },
-      py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out, NoGil());
-  m.def("clamp", &ops::clamp, py::arg("input"), py::arg("min") = py::none(),
-        py::arg("max") = py::none(), out, NoGil());
+      py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out);
+  def(m, "clamp", &ops::clamp, py::arg("input"), py::arg("min") = py::none(),
+        py::arg("max") = py::none(), out);
   for (const auto& row : kComparisons)
-    m.def(
-        row.name,
-        [row](const Operand& x, const Operand& y) { return ops::compare(row.name, row.op, x, y); },
-        NoGil());
+    def(m, row.name,
+        [row](const Operand& x, const Operand& y) { return ops::compare(row.name, row.op, x, y); });
   for (const auto& row : kTests)
-    m.def(row.name, [row](const Array& x) { return ops::test(row.name, row.op, x); }, NoGil());
-  m.def("logical_not", &ops::logical_not, NoGil());
+    def(m, row.name, [row](const Array& x) { return ops::test(row.name, row.op, x); });
+  def(m, "logical_not", &ops::logical_not);
   for (const auto& row : kUnary)
-    m.def(
-        row.name,
+    def(m, row.name,
         [row](const Array& x, const Out& out) {
           return ops::unary(out ? (std::string(row.name) + "_").c_str() : row.name, row.op, x, out);
         },
-        py::arg("input"), out, NoGil());
-  m.def("where", &ops::where, NoGil());
+        py::arg("input"), out);
+  def(m, "where", &ops::where);
   for (const auto& row : kGradients)
-    m.def(
-        row.name,
+    def(m, row.name,
         [row](const Array& g, const Operand& x, const Operand& y, const Operand& z) {
           return ops::gradient(row.op, g, x, y, z);
         },
-        py::arg("grad_output"), py::arg("x"), zero("y"), zero("z"), NoGil());
+        py::arg("grad_output"), py::arg("x"), zero("y"), zero("z"));
 }
 
 }  // namespace fastnn

@@ -5,8 +5,8 @@
 namespace fastnn {
 
 void bind_interpolate(py::module_& m) {
-  m.def("interpolate", &ops::interpolate, NoGil());
-  m.def("interpolate_backward", &ops::interpolate_backward, NoGil());
+  def(m, "interpolate", &ops::interpolate);
+  def(m, "interpolate_backward", &ops::interpolate_backward);
 }
 
 }  // namespace fastnn

@@ -2,6 +2,7 @@
 #include "bindings/module.h"
 
 #include "core/allocator.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "core/isa.h"
 #include "core/parallel.h"
@@ -39,6 +40,8 @@ void bind_exceptions() {
       PyErr_SetString(PyExc_ValueError, e.what());
     } catch (const TypeError& e) {
       PyErr_SetString(PyExc_TypeError, e.what());
+    } catch (const RuntimeError& e) {
+      PyErr_SetString(PyExc_RuntimeError, e.what());
     } catch (const NotImplementedError& e) {
       PyErr_SetString(PyExc_NotImplementedError, e.what());
     } catch (const MemoryError& e) {
@@ -84,6 +87,10 @@ void bind_runtime(py::module_& m) {
   });
   m.def("reset_peak_memory_stats", &reset_peak_memory_stats);
   m.def("empty_cache", &empty_cache);
+
+  m.def("set_device_table", [](const py::capsule& capsule) {
+    set_device_table(capsule.get_pointer<const DeviceTable>());
+  });
 
   m.attr("compiler") = __VERSION__;
   m.attr("cuda_option") = FASTNN_CUDA_OPTION;

@@ -1,4 +1,5 @@
-// What every binding file shares. A binding is one row, m.def("op", &ops::op, kNoGil): no logic.
+// What every binding file shares. A binding is one row, def(m, "op", &ops::op): no logic. It runs
+// the operator without the GIL, on the device of its arguments.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -6,12 +7,72 @@
 #include <pybind11/stl.h>
 
 #include "core/array.h"
+#include "core/error.h"
+#include "ops/elementwise.h"
 
 namespace fastnn {
 namespace py = pybind11;
 
 // Kernels run without the GIL.
 using NoGil = py::call_guard<py::gil_scoped_release>;
+
+// The one device of an operator's arguments.
+class ArgumentDevice {
+ public:
+  explicit ArgumentDevice(const char* op) : op_(op) {}
+  int device() const { return found_ ? device_ : current_device(); }
+
+  void see(const Array& x) {
+    if (!x.defined()) return;
+    if (!found_) device_ = x.device(), found_ = true;
+    check<RuntimeError>(device_ == x.device(), op_, ": expected all tensors on one device, got ",
+                        device_name(device_), " and ", device_name(x.device()),
+                        "; move them with .to(device)");
+  }
+  void see(const Array* x) {
+    if (x) see(*x);
+  }
+  void see(const ops::Operand& x) { see(x.array); }
+  template <class T>
+  void see(const std::optional<T>& x) {
+    if (x) see(*x);
+  }
+  template <class T>
+  void see(const std::vector<T>& several) {
+    for (const T& x : several) see(x);
+  }
+  template <class Other>
+  void see(const Other&) {}  // sizes, names, numbers
+
+ private:
+  const char* op_;
+  int device_ = kCpu;
+  bool found_ = false;
+};
+
+template <class F, class R, class... Args>
+auto on_its_device(const char* name, F f, R (*)(Args...)) {
+  return [name, f](Args... args) -> R {
+    ArgumentDevice place(name);
+    (place.see(args), ...);
+    const DeviceScope scope(place.device());
+    if constexpr (std::is_void_v<R>) {
+      f(std::forward<Args>(args)...);
+      check_device();
+    } else {
+      R result = f(std::forward<Args>(args)...);
+      check_device();
+      return result;
+    }
+  };
+}
+
+// m.def for operators; `name` is a literal.
+template <class F, class... Extra>
+void def(py::module_& m, const char* name, F f, const Extra&... extra) {
+  using Signature = py::detail::function_signature_t<F>;
+  m.def(name, on_its_device(name, f, static_cast<Signature*>(nullptr)), NoGil(), extra...);
+}
 
 }  // namespace fastnn
 

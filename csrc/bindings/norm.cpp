@@ -14,14 +14,14 @@ void bind_norm(py::module_& m) {
       .def_readonly("weight", &ops::NormGrads::weight)
       .def_readonly("bias", &ops::NormGrads::bias)
       .def_readonly("residual", &ops::NormGrads::residual);
-  m.def("batch_norm", &ops::batch_norm, NoGil());
-  m.def("batch_norm_backward", &ops::batch_norm_backward, NoGil());
-  m.def("group_norm", &ops::group_norm, NoGil());
-  m.def("group_norm_backward", &ops::group_norm_backward, NoGil());
-  m.def("layer_norm", &ops::layer_norm, NoGil());
-  m.def("layer_norm_backward", &ops::layer_norm_backward, NoGil());
-  m.def("local_response_norm", &ops::local_response_norm, NoGil());
-  m.def("local_response_norm_backward", &ops::local_response_norm_backward, NoGil());
+  def(m, "batch_norm", &ops::batch_norm);
+  def(m, "batch_norm_backward", &ops::batch_norm_backward);
+  def(m, "group_norm", &ops::group_norm);
+  def(m, "group_norm_backward", &ops::group_norm_backward);
+  def(m, "layer_norm", &ops::layer_norm);
+  def(m, "layer_norm_backward", &ops::layer_norm_backward);
+  def(m, "local_response_norm", &ops::local_response_norm);
+  def(m, "local_response_norm_backward", &ops::local_response_norm_backward);
 }
 
 }  // namespace fastnn

@@ -5,9 +5,9 @@
 namespace fastnn {
 
 void bind_optim(py::module_& m) {
-  m.def("optimizer_step", &ops::optimizer_step, NoGil());
-  m.def("clip_grad_norm", &ops::clip_grad_norm, NoGil());
-  m.def("clip_grad_value", &ops::clip_grad_value, NoGil());
+  def(m, "optimizer_step", &ops::optimizer_step);
+  def(m, "clip_grad_norm", &ops::clip_grad_norm);
+  def(m, "clip_grad_value", &ops::clip_grad_value);
 }
 
 }  // namespace fastnn

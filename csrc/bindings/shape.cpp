@@ -5,8 +5,8 @@
 namespace fastnn {
 
 void bind_shape(py::module_& m) {
-  m.def("take", &ops::take, NoGil());
-  m.def("take_backward", &ops::take_backward, NoGil());
+  def(m, "take", &ops::take);
+  def(m, "take_backward", &ops::take_backward);
 }
 
 }  // namespace fastnn

@@ -5,8 +5,8 @@
 namespace fastnn {
 
 void bind_softmax(py::module_& m) {
-  m.def("softmax", &ops::softmax, NoGil());
-  m.def("softmax_backward", &ops::softmax_backward, NoGil());
+  def(m, "softmax", &ops::softmax);
+  def(m, "softmax_backward", &ops::softmax_backward);
 }
 
 }  // namespace fastnn

@@ -67,8 +67,10 @@ Dims canonical_strides(const Dims& shape) {
 Storage::~Storage() {
   if (release)
     release();
-  else if (data)
+  else if (data && device == kCpu)
     deallocate(data, bytes);
+  else if (data)
+    device_table()->deallocate(device, data, bytes);
 }
 
 int64_t Array::count() const {
@@ -103,8 +105,13 @@ bool Array::is_dense() const {
 Array empty_strided(const Dims& shape, const Dims& strides, DType dtype) {
   const int64_t bytes = element_count(shape) * item_size(dtype);
   auto storage = std::make_shared<Storage>();
-  storage->data = allocate(bytes);
+  storage->device = current_device();
   storage->bytes = bytes;
+  if (storage->device == kCpu)
+    storage->data = allocate(bytes);
+  else
+    storage->data = device_table()->allocate(storage->device, bytes);
+  if (!storage->data) check_device();
   return Array(std::move(storage), 0, shape, strides, dtype);
 }
 
@@ -114,7 +121,7 @@ Array empty(const Dims& shape, DType dtype) {
 }
 
 KeptWorkspaces* kept_with(const Array& x) {
-  if (x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes) return nullptr;
+  if (x.device() != kCpu || x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes) return nullptr;
   x.storage()->kept.check_version(x.storage()->version.load());
   return &x.storage()->kept;
 }

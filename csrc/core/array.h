@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/kept.h"
 
@@ -51,6 +52,7 @@ Dims canonical_strides(const Dims& shape);
 struct Storage {
   void* data = nullptr;
   int64_t bytes = 0;
+  int device = kCpu;
   std::function<void()> release;    // how a foreign owner is let go; empty for our own blocks
   std::atomic<int64_t> version{0};  // counts in-place changes
   bool writable = true;
@@ -77,6 +79,7 @@ class Array {
   int rank() const { return shape_.rank(); }
   int64_t count() const;
   DType dtype() const { return dtype_; }
+  int device() const { return storage_->device; }
   int64_t offset() const { return offset_; }
   bool defined() const { return storage_ != nullptr; }
   const std::shared_ptr<Storage>& storage() const { return storage_; }
@@ -106,7 +109,7 @@ class Array {
   DType dtype_ = DType::float32;
 };
 
-// Uninitialised, canonical.
+// Uninitialised, canonical, on the current device.
 Array empty(const Dims& shape, DType dtype = DType::float32);
 // Uninitialised, with the given dense strides.
 Array empty_strided(const Dims& shape, const Dims& strides, DType dtype);

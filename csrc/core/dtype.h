@@ -4,7 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__CUDACC__)
+#define FASTNN_INLINE static __host__ __device__ inline __attribute__((always_inline, unused))
+#else
 #define FASTNN_INLINE static inline __attribute__((always_inline, unused))
+#endif
 
 namespace fastnn {
 

@@ -16,6 +16,9 @@ struct ValueError : std::runtime_error {
 struct TypeError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct RuntimeError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 struct NotImplementedError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -149,12 +149,28 @@ void add_into(T* dst, const T* src, int64_t count) {
   });
 }
 
+template <class T>
+void fill_with(void* dst, int64_t count, uint64_t bits) {
+  T* const to = static_cast<T*>(dst);
+  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = static_cast<T>(bits);
+  });
+}
+
+void fill(void* dst, int64_t count, int64_t item_size, uint64_t bits) {
+  if (item_size == 8) return fill_with<uint64_t>(dst, count, bits);
+  if (item_size == 4) return fill_with<uint32_t>(dst, count, bits);
+  if (item_size == 2) return fill_with<uint16_t>(dst, count, bits);
+  fill_with<uint8_t>(dst, count, bits);
+}
+
 }  // namespace
 
 void fill_copy(Slots& slots) {
   slots.copy.strided = strided;
   slots.copy.add_into = add_into<float>;
   slots.copy.add_into_bf16 = add_into<bfloat16>;
+  slots.copy.fill = fill;
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

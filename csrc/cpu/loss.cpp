@@ -7,6 +7,7 @@
 // One pass for the maximum, one for the sum, one for the result, with the row in L1; rows of few
 // classes go one per lane (few_columns.h). Floor: one read forward, one read and one write
 // backward. Pair losses are elementwise: two reads, one write.
+#include "core/allocator.h"
 #include "cpu/few_columns.h"
 #include "ops/slots.h"
 
@@ -146,12 +147,12 @@ void gradient_of_row(const ClassParams& p, int64_t row, float scale, float* g) {
 // `spread` are the classes' weights times the smoothing's share, once per row of a block, and
 // `shares` their sum over a row.
 void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
-                       const float* spread, float shares, const float* row_scale, float* g) {
+                       const float* spread, float shares, const float* scales, float* g) {
   const float* x = p.x + row * p.C;
   const float* t = p.labels ? nullptr : p.probabilities + row * p.C;
   const RowExponents e = exponents(few, x);
   const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
-  const vfloat scale = load(row_scale + row);
+  const vfloat scale = load(scales);
   vfloat all = set1(shares);
   if (p.labels) {
     float weights[LANES];
@@ -178,12 +179,12 @@ void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
     if (ignored(p, row + r))
       __builtin_memset(g + r * p.C, 0, sizeof(float) * static_cast<size_t>(p.C));
     else
-      g[r * p.C + p.labels[row + r]] -= row_scale[row + r] * label_weight(p, row + r);
+      g[r * p.C + p.labels[row + r]] -= scales[r] * label_weight(p, row + r);
 }
 
-void classes_backward(const ClassParams& p, const float* row_scale, float* grad_x) {
+void classes_backward(const ClassParams& p, const float* scale, bool one_scale, float* grad_x) {
   const auto one = [&](int64_t row) {
-    gradient_of_row(p, row, row_scale[row], grad_x + row * p.C);
+    gradient_of_row(p, row, scale[one_scale ? 0 : row], grad_x + row * p.C);
   };
   if (p.log_probabilities || p.C > kFewColumns) {
     parallel_ranges(p.rows, kGrain / (4 * p.C) + 1, [&](int64_t begin, int64_t end) {
@@ -203,9 +204,38 @@ void classes_backward(const ClassParams& p, const float* row_scale, float* grad_
   each_row(
       p.rows, p.C,
       [&](const FewColumns& few, int64_t row) {
-        gradient_of_block(p, few, row, tables, shares, row_scale, grad_x + row * p.C);
+        float scales[LANES];
+        for (int64_t r = 0; r < LANES; ++r) scales[r] = scale[one_scale ? 0 : row + r];
+        gradient_of_block(p, few, row, tables, shares, scales, grad_x + row * p.C);
       },
       one);
+}
+
+// One chunk at a time, then over the chunks, in double.
+template <class Term>
+void sum_to(int64_t count, double divisor, float* out, const Term& term) {
+  constexpr int64_t kChunk = 1 << 16;
+  const int64_t chunks = (count + kChunk - 1) / kChunk;
+  Workspace memory((chunks + 1) * 8);
+  auto* parts = reinterpret_cast<double*>(memory.floats());
+  parallel_ranges(count, kChunk, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t i = begin; i < end; ++i) sum += term(i);
+    parts[begin / kChunk] = sum;
+  });
+  double sum = 0;
+  for (int64_t i = 0; i < chunks; ++i) sum += parts[i];
+  out[0] = static_cast<float>(sum / divisor);
+}
+
+void total(const float* x, int64_t count, double divisor, float* out) {
+  sum_to(count, divisor, out, [&](int64_t i) { return static_cast<double>(x[i]); });
+}
+
+void sum_label_weights(const ClassParams& p, float* out) {
+  sum_to(p.rows, 1.0, out, [&](int64_t i) {
+    return ignored(p, i) ? 0.0 : p.weight ? static_cast<double>(p.weight[p.labels[i]]) : 1.0;
+  });
 }
 
 void pairs(PairLoss kind, float a, const float* x, const float* t, const float* weight,
@@ -266,6 +296,8 @@ void pairs_backward(PairLoss kind, float a, const float* x, const float* t, cons
 
 }  // namespace
 
-void fill_loss(Slots& slots) { slots.loss = {classes, classes_backward, pairs, pairs_backward}; }
+void fill_loss(Slots& slots) {
+  slots.loss = {classes, classes_backward, sum_label_weights, total, pairs, pairs_backward};
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -290,7 +290,7 @@ void pick_typed(const PickParams& p) {
         const int64_t n = p.count - first < p.block ? p.count - first : p.block;
         const T* const x = input + o * p.count + first;
         const int64_t at = pick_row(x, n, p.largest);
-        p.indices[task] = first + at;
+        p.indices[task] = p.positions ? p.positions[o * p.count + first + at] : first + at;
         values[task] = x[at];
       }
     });

@@ -36,8 +36,15 @@ void take_backward(const void* g, DType dtype, const int64_t* positions, int64_t
     add_rows(static_cast<const bfloat16*>(g), positions, count, width, grad_x);
 }
 
+int64_t first_outside(const int64_t* index, int64_t count, int64_t limit, int64_t ignored,
+                      const char*) {
+  for (int64_t i = 0; i < count; ++i)
+    if ((index[i] < 0 || index[i] >= limit) && index[i] != ignored) return i;
+  return -1;
+}
+
 }  // namespace
 
-void fill_shape(Slots& slots) { slots.shape = {take, take_backward}; }
+void fill_shape(Slots& slots) { slots.shape = {take, take_backward, first_outside}; }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -31,6 +31,7 @@
   X(interpolate)          \
   X(loss)                 \
   X(norm)                 \
+  X(norm_finish)          \
   X(norm_layer)           \
   X(optim)                \
   X(pool)                 \

@@ -1,6 +1,7 @@
 #include "ops/activation.h"
 
 #include "core/error.h"
+#include "ops/reduce.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -32,8 +33,7 @@ Array slopes(const Array& weight, int64_t channels) {
   check(weight.rank() == 1 && (weight.size(0) == 1 || weight.size(0) == channels),
         "prelu: weight expects 1 or ", channels, " values, got shape ", weight.shape().str());
   const Array w = canonical(astype(weight, DType::float32));
-  if (w.size(0) == channels) return w;
-  return full({channels}, w.data<float>()[0], DType::float32);
+  return w.size(0) == channels ? w : clone(w.view(w.offset(), {channels}, {0}));
 }
 
 Dims pooled_shape(const Array& input, int64_t pool) {
@@ -51,14 +51,14 @@ Array relu(const Array& input) {
   check_floating("relu", "input", input);
   const Array x = canonical(input);
   Array output = empty(x.shape(), x.dtype());
-  cpu_slots().activation.relu(x.raw(), output.raw(), x.count(), x.dtype());
+  kernels().activation.relu(x.raw(), output.raw(), x.count(), x.dtype());
   return output;
 }
 
 Array relu_backward(const Array& grad_output, const Array& output) {
   const Array y = canonical(output), g = gradient_like("relu", grad_output, y);
   Array grad_input = empty(y.shape(), y.dtype());
-  cpu_slots().activation.relu_backward(g.raw(), y.raw(), grad_input.raw(), y.count(), y.dtype());
+  kernels().activation.relu_backward(g.raw(), y.raw(), grad_input.raw(), y.count(), y.dtype());
   return grad_input;
 }
 
@@ -68,7 +68,7 @@ Array activation(const std::string& name, const Array& input, double a, double b
   check_floating(asked_by.c_str(), "input", input);
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
-  cpu_slots().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(),
+  kernels().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(),
                                  y.raw(), x.count(), x.dtype());
   return y;
 }
@@ -77,7 +77,7 @@ Array activation_backward(const std::string& name, const Array& grad_output, con
                           double a, double b) {
   const Array x = canonical(input), g = gradient_like(name.c_str(), grad_output, x);
   Array grad_input = empty(x.shape(), x.dtype());
-  cpu_slots().activation.backward(activation_named(name), static_cast<float>(a),
+  kernels().activation.backward(activation_named(name), static_cast<float>(a),
                                   static_cast<float>(b), g.raw(), x.raw(), grad_input.raw(),
                                   x.count(), x.dtype());
   return grad_input;
@@ -89,7 +89,7 @@ Array prelu(const Array& input, const Array& weight) {
   const Array w = slopes(weight, C), x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
   if (x.count())
-    cpu_slots().activation.prelu(x.raw(), w.data<float>(), y.raw(), x.count() / C, C, x.dtype());
+    kernels().activation.prelu(x.raw(), w.data<float>(), y.raw(), x.count() / C, C, x.dtype());
   return y;
 }
 
@@ -101,13 +101,9 @@ std::pair<Array, Array> prelu_backward(const Array& grad_output, const Array& in
   Array grad_input = empty(x.shape(), x.dtype());
   Array grad_weight = full({C}, 0, DType::float32);
   if (x.count())
-    cpu_slots().activation.prelu_backward(g.raw(), x.raw(), w.data<float>(), grad_input.raw(),
+    kernels().activation.prelu_backward(g.raw(), x.raw(), w.data<float>(), grad_input.raw(),
                                           grad_weight.data<float>(), x.count() / C, C, x.dtype());
-  if (weight.size(0) == 1) {
-    double total = 0;
-    for (int64_t c = 0; c < C; ++c) total += grad_weight.data<float>()[c];
-    grad_weight = full({1}, total, DType::float32);
-  }
+  if (weight.size(0) == 1) grad_weight = sum(grad_weight, {0});
   return {grad_input, astype(grad_weight, weight.dtype())};
 }
 
@@ -115,7 +111,7 @@ Array maxout(const Array& input, int64_t pool) {
   check_floating("maxout", "input", input);
   Array y = empty(pooled_shape(input, pool), input.dtype());
   const Array x = canonical(input);
-  cpu_slots().activation.maxout(x.raw(), y.raw(), y.count(), pool, x.dtype());
+  kernels().activation.maxout(x.raw(), y.raw(), y.count(), pool, x.dtype());
   return y;
 }
 
@@ -125,7 +121,7 @@ Array maxout_backward(const Array& grad_output, const Array& input, int64_t pool
         grad_output.shape().str());
   const Array x = canonical(input), g = canonical(astype(grad_output, x.dtype()));
   Array grad_input = empty(x.shape(), x.dtype());
-  cpu_slots().activation.maxout_backward(g.raw(), x.raw(), grad_input.raw(), g.count(), pool,
+  kernels().activation.maxout_backward(g.raw(), x.raw(), grad_input.raw(), g.count(), pool,
                                          x.dtype());
   return grad_input;
 }

@@ -181,7 +181,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
   const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
                               activation == "relu"};
-  const ConvSlots& slots = cpu_slots().conv;
+  const ConvSlots& slots = kernels().conv;
   if (const int tile = winograd_tile(p, p.OH, p.OW, p.C, p.OC))
     slots.winograd_forward(p, tile, x.raw(), w.raw(), epilogue, y.raw());
   else
@@ -211,7 +211,7 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
     total = canonical(astype(*so_far, p.dtype));
   }
   const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr, false};
-  const ConvSlots& slots = cpu_slots().conv;
+  const ConvSlots& slots = kernels().conv;
   if (const int tile = winograd_tile(p, p.H, p.W, p.OC, p.C))
     slots.winograd_backward_data(p, tile, g.raw(), w.raw(), epilogue, grad_input.raw());
   else
@@ -228,7 +228,7 @@ Array conv2d_backward_weight(const Array& grad_output, const Array& input, const
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
   Array grad_weight = empty(weight_shape, p.dtype);
-  const ConvSlots& slots = cpu_slots().conv;
+  const ConvSlots& slots = kernels().conv;
   (p.is_depthwise()         ? slots.depthwise_backward_weight
    : winograd_for_weight(p) ? slots.winograd_backward_weight
                             : slots.backward_weight)(p, x.raw(), g.raw(), grad_weight.raw());
@@ -241,7 +241,7 @@ Array conv2d_backward_bias(const Array& grad_output, DType dtype) {
   const Array g = canonical(grad_output);
   const int64_t channels = g.size(1);
   Array grad_bias = empty({channels}, DType::float32);
-  cpu_slots().conv.bias_gradient(g.raw(), channels ? g.count() / channels : 0, channels, g.dtype(),
+  kernels().conv.bias_gradient(g.raw(), channels ? g.count() / channels : 0, channels, g.dtype(),
                                  grad_bias.data<float>());
   return astype(grad_bias, dtype);
 }
@@ -291,7 +291,7 @@ Array conv_transpose2d(const Array& input, const Array& weight, const Array* bia
   const Array x = canonical(input), w = canonical(weight);
   Array y = empty(out, p.dtype);
   const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, nullptr, false};
-  const ConvSlots& slots = cpu_slots().conv;
+  const ConvSlots& slots = kernels().conv;
   (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, x.raw(), w.raw(),
                                                                            epilogue, y.raw());
   return y;

@@ -38,9 +38,10 @@ CopyParams plan(const Array& dst, const Array& src) {
   return p;
 }
 
-template <class T>
-void fill(const Array& x, T value) {
-  std::fill_n(x.data<T>(), x.count(), value);
+uint64_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
 }
 
 }  // namespace
@@ -50,7 +51,7 @@ void copy_into(const Array& dst, const Array& src) {
         src.shape().str());
   check(dst.storage()->writable, "copy: the destination is a view of read-only memory");
   if (dst.count() == 0) return;
-  cpu_slots().copy.strided(plan(dst, src));
+  kernels().copy.strided(plan(dst, src));
   ++dst.storage()->version;
 }
 
@@ -76,27 +77,38 @@ Array clone(const Array& x) {
   return out;
 }
 
-Array full(const Dims& shape, double value, DType dtype) {
+static Array filled(const Dims& shape, DType dtype, uint64_t bits) {
   Array out = empty(shape, dtype);
-  switch (dtype) {
-    case DType::float32:
-      fill(out, static_cast<float>(value));
-      break;
-    case DType::bfloat16:
-      fill(out, to_bfloat16(static_cast<float>(value)));
-      break;
-    case DType::int64:
-      fill(out, static_cast<int64_t>(value));
-      break;
-    case DType::int32:
-      fill(out, static_cast<int32_t>(value));
-      break;
-    case DType::uint8:
-      fill(out, static_cast<uint8_t>(value));
-      break;
-    case DType::boolean:
-      fill(out, static_cast<uint8_t>(value != 0));
-      break;
+  if (const int64_t count = out.count())
+    kernels().copy.fill(out.raw(), count, item_size(dtype), bits);
+  return out;
+}
+
+Array full(const Dims& shape, double value, DType dtype) {
+  const auto number = static_cast<float>(value);
+  if (dtype == DType::float32) return filled(shape, dtype, bits_of(number));
+  if (dtype == DType::bfloat16) return filled(shape, dtype, to_bfloat16(number).bits);
+  return full_whole(shape, dtype == DType::boolean ? value != 0 : static_cast<int64_t>(value),
+                    dtype);
+}
+
+Array full_whole(const Dims& shape, int64_t value, DType dtype) {
+  return filled(shape, dtype, static_cast<uint64_t>(value));
+}
+
+Array to_device(const Array& x, int device) {
+  if (x.device() == device) return x;
+  Array source = x;
+  if (!x.is_dense()) {
+    const DeviceScope scope(x.device());
+    source = canonical(x);
+  }
+  const DeviceScope scope(device);
+  Array out = empty_strided(x.shape(), source.strides(), x.dtype());
+  const int64_t bytes = x.count() * item_size(x.dtype());
+  if (bytes && !device_table()->copy(out.raw(), device, source.raw(), x.device(), bytes)) {
+    const DeviceScope told(device == kCpu ? x.device() : device);
+    check_device();
   }
   return out;
 }
@@ -108,9 +120,9 @@ void accumulate(const Array& x, const Array& y) {
   check(x.is_canonical(), "accumulate: expected a canonical destination");
   const Array addend = canonical(astype(y, x.dtype()));
   if (x.dtype() == DType::float32)
-    cpu_slots().copy.add_into(x.data<float>(), addend.data<float>(), x.count());
+    kernels().copy.add_into(x.data<float>(), addend.data<float>(), x.count());
   else
-    cpu_slots().copy.add_into_bf16(x.data<bfloat16>(), addend.data<bfloat16>(), x.count());
+    kernels().copy.add_into_bf16(x.data<bfloat16>(), addend.data<bfloat16>(), x.count());
   ++x.storage()->version;
 }
 

@@ -22,6 +22,8 @@ struct CopySlots {
   void (*strided)(const CopyParams&);
   void (*add_into)(float* dst, const float* src, int64_t count);  // dst += src
   void (*add_into_bf16)(bfloat16* dst, const bfloat16* src, int64_t count);
+  // `count` items of item_size bytes, the lowest of `bits`.
+  void (*fill)(void* dst, int64_t count, int64_t item_size, uint64_t bits);
 };
 
 namespace ops {
@@ -39,6 +41,10 @@ Array astype(const Array& x, DType dtype);
 Array clone(const Array& x);
 
 Array full(const Dims& shape, double value, DType dtype);
+Array full_whole(const Dims& shape, int64_t value, DType dtype);  // of an integer dtype
+
+// x on another device, in the same memory order.
+Array to_device(const Array& x, int device);
 
 // x += y for arrays of equal shape and floating dtype; x must be canonical. Sums gradients.
 void accumulate(const Array& x, const Array& y);

@@ -21,11 +21,11 @@ Array dropout(const std::string& kind, const Array& input, double p, uint64_t se
   const auto threshold = static_cast<uint32_t>(drop_threshold(p));
   const auto scale = static_cast<float>(1.0 / (1.0 - p));
   if (kind == "dropout") {
-    cpu_slots().dropout.elements(x.raw(), y.raw(), x.count(), x.dtype(), seed, offset, threshold,
+    kernels().dropout.elements(x.raw(), y.raw(), x.count(), x.dtype(), seed, offset, threshold,
                                  scale);
   } else {
     const int64_t N = x.size(0), C = kind == "dropout2d" ? x.size(1) : 1;
-    cpu_slots().dropout.units(x.raw(), y.raw(), N, x.count() / (N * C), C, x.dtype(), seed, offset,
+    kernels().dropout.units(x.raw(), y.raw(), N, x.count() / (N * C), C, x.dtype(), seed, offset,
                               threshold, scale);
   }
   return y;

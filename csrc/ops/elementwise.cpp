@@ -215,11 +215,11 @@ void run(void (*kernel)(const ElementwiseParams&), int op, DType dtype, const Ar
     p.out_steps[0] = item_size(out.dtype());
   }
   std::vector<Array> tiles;
-  widen_short_rows(p, tiles);
+  if (out.device() == kCpu) widen_short_rows(p, tiles);
   kernel(p);
 }
 
-const ElementwiseSlots& slots() { return cpu_slots().elementwise; }
+const ElementwiseSlots& slots() { return kernels().elementwise; }
 
 }  // namespace
 
@@ -368,10 +368,7 @@ Array where(const Array& condition, const Operand& input, const Operand& other) 
   const auto as_array = [&](const Operand& x) -> Operand {
     check_fits("where", x, dtype);
     if (!x.is_number()) return astype(x.array, dtype);
-    if (is_floating(dtype)) return full(Dims(), x.number, dtype);
-    Array value = empty(Dims(), DType::int64);
-    *value.data<int64_t>() = x.whole;
-    return astype(value, dtype);
+    return is_floating(dtype) ? full(Dims(), x.number, dtype) : full_whole(Dims(), x.whole, dtype);
   };
   const Operand mask(condition), a = as_array(input), b = as_array(other);
   const Array result = empty(common_shape("where", {&mask, &a, &b}), dtype);

@@ -95,7 +95,7 @@ Array interpolate(const Array& input, const Dims& size, const std::string& mode,
   settle(r, input.shape(), size, mode, align_corners, scale_h, scale_w, input.dtype());
   const Array x = canonical(input);
   Array y = empty({x.size(0), x.size(1), size[0], size[1]}, x.dtype());
-  if (y.count()) cpu_slots().interpolate.forward(r.params, x.raw(), y.raw());
+  if (y.count()) kernels().interpolate.forward(r.params, x.raw(), y.raw());
   return y;
 }
 
@@ -107,7 +107,7 @@ Array interpolate_backward(const Array& grad_output, const Dims& input_shape,
   settle(r, input_shape, size, mode, align_corners, scale_h, scale_w, grad_output.dtype());
   const Array g = canonical(grad_output);
   Array grad_input = empty(input_shape, g.dtype());
-  if (grad_input.count()) cpu_slots().interpolate.backward(r.params, g.raw(), grad_input.raw());
+  if (grad_input.count()) kernels().interpolate.backward(r.params, g.raw(), grad_input.raw());
   return grad_input;
 }
 

@@ -1,9 +1,7 @@
 #include "ops/loss.h"
 
-#include <vector>
-
 #include "core/error.h"
-#include "core/parallel.h"
+#include "ops/elementwise.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -18,23 +16,12 @@ Reduction reduction_named(const char* op, const std::string& name) {
   return Reduction::none;
 }
 
-// Sum in double, in chunks of fixed size.
-double total(const Array& values) {
-  constexpr int64_t kChunk = 1 << 16;
-  const float* x = values.data<float>();
-  const int64_t n = values.count();
-  std::vector<double> parts(static_cast<size_t>((n + kChunk - 1) / kChunk));
-  parallel_ranges(n, kChunk, [&](int64_t begin, int64_t end) {
-    double sum = 0;
-    for (int64_t i = begin; i < end; ++i) sum += x[i];
-    parts[static_cast<size_t>(begin / kChunk)] = sum;
-  });
-  double sum = 0;
-  for (double part : parts) sum += part;
-  return sum;
+// The sum of `losses`, divided, as a scalar tensor.
+Array total(const Array& losses, double divisor) {
+  Array out = empty({}, DType::float32);
+  kernels().loss.total(losses.data<float>(), losses.count(), divisor, out.data<float>());
+  return out;
 }
-
-Array scalar(double value) { return full({}, value, DType::float32); }
 
 // The operands of a class loss, in the kernels' form.
 struct Classes {
@@ -71,10 +58,9 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
           ", got ", target.shape().str());
     c.labels = row_major(astype(target, DType::int64));
     const int64_t* labels = c.labels.data<int64_t>();
-    for (int64_t i = 0; i < c.p.rows; ++i)
-      check(labels[i] == ignore_index || (labels[i] >= 0 && labels[i] < C), op,
-            ": target labels expect 0 to ", C - 1, " (or ignore_index ", ignore_index, "), got ",
-            labels[i], " at flat position ", i);
+    const int64_t bad = kernels().shape.first_outside(labels, c.p.rows, C, ignore_index, op);
+    check(bad < 0, op, ": target labels expect 0 to ", C - 1, " (or ignore_index ", ignore_index,
+          "), got ", bad < 0 ? 0 : labels[bad], " at flat position ", bad);
     c.p.labels = labels;
   }
   if (weight) {
@@ -91,13 +77,13 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
   return c;
 }
 
-// What the mean divides by: rows for probabilities, else the weights of the labels.
-double denominator(const ClassParams& p) {
-  if (!p.labels) return static_cast<double>(p.rows);
-  double sum = 0;
-  for (int64_t i = 0; i < p.rows; ++i)
-    if (p.labels[i] != p.ignore_index) sum += p.weight ? p.weight[p.labels[i]] : 1.0;
-  return sum;
+// x divided by what the mean divides by: rows for probabilities, else the weights of the labels.
+Array averaged(const ClassParams& p, const Array& x) {
+  if (!p.labels)
+    return arithmetic("mean", Arithmetic::div, x, Operand::of(static_cast<double>(p.rows)), {});
+  Array weights = empty({}, DType::float32);
+  kernels().loss.label_weight(p, weights.data<float>());
+  return arithmetic("mean", Arithmetic::div, x, weights, {});
 }
 
 const char* class_op(bool log_probabilities) {
@@ -148,10 +134,10 @@ Array cross_entropy(const Array& input, const Array& target, const Array* weight
   const Reduction how = reduction_named(op, reduction);
   const Classes c = prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
   Array losses = empty_strided(c.rows_shape, row_major_strides(c.rows_shape), DType::float32);
-  cpu_slots().loss.classes(c.p, losses.data<float>());
+  kernels().loss.classes(c.p, losses.data<float>());
   if (how == Reduction::none) return losses;
-  const double sum = total(losses);
-  return scalar(how == Reduction::sum ? sum : sum / denominator(c.p));
+  const Array sum = total(losses, 1.0);
+  return how == Reduction::sum ? sum : averaged(c.p, sum);
 }
 
 Array cross_entropy_backward(const Array& grad_output, const Array& input, const Array& target,
@@ -161,17 +147,13 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
   const char* op = class_op(log_probabilities);
   const Reduction how = reduction_named(op, reduction);
   const Classes c = prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
-  const Array g = row_major(astype(grad_output, DType::float32));
-  Array scale = g;
-  if (how != Reduction::none) {
-    const double divisor = how == Reduction::mean ? denominator(c.p) : 1.0;
-    scale = full({c.p.rows}, g.data<float>()[0] / divisor, DType::float32);
-  } else {
-    check(g.shape() == c.rows_shape, op, ": grad_output expects shape ", c.rows_shape.str(),
-          ", got ", g.shape().str());
-  }
+  Array scale = row_major(astype(grad_output, DType::float32));
+  check(how != Reduction::none || scale.shape() == c.rows_shape, op, ": grad_output expects shape ",
+        c.rows_shape.str(), ", got ", scale.shape().str());
+  if (how == Reduction::mean) scale = averaged(c.p, scale);
   Array grad_input = empty(input.shape(), DType::float32);
-  cpu_slots().loss.classes_backward(c.p, scale.data<float>(), grad_input.data<float>());
+  kernels().loss.classes_backward(c.p, scale.data<float>(), how != Reduction::none,
+                                   grad_input.data<float>());
   return astype(grad_input, input.dtype());
 }
 
@@ -180,12 +162,11 @@ Array pair_loss(const std::string& kind, const Array& input, const Array& target
   const Reduction how = reduction_named(kind.c_str(), reduction);
   const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
   Array losses = empty(p.x.shape(), DType::float32);
-  cpu_slots().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
+  kernels().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
                          pointer(p.weight), pointer(p.pos_weight), p.x.count(),
                          losses.data<float>());
   if (how == Reduction::none) return losses;
-  const double sum = total(losses);
-  return scalar(how == Reduction::sum ? sum : sum / static_cast<double>(p.x.count()));
+  return total(losses, how == Reduction::sum ? 1.0 : static_cast<double>(p.x.count()));
 }
 
 Array pair_loss_backward(const std::string& kind, const Array& grad_output, const Array& input,
@@ -198,9 +179,9 @@ Array pair_loss_backward(const std::string& kind, const Array& grad_output, cons
     check(g.shape() == p.x.shape(), kind, ": grad_output expects shape ", p.x.shape().str(),
           ", got ", g.shape().str());
   else if (how == Reduction::mean)
-    g = scalar(g.data<float>()[0] / static_cast<double>(p.x.count()));
+    g = arithmetic("mean", Arithmetic::div, g, Operand::of(static_cast<double>(p.x.count())), {});
   Array grad_input = empty(p.x.shape(), DType::float32);
-  cpu_slots().loss.pairs_backward(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
+  kernels().loss.pairs_backward(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
                                   pointer(p.weight), pointer(p.pos_weight), g.data<float>(),
                                   how != Reduction::none, p.x.count(), grad_input.data<float>());
   return astype(grad_input, input.dtype());

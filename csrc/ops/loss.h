@@ -22,8 +22,12 @@ struct ClassParams {
 struct LossSlots {
   // Loss of each row.
   void (*classes)(const ClassParams&, float* loss);
-  // grad_x = row_scale[row] * d loss / d x.
-  void (*classes_backward)(const ClassParams&, const float* row_scale, float* grad_x);
+  // grad_x = scale[row] * d loss / d x, with scale[0] for all where `one_scale`.
+  void (*classes_backward)(const ClassParams&, const float* scale, bool one_scale, float* grad_x);
+  // total[0] = sum of the labels' weights: what a mean over rows divides by.
+  void (*label_weight)(const ClassParams&, float* total);
+  // total[0] = sum of x / divisor, accumulated in double or as exactly.
+  void (*total)(const float* x, int64_t count, double divisor, float* total);
   // Loss of each element; a is smooth_l1's beta; weight and pos_weight are bce's, or null.
   void (*pairs)(PairLoss, float a, const float* x, const float* t, const float* weight,
                 const float* pos_weight, int64_t count, float* loss);

@@ -54,7 +54,7 @@ Array matmul(const Array& a, const Array& b) {
   Array out = matrices(a, m, n);
   const ConvParams p = pointwise(m, n, k, a.dtype());
   each(x, y, out, [&](const void* left, const void* right, void* to) {
-    cpu_slots().conv.backward_data(p, left, right, {}, to);
+    kernels().conv.backward_data(p, left, right, {}, to);
   });
   return out;
 }
@@ -66,7 +66,7 @@ Array matmul_backward_a(const Array& grad_output, const Array& b) {
   Array out = matrices(b, m, k);
   const ConvParams p = pointwise(m, n, k, b.dtype());
   each(g, y, out, [&](const void* grad, const void* right, void* to) {
-    cpu_slots().conv.forward(p, grad, right, {}, to);
+    kernels().conv.forward(p, grad, right, {}, to);
   });
   return out;
 }
@@ -78,7 +78,7 @@ Array matmul_backward_b(const Array& grad_output, const Array& a) {
   Array out = matrices(a, k, n);
   const ConvParams p = pointwise(m, n, k, a.dtype());
   each(g, x, out, [&](const void* grad, const void* left, void* to) {
-    cpu_slots().conv.backward_weight(p, grad, left, to);
+    kernels().conv.backward_weight(p, grad, left, to);
   });
   return out;
 }
@@ -101,7 +101,7 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
   ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
   p.kept = keep_packed ? kept_with(w) : nullptr;
   if (out.count())
-    cpu_slots().conv.forward(p, x.raw(), w.raw(),
+    kernels().conv.forward(p, x.raw(), w.raw(),
                              {bias ? b.data<float>() : nullptr, nullptr, false}, out.raw());
   return out;
 }

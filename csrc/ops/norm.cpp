@@ -16,7 +16,7 @@ Array floats(const char* op, const char* argument, const Array* x, int64_t count
   return row_major(astype(*x, DType::float32));
 }
 
-const float* pointer(const Array& x) { return x.defined() ? x.data<float>() : nullptr; }
+float* pointer(const Array& x) { return x.defined() ? x.data<float>() : nullptr; }
 
 NormShape pixels_of(const Array& x, bool per_image) {
   const int64_t images = x.size(0), C = x.size(1);
@@ -66,40 +66,22 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   const Array x = canonical(input);
   Normed out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0)};
   float* mean = out.mean.data<float>();
-  float* invstd = out.invstd.data<float>();
-  if (training) {
-    Array m2 = constant(s.C, 0);
-    if (s.P) cpu_slots().norm.channel_moments(s, x.raw(), mean, m2.data<float>());
-    const double count = static_cast<double>(s.P);
-    for (int64_t c = 0; c < s.C; ++c) {
-      const double square = m2.data<float>()[c];
-      invstd[c] = static_cast<float>(1.0 / std::sqrt((s.P ? square / count : 0.0) + eps));
-      if (!running_mean || !s.P) continue;
-      float& m = old_mean.data<float>()[c];
-      float& v = old_var.data<float>()[c];
-      m = static_cast<float>(m + factor * (mean[c] - m));
-      v = static_cast<float>(v + factor * (square / (count - 1.0) - v));
-    }
-    if (running_mean && s.P) {
-      // A strided running_mean was copied; ours to write back either way.
-      if (old_mean.storage() != running_mean->storage()) copy_into(*running_mean, old_mean);
-      if (old_var.storage() != running_var->storage()) copy_into(*running_var, old_var);
-      ++running_mean->storage()->version;
-      ++running_var->storage()->version;
-    }
-  } else {
-    for (int64_t c = 0; c < s.C; ++c) {
-      mean[c] = old_mean.data<float>()[c];
-      invstd[c] = static_cast<float>(1.0 / std::sqrt(old_var.data<float>()[c] + eps));
-    }
-  }
-  Array scale = constant(s.C, 0), shift = constant(s.C, 0);
-  for (int64_t c = 0; c < s.C; ++c) {
-    scale.data<float>()[c] = invstd[c] * (weight ? pointer(w)[c] : 1.0f);
-    shift.data<float>()[c] = bias ? pointer(b)[c] : 0.0f;
+  Array m2 = constant(training ? s.C : 0, 0), scale = empty({s.C}), shift = empty({s.C});
+  const NormSlots& slots = kernels().norm;
+  if (training && s.P) slots.channel_moments(s, x.raw(), mean, m2.data<float>());
+  slots.finish_batch({training, static_cast<double>(s.P), factor, eps, m2.data<float>(),
+                      pointer(old_mean), pointer(old_var), pointer(w), pointer(b), mean,
+                      out.invstd.data<float>(), scale.data<float>(), shift.data<float>()},
+                     s.C);
+  if (training && running_mean && s.P) {
+    // A strided running_mean was copied; ours to write back either way.
+    if (old_mean.storage() != running_mean->storage()) copy_into(*running_mean, old_mean);
+    if (old_var.storage() != running_var->storage()) copy_into(*running_var, old_var);
+    ++running_mean->storage()->version;
+    ++running_var->storage()->version;
   }
   if (x.count())
-    cpu_slots().norm.channel_apply(s, x.raw(), mean, pointer(scale), pointer(shift),
+    slots.channel_apply(s, x.raw(), mean, pointer(scale), pointer(shift),
                                    residual ? r.raw() : nullptr, activation == "relu", out.y.raw());
   return out;
 }
@@ -115,9 +97,14 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool
   const Array y = output ? canonical(*output) : Array();
   const Array w = floats("batch_norm", "weight", weight, s.C);
   const Array shift = floats("batch_norm", "bias", bias, s.C);
-  Array scale = constant(s.C, 0), zeros = constant(s.C, 0);
-  for (int64_t c = 0; c < s.C; ++c)
-    scale.data<float>()[c] = pointer(invstd)[c] * (weight ? pointer(w)[c] : 1.0f);
+  const NormSlots& slots = kernels().norm;
+  Array scale = empty({s.C}), b = empty({s.C}), d = empty({s.C}), zeros;
+  BatchGradient step{training,        static_cast<float>(s.P), pointer(w), pointer(invstd),
+                     pointer(scale), nullptr, nullptr, nullptr, nullptr};
+  if (relu && !output) {
+    slots.batch_gradients(step, s.C);
+    if (!bias) zeros = constant(s.C, 0);
+  }
   NormMask mask;
   if (output)
     mask.y = y.raw();
@@ -127,24 +114,14 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool
   if (want_residual) out.residual = empty(x.shape(), x.dtype());
   float* sum_g = out.bias.data<float>();
   float* sum_gx = out.weight.data<float>();
-  if (s.P)
-    cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), mask, pointer(mean), sum_g, sum_gx);
-  Array a = constant(s.C, 0), b = constant(s.C, 0), d = constant(s.C, 0);
-  for (int64_t c = 0; c < s.C; ++c) {
-    const float inverse = pointer(invstd)[c];
-    const float factor = pointer(scale)[c];
-    sum_gx[c] *= inverse;  // now the gradient of weight: sum of g * xhat
-    a.data<float>()[c] = factor;
-    if (training && s.P) {
-      const float count = static_cast<float>(s.P);
-      b.data<float>()[c] = -factor * inverse * sum_gx[c] / count;
-      d.data<float>()[c] = -factor * sum_g[c] / count;
-    }
-  }
+  if (s.P) slots.channel_grad_sums(s, g.raw(), x.raw(), mask, pointer(mean), sum_g, sum_gx);
+  step.sum_g = sum_g, step.sum_gx = sum_gx;
+  step.b = pointer(b), step.d = pointer(d);
+  slots.batch_gradients(step, s.C);
   if (x.count())
-    cpu_slots().norm.channel_grad_apply(s, g.raw(), x.raw(), mask, pointer(mean), pointer(a),
-                                        pointer(b), pointer(d), out.input.raw(),
-                                        want_residual ? out.residual.raw() : nullptr);
+    slots.channel_grad_apply(s, g.raw(), x.raw(), mask, pointer(mean), pointer(scale), pointer(b),
+                             pointer(d), out.input.raw(),
+                             want_residual ? out.residual.raw() : nullptr);
   return out;
 }
 
@@ -162,30 +139,14 @@ Normed group_norm(const Array& input, int64_t groups, const Array* weight, const
   const Array x = canonical(input);
   Normed out{empty(x.shape(), x.dtype()), empty({s.S, groups}), empty({s.S, groups})};
   if (x.count() == 0) return out;
-  const int64_t SC = s.S * s.C, width = s.C / groups;
-  Array mean = constant(SC, 0), m2 = constant(SC, 0), scale = constant(SC, 0),
-        shift = constant(SC, 0);
-  cpu_slots().norm.channel_moments(s, x.raw(), mean.data<float>(), m2.data<float>());
-  for (int64_t i = 0; i < s.S * groups; ++i) {
-    float* const m = mean.data<float>() + i * width;
-    const double count = static_cast<double>(s.P);
-    double average = 0, square = 0;
-    for (int64_t c = 0; c < width; ++c) average += m[c];
-    average /= static_cast<double>(width);
-    for (int64_t c = 0; c < width; ++c)
-      square += m2.data<float>()[i * width + c] + count * (m[c] - average) * (m[c] - average);
-    const double variance = square / (count * static_cast<double>(width));
-    const float inverse = static_cast<float>(1.0 / std::sqrt(variance + eps));
-    out.mean.data<float>()[i] = static_cast<float>(average);
-    out.invstd.data<float>()[i] = inverse;
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t channel = i % groups * width + c;
-      m[c] = static_cast<float>(average);
-      scale.data<float>()[i * width + c] = inverse * (weight ? pointer(w)[channel] : 1.0f);
-      shift.data<float>()[i * width + c] = bias ? pointer(b)[channel] : 0.0f;
-    }
-  }
-  cpu_slots().norm.channel_apply(s, x.raw(), pointer(mean), pointer(scale), pointer(shift), nullptr,
+  const int64_t SC = s.S * s.C;
+  Array mean = constant(SC, 0), m2 = constant(SC, 0), scale = empty({SC}), shift = empty({SC});
+  kernels().norm.channel_moments(s, x.raw(), pointer(mean), pointer(m2));
+  kernels().norm.finish_groups(
+      {groups, s.C / groups, static_cast<double>(s.P), eps, pointer(w), pointer(b), pointer(mean),
+       pointer(m2), pointer(out.mean), pointer(out.invstd), pointer(scale), pointer(shift)},
+      s.S * groups);
+  kernels().norm.channel_apply(s, x.raw(), pointer(mean), pointer(scale), pointer(shift), nullptr,
                                  false, out.y.raw());
   return out;
 }
@@ -200,33 +161,17 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
   NormGrads out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0), {}};
   if (x.count() == 0) return out;
   const int64_t SC = s.S * s.C, width = s.C / groups;
-  Array m = constant(SC, 0), a = constant(SC, 0), b = constant(SC, 0), d = constant(SC, 0);
+  // Each channel's mean is its group's.
+  Array m = empty({s.S, groups, width});
+  copy_into(m, mean.view(mean.offset(), m.shape(), {groups, 1, 0}));
+  Array a = empty({SC}), b = empty({SC}), d = empty({SC});
   Array sum_g = constant(SC, 0), sum_gx = constant(SC, 0);
-  for (int64_t i = 0; i < SC; ++i) m.data<float>()[i] = pointer(mean)[i / width];
-  cpu_slots().norm.channel_grad_sums(s, g.raw(), x.raw(), {}, pointer(m), sum_g.data<float>(),
-                                     sum_gx.data<float>());
-  for (int64_t i = 0; i < s.S * groups; ++i) {
-    const double inverse = pointer(invstd)[i];
-    const double count = static_cast<double>(s.P * width);
-    double first = 0, second = 0;  // means of g w and of g w xhat over the group
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t channel = i % groups * width + c;
-      const double scale = weight ? pointer(w)[channel] : 1.0;
-      const double here_g = pointer(sum_g)[i * width + c];
-      const double here_gx = pointer(sum_gx)[i * width + c] * inverse;
-      out.bias.data<float>()[channel] += static_cast<float>(here_g);
-      out.weight.data<float>()[channel] += static_cast<float>(here_gx);
-      first += here_g * scale / count;
-      second += here_gx * scale / count;
-    }
-    for (int64_t c = 0; c < width; ++c) {
-      const double scale = weight ? pointer(w)[i % groups * width + c] : 1.0;
-      a.data<float>()[i * width + c] = static_cast<float>(scale * inverse);
-      b.data<float>()[i * width + c] = static_cast<float>(-second * inverse * inverse);
-      d.data<float>()[i * width + c] = static_cast<float>(-first * inverse);
-    }
-  }
-  cpu_slots().norm.channel_grad_apply(s, g.raw(), x.raw(), {}, pointer(m), pointer(a), pointer(b),
+  kernels().norm.channel_grad_sums(s, g.raw(), x.raw(), {}, pointer(m), pointer(sum_g),
+                                   pointer(sum_gx));
+  kernels().norm.group_gradients({s.S, groups, width, static_cast<double>(s.P), pointer(w),
+                                  pointer(invstd), pointer(sum_g), pointer(sum_gx), pointer(a),
+                                  pointer(b), pointer(d), pointer(out.weight), pointer(out.bias)});
+  kernels().norm.channel_grad_apply(s, g.raw(), x.raw(), {}, pointer(m), pointer(a), pointer(b),
                                       pointer(d), out.input.raw(), nullptr);
   return out;
 }
@@ -243,7 +188,7 @@ Normed layer_norm(const Array& input, int64_t dims, const Array* weight, const A
   const int64_t rows = D ? x.count() / D : 0;
   Normed out{empty_strided(x.shape(), x.strides(), x.dtype()), empty({rows}), empty({rows})};
   if (x.count())
-    cpu_slots().norm.layer(x.raw(), rows, D, x.dtype(), static_cast<float>(eps), pointer(w),
+    kernels().norm.layer(x.raw(), rows, D, x.dtype(), static_cast<float>(eps), pointer(w),
                            pointer(b), out.mean.data<float>(), out.invstd.data<float>(),
                            out.y.raw());
   return out;
@@ -268,7 +213,7 @@ NormGrads layer_norm_backward(const Array& grad_output, const Array& input, int6
     out.bias = full(shape, 0, DType::float32);
     return out;
   }
-  cpu_slots().norm.layer_backward(g.raw(), x.raw(), x.count() / D, D, x.dtype(), pointer(w),
+  kernels().norm.layer_backward(g.raw(), x.raw(), x.count() / D, D, x.dtype(), pointer(w),
                                   pointer(mean), pointer(invstd), out.input.raw(),
                                   out.weight.data<float>(), out.bias.data<float>());
   return out;
@@ -282,7 +227,7 @@ Array local_response_norm(const Array& input, int64_t size, double alpha, double
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
   if (x.count())
-    cpu_slots().norm.local_response(x.raw(), x.count() / x.size(1), x.size(1), x.dtype(), size,
+    kernels().norm.local_response(x.raw(), x.count() / x.size(1), x.size(1), x.dtype(), size,
                                     static_cast<float>(alpha), static_cast<float>(beta),
                                     static_cast<float>(k), y.raw());
   return y;
@@ -295,7 +240,7 @@ Array local_response_norm_backward(const Array& grad_output, const Array& input,
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   Array grad_input = empty(x.shape(), x.dtype());
   if (x.count())
-    cpu_slots().norm.local_response_backward(g.raw(), x.raw(), x.count() / x.size(1), x.size(1),
+    kernels().norm.local_response_backward(g.raw(), x.raw(), x.count() / x.size(1), x.size(1),
                                              x.dtype(), size, static_cast<float>(alpha),
                                              static_cast<float>(beta), static_cast<float>(k),
                                              grad_input.raw());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/array.h"
+#include "ops/rules/norm.h"
 
 namespace fastnn {
 
@@ -33,6 +34,11 @@ struct NormSlots {
   void (*channel_grad_apply)(const NormShape&, const void* g, const void* x, const NormMask&,
                              const float* mean, const float* a, const float* b, const float* d,
                              void* grad_x, void* grad_residual);
+  // Between these passes: ops/rules/norm.h, for every channel, or group of an image.
+  void (*finish_batch)(const BatchFinish&, int64_t channels);
+  void (*batch_gradients)(const BatchGradient&, int64_t channels);
+  void (*finish_groups)(const GroupFinish&, int64_t count);
+  void (*group_gradients)(const GroupGradient&);
   // Rows of D: y = (x - mean) * invstd * weight + bias; weight and bias optional.
   void (*layer)(const void* x, int64_t rows, int64_t D, DType, float eps, const float* weight,
                 const float* bias, float* mean, float* invstd, void* y);

@@ -100,7 +100,7 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
     }
     tensors.push_back(t);
   }
-  cpu_slots().optim.step(which, settings(numbers, flags), tensors.data(),
+  kernels().optim.step(which, settings(numbers, flags), tensors.data(),
                          static_cast<int64_t>(tensors.size()));
   for (const Array& p : params) ++p.storage()->version;
   for (const auto& buffers : states)
@@ -111,10 +111,10 @@ double clip_grad_norm(const std::vector<Array>& grads, double max_norm) {
   check(max_norm >= 0, "clip_grad_norm_: max_norm expects a value >= 0, got ", max_norm);
   const std::vector<OptimTensor> tensors = gradients("clip_grad_norm_", grads);
   const auto count = static_cast<int64_t>(tensors.size());
-  const double norm = std::sqrt(cpu_slots().optim.square_sum(tensors.data(), count));
+  const double norm = std::sqrt(kernels().optim.square_sum(tensors.data(), count));
   const double factor = max_norm / (norm + 1e-6);
   if (factor < 1) {
-    cpu_slots().optim.scale(tensors.data(), count, static_cast<float>(factor));
+    kernels().optim.scale(tensors.data(), count, static_cast<float>(factor));
     for (const Array& g : grads) ++g.storage()->version;
   }
   return norm;
@@ -123,7 +123,7 @@ double clip_grad_norm(const std::vector<Array>& grads, double max_norm) {
 void clip_grad_value(const std::vector<Array>& grads, double clip_value) {
   check(clip_value >= 0, "clip_grad_value_: clip_value expects a value >= 0, got ", clip_value);
   const std::vector<OptimTensor> tensors = gradients("clip_grad_value_", grads);
-  cpu_slots().optim.clamp(tensors.data(), static_cast<int64_t>(tensors.size()),
+  kernels().optim.clamp(tensors.data(), static_cast<int64_t>(tensors.size()),
                           static_cast<float>(clip_value));
   for (const Array& g : grads) ++g.storage()->version;
 }

@@ -142,7 +142,7 @@ std::pair<Array, Array> run_max(const char* op, const Array& input, const Window
   const PoolParams p = windows.params(x.shape(), x.dtype());
   Array y = empty(shape, x.dtype());
   Array indices = empty(shape, p.wide ? DType::int32 : DType::uint8);
-  if (y.count()) cpu_slots().pool.max(p, x.raw(), y.raw(), indices.raw());
+  if (y.count()) kernels().pool.max(p, x.raw(), y.raw(), indices.raw());
   return {y, indices};
 }
 
@@ -153,14 +153,14 @@ Array run_max_backward(const char* op, const Array& grad_output, const Array& in
   Array grad_input = empty(input_shape, g.dtype());
   const PoolParams p = windows.params(input_shape, g.dtype());
   if (grad_input.count())
-    cpu_slots().pool.max_backward(p, g.raw(), indices.raw(), grad_input.raw());
+    kernels().pool.max_backward(p, g.raw(), indices.raw(), grad_input.raw());
   return grad_input;
 }
 
 Array run_flat(const Array& indices, const Dims& input_shape, const Windows& windows) {
   Array flat = empty(indices.shape(), DType::int64);
   if (flat.count())
-    cpu_slots().pool.flat_indices(windows.params(input_shape, DType::float32), indices.raw(),
+    kernels().pool.flat_indices(windows.params(input_shape, DType::float32), indices.raw(),
                                   flat.data<int64_t>());
   return flat;
 }
@@ -169,7 +169,7 @@ Array run_average(const char* op, const Array& input, const Windows& windows) {
   check_floating(op, "input", input);
   const Array x = canonical(input);
   Array y = empty(windows.output(x.shape()), x.dtype());
-  if (y.count()) cpu_slots().pool.average(windows.params(x.shape(), x.dtype()), x.raw(), y.raw());
+  if (y.count()) kernels().pool.average(windows.params(x.shape(), x.dtype()), x.raw(), y.raw());
   return y;
 }
 
@@ -179,7 +179,7 @@ Array run_average_backward(const char* op, const Array& grad_output, const Dims&
   const Array g = canonical(grad_output);
   Array grad_input = empty(input_shape, g.dtype());
   if (grad_input.count())
-    cpu_slots().pool.average_backward(windows.params(input_shape, g.dtype()), g.raw(),
+    kernels().pool.average_backward(windows.params(input_shape, g.dtype()), g.raw(),
                                       grad_input.raw());
   return grad_input;
 }

@@ -11,7 +11,7 @@
 namespace fastnn::ops {
 namespace {
 
-const ReduceSlots& slots() { return cpu_slots().reduce; }
+const ReduceSlots& slots() { return kernels().reduce; }
 
 // Which dimensions are reduced.
 struct Chosen {
@@ -147,7 +147,7 @@ Array tiled(const float* rows, int64_t count, int64_t columns, int64_t times) {
 // inside a block run over at most 256 terms per vector lane.
 Array fold(const Plan& p, Reduction op, const float* mean = nullptr, double divisor = 1.0) {
   const int64_t block = p.inner == 1 ? 16384 : 256;
-  int64_t wide = rows_per_wide_row(p.count, p.inner);
+  int64_t wide = p.x.device() == kCpu ? rows_per_wide_row(p.count, p.inner) : 1;
   const Array means = mean && wide > 1 ? tiled(mean, p.outer, p.inner, wide) : Array();
   if (means.defined()) mean = means.data<float>();
   Array input = p.x;
@@ -182,24 +182,20 @@ std::pair<Array, Array> picked(const char* name, bool largest, const Plan& p, co
   check_some(name, p, x);
   if (p.outer * p.inner == 0)
     return {p.shaped(p.flat(p.x.dtype())), p.shaped(p.flat(DType::int64))};
-  const auto run = [&](const Array& input, int64_t count, int64_t block) {
+  const auto run = [&](const Array& input, int64_t count, int64_t block, const int64_t* at) {
     const int64_t blocks = p.inner == 1 ? (count + block - 1) / block : 1;
     const Array values = empty({p.outer * blocks * p.inner}, input.dtype());
     const Array indices = empty(values.shape(), DType::int64);
-    slots().pick({largest, input.raw(), input.dtype(), values.raw(), indices.data<int64_t>(),
+    slots().pick({largest, input.raw(), input.dtype(), at, values.raw(), indices.data<int64_t>(),
                   p.outer, count, p.inner, block});
     return std::make_pair(values, indices);
   };
   // Long rows in blocks, for all threads; then the best block of each row.
   constexpr int64_t kBlock = 65536;
-  auto [values, indices] = run(p.x, p.count, kBlock);
+  auto [values, indices] = run(p.x, p.count, kBlock, nullptr);
   if (p.inner == 1 && p.count > kBlock) {
     const int64_t blocks = (p.count + kBlock - 1) / kBlock;
-    const auto [best, which] = run(values, blocks, blocks);
-    for (int64_t o = 0; o < p.outer; ++o) {
-      int64_t& at = which.data<int64_t>()[o];
-      at = indices.data<int64_t>()[o * blocks + at];
-    }
+    const auto [best, which] = run(values, blocks, blocks, indices.data<int64_t>());
     return {p.shaped(best), p.shaped(which)};
   }
   return {p.shaped(values), p.shaped(indices)};

@@ -10,9 +10,10 @@ void check_positions(const Array& positions, int64_t rows) {
   check<TypeError>(positions.dtype() == DType::int64, "take: positions expect dtype int64, got ",
                    name_of(positions.dtype()));
   const int64_t* at = positions.data<int64_t>();
-  for (int64_t i = 0; i < positions.count(); ++i)
-    check(at[i] >= 0 && at[i] < rows, "take: position ", at[i], " is out of range for ", rows,
-          " rows");
+  const int64_t bad = rows == 0 && positions.count()
+                          ? 0
+                          : kernels().shape.first_outside(at, positions.count(), rows, 0, "take");
+  check(bad < 0, "take: position ", bad < 0 ? 0 : at[bad], " is out of range for ", rows, " rows");
 }
 
 }  // namespace
@@ -25,7 +26,7 @@ Array take(const Array& x, const Array& positions, int64_t width, const Dims& sh
   check_positions(index, x.count() / width);
   Array out = empty_strided(
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
-  cpu_slots().shape.take(x.raw(), index.data<int64_t>(), index.count(),
+  kernels().shape.take(x.raw(), index.data<int64_t>(), index.count(),
                          width * item_size(x.dtype()), out.raw());
   return out;
 }
@@ -38,8 +39,8 @@ Array take_backward(const Array& grad_output, const Array& positions, int64_t wi
   check_positions(index, element_count(shape) / width);
   Array grad_x = empty_strided(
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), DType::float32);
-  __builtin_memset(grad_x.raw(), 0, static_cast<size_t>(grad_x.count() * 4));
-  cpu_slots().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
+  if (grad_x.count()) kernels().copy.fill(grad_x.raw(), grad_x.count(), 4, 0);
+  kernels().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
                                   grad_x.data<float>());
   if (g.dtype() == DType::float32) return grad_x;
   Array narrow = empty_strided(shape, grad_x.strides(), g.dtype());

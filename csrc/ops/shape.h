@@ -12,6 +12,11 @@ struct ShapeSlots {
   // grad_x[positions[i]] += g[i] for rows of `width` elements, in order of i; grad_x is float32.
   void (*take_backward)(const void* g, DType, const int64_t* positions, int64_t count,
                         int64_t width, float* grad_x);
+  // Position of the first index that is neither in [0, limit) nor `ignored`; -1 if there is none.
+  // On a device whose results come later: -1, and a fault that names `what` when they are asked
+  // for.
+  int64_t (*first_outside)(const int64_t* index, int64_t count, int64_t limit, int64_t ignored,
+                           const char* what);
 };
 
 namespace ops {

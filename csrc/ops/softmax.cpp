@@ -28,7 +28,7 @@ Array softmax(const Array& input, int64_t dim, bool log) {
   Array y = empty(x.shape(), x.dtype());
   if (x.count() == 0) return y;
   const Extent e = extent(x, dim);
-  cpu_slots().softmax.forward(x.raw(), e.outer, e.D, e.inner, x.dtype(), log, y.raw());
+  kernels().softmax.forward(x.raw(), e.outer, e.D, e.inner, x.dtype(), log, y.raw());
   return y;
 }
 
@@ -39,7 +39,7 @@ Array softmax_backward(const Array& grad_output, const Array& output, int64_t di
   Array grad_input = empty(y.shape(), y.dtype());
   if (y.count() == 0) return grad_input;
   const Extent e = extent(y, dim);
-  cpu_slots().softmax.backward(g.raw(), y.raw(), e.outer, e.D, e.inner, y.dtype(), log,
+  kernels().softmax.backward(g.raw(), y.raw(), e.outer, e.D, e.inner, y.dtype(), log,
                                grad_input.raw());
   return grad_input;
 }

@@ -71,7 +71,7 @@ from fastnn.functional.reduce import *  # noqa: E402
 from fastnn.functional.shape import *  # noqa: E402
 from fastnn.functional.view import *  # noqa: E402
 
-_LAZY = ("backends", "bench", "data", "gradcheck", "io", "models", "reference", "summary", "train",
+_LAZY = ("backends", "bench", "cuda", "data", "gradcheck", "io", "models", "reference", "summary", "train",
          "verify", "viz")  # fmt: skip
 
 

@@ -426,7 +426,7 @@ def _seed(name: str, root: Tensor, grad_output: Tensor | None, create_graph: boo
                 f"{name}: a gradient can be left out only for a scalar, got shape {root.shape}; "
                 f"pass gradient=... of that shape"
             )
-        return _core.full(root._array.shape, 1.0, root.dtype.name)
+        return _core.new_full(root._array, root.shape, 1.0, root.dtype.name)
     if grad_output.shape != root.shape:
         raise ValueError(f"{name}: gradient expects shape {root.shape}, got {grad_output.shape}")
     return _core.astype(grad_output._array, root.dtype.name)

@@ -81,17 +81,3 @@ def get_num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """Sets the number of threads that kernels may use. Results do not depend on it."""
     _core.set_num_threads(count)
-
-
-def check_device(device: str) -> None:
-    """Raises unless tensors can live on ``device``.
-
-    Raises:
-        RuntimeError: it is a CUDA device and this build has no CUDA kernels.
-        ValueError: there is no such kind of device.
-    """
-    kind = str(device).split(":")[0]
-    if kind == "cuda":
-        raise RuntimeError(f"device 'cuda' is not available: {_core.cuda_status}")
-    if kind != "cpu":
-        raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")

@@ -1,6 +1,6 @@
 """The process-wide generator: Philox4x32-10, keyed by a seed and the count of random calls.
 
-The same seed gives the same numbers on every ISA level and for any number of threads.
+The same seed gives the same numbers on every device and ISA level and for any number of threads.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import fastnn._core as _core
+from fastnn.device import index_of
 from fastnn.dtypes import as_dtype, float32
 from fastnn.tensor import Tensor, _sizes
 
@@ -27,30 +28,44 @@ def set_rng_state(state: tuple[int, int]) -> None:
     _core.set_random_state(*state)
 
 
-def rand(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    array = _core.to_device(_core.astype(array, as_dtype(dtype).name), index_of(device))
+    return Tensor._wrap(array).requires_grad_(requires_grad)
+
+
+def _overwritten(tensor: Tensor, values: Any) -> Tensor:
+    _core.copy_into(tensor._array, _core.to_device(values, tensor._array.device))
+    return tensor
+
+
+def rand(
+    *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     """Uniform values in [0, 1)."""
-    array = _core.random_uniform(_sizes("rand", sizes), 0.0, 1.0)
-    return Tensor._wrap(_core.astype(array, as_dtype(dtype).name)).requires_grad_(requires_grad)
+    return _made(
+        _core.random_uniform(_sizes("rand", sizes), 0.0, 1.0), dtype, device, requires_grad
+    )
 
 
-def randn(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def randn(
+    *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     """Standard normal values."""
-    array = _core.random_normal(_sizes("randn", sizes), 0.0, 1.0)
-    return Tensor._wrap(_core.astype(array, as_dtype(dtype).name)).requires_grad_(requires_grad)
+    return _made(
+        _core.random_normal(_sizes("randn", sizes), 0.0, 1.0), dtype, device, requires_grad
+    )
 
 
 def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Overwrites the values with uniform ones in [low, high)."""
     tensor._check_in_place("uniform_")
-    _core.copy_into(tensor._array, _core.random_uniform(tensor.shape, float(low), float(high)))
-    return tensor
+    return _overwritten(tensor, _core.random_uniform(tensor.shape, float(low), float(high)))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Overwrites the values with normal ones of that mean and standard deviation."""
     tensor._check_in_place("normal_")
-    _core.copy_into(tensor._array, _core.random_normal(tensor.shape, float(mean), float(std)))
-    return tensor
+    return _overwritten(tensor, _core.random_normal(tensor.shape, float(mean), float(std)))
 
 
 def randperm(n: int) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn import autograd as _autograd
+from fastnn import device as _device
 from fastnn.dtypes import DType, as_dtype, bfloat16, float32
 
 Array = _core.Array
@@ -92,7 +93,12 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        """Where the values are: ``"cpu"``, ``"cuda:0"`` ..."""
+        return _device.name_of(self._array.device)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self._array.device >= 0
 
     @property
     def ndim(self) -> int:
@@ -156,13 +162,14 @@ class Tensor:
 
         Raises:
             RuntimeError: the tensor requires a gradient; use ``.detach().numpy()``.
+            TypeError: it is on another device; use ``.cpu().numpy()``.
         """
         if self._requires_grad:
             raise RuntimeError("numpy: the tensor requires a gradient; use .detach().numpy()")
         return _to_numpy(self._array)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        out = _to_numpy(self._array)
+        out = _to_numpy(_core.to_device(self._array, _device.CPU))
         if dtype is not None and np.dtype(dtype) != out.dtype:
             if copy is False:
                 raise ValueError(f"__array__: {out.dtype} to {dtype} needs a copy")
@@ -173,11 +180,11 @@ class Tensor:
         """The value of a one-element tensor as a Python number."""
         if self._array.count != 1:
             raise ValueError(f"item: expected one element, got shape {self.shape}")
-        return _to_numpy(self._array).reshape(()).item()
+        return _values(self._array).reshape(()).item()
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
-        return _to_numpy(self._array).tolist()
+        return _values(self._array).tolist()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -212,18 +219,20 @@ class Tensor:
             raise RuntimeError(
                 "pickle: only leaf tensors can be pickled or deep-copied; use .detach()"
             )
-        values = _to_numpy(self._array)
+        values = _values(self._array)
         bits = values.view(np.uint16) if self.dtype is bfloat16 else values
-        return _rebuilt, (type(self), bits, self.dtype.name, self._requires_grad)
+        return _rebuilt, (type(self), bits, self.dtype.name, self._requires_grad, self.device)
 
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        values = _to_numpy(self._array)
+        values = _values(self._array)
         if self.dtype is bfloat16:
             values = values.astype(np.float32)
         body = np.array2string(values, precision=4, separator=", ", threshold=200, prefix="tensor(")
         notes = "" if self.dtype is float32 else f", dtype={self.dtype}"
+        if self.is_cuda:
+            notes += f", device='{self.device}'"
         if self._node is not None:
             notes += f", grad_fn=<{self._node.name}>"
         elif self._requires_grad:
@@ -308,7 +317,7 @@ class Tensor:
         self._check_in_place("copy_")
         if values.shape != self.shape:
             values = values.expand(*self.shape)
-        _core.copy_into(self._array, values._array)
+        _core.copy_into(self._array, _core.to_device(values._array, self._array.device))
         return self
 
     def fill_(self, value: float) -> Tensor:
@@ -317,7 +326,8 @@ class Tensor:
         number = tensor(value)  # whole numbers stay exact: no detour through a double
         if number.shape != ():
             raise ValueError(f"fill_: expected one number, got shape {number.shape}")
-        _core.copy_into(self._array, number._array.as_strided(self.shape, [0] * self.ndim, 0))
+        there = _core.to_device(number._array, self._array.device)
+        _core.copy_into(self._array, there.as_strided(self.shape, [0] * self.ndim, 0))
         return self
 
     def zero_(self) -> Tensor:
@@ -341,9 +351,17 @@ def attach_methods(methods: dict[str, Callable[..., Any]]) -> None:
         setattr(Tensor, name, function)
 
 
-def _rebuilt(cls: type[Tensor], bits: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
+def _rebuilt(
+    cls: type[Tensor], bits: np.ndarray, dtype: str, requires_grad: bool, device: str = "cpu"
+) -> Tensor:
     """The tensor that :meth:`Tensor.__reduce__` took apart."""
-    return cls._wrap(_core.clone(_core.from_numpy(bits, dtype == "bfloat16")), requires_grad)
+    array = _core.clone(_core.from_numpy(bits, dtype == "bfloat16"))
+    return cls._wrap(_core.to_device(array, _device.index_of(device)), requires_grad)
+
+
+def _values(array: Any) -> np.ndarray:
+    """The values in the CPU's memory, wherever they are."""
+    return _to_numpy(_core.to_device(array, _device.CPU))
 
 
 def _to_numpy(array: Any) -> np.ndarray:
@@ -386,13 +404,14 @@ def from_dlpack(source: Any) -> Tensor:
     return Tensor._wrap(_core.from_dlpack(capsule))
 
 
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: Any = None) -> Tensor:
     """A tensor with a copy of ``data``: a number, nested lists, a NumPy array or a tensor.
 
     Args:
         data: float64 becomes float32; other integer types become int64.
         dtype: target dtype; inferred if left out.
         requires_grad: whether to record operators on it.
+        device: where to put it: ``"cpu"``, ``"cuda"``; a tensor stays where it is if left out.
     """
     if isinstance(data, Tensor):
         array = _core.clone(data._array)
@@ -408,6 +427,8 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
         array = _core.clone(_array_of(values))
     if dtype is not None:
         array = _core.astype(array, as_dtype(dtype).name)
+    if device is not None:
+        array = _core.to_device(array, _device.index_of(device))
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
@@ -434,48 +455,70 @@ def _sizes(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def empty(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def empty(
+    *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     """A tensor with unset values."""
-    array = _core.empty(_sizes("empty", sizes), as_dtype(dtype).name)
+    array = _core.empty(_sizes("empty", sizes), as_dtype(dtype).name, _device.index_of(device))
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
-def full(size: Any, fill_value: float, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def full(
+    size: Any,
+    fill_value: float,
+    dtype: Any = float32,
+    requires_grad: bool = False,
+    device: Any = None,
+) -> Tensor:
     """A tensor with every value ``fill_value``; ``size`` is an int or a tuple."""
     shape = _sizes("full", (size,))
     if isinstance(fill_value, int):  # whole numbers stay exact: no detour through a double
-        return empty(shape, dtype=dtype).fill_(fill_value).requires_grad_(requires_grad)
-    array = _core.full(shape, float(fill_value), as_dtype(dtype).name)
+        unset = empty(shape, dtype=dtype, device=device)
+        return unset.fill_(fill_value).requires_grad_(requires_grad)
+    array = _core.full(shape, float(fill_value), as_dtype(dtype).name, _device.index_of(device))
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
-def zeros(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def zeros(
+    *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     """A tensor of zeros: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
-    array = _core.full(_sizes("zeros", sizes), 0.0, as_dtype(dtype).name)
+    shape = _sizes("zeros", sizes)
+    array = _core.full(shape, 0.0, as_dtype(dtype).name, _device.index_of(device))
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
-def ones(*sizes: Any, dtype: Any = float32, requires_grad: bool = False) -> Tensor:
+def ones(
+    *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
+) -> Tensor:
     """A tensor of ones: ``ones(2, 3)`` or ``ones((2, 3))``."""
-    array = _core.full(_sizes("ones", sizes), 1.0, as_dtype(dtype).name)
+    shape = _sizes("ones", sizes)
+    array = _core.full(shape, 1.0, as_dtype(dtype).name, _device.index_of(device))
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
-def zeros_like(other: Tensor, dtype: Any = None) -> Tensor:
-    """Zeros of ``other``'s shape and dtype."""
-    return zeros(other.shape, dtype=other.dtype if dtype is None else dtype)
+def _like(other: Tensor, dtype: Any, device: Any) -> dict[str, Any]:
+    return {
+        "dtype": other.dtype if dtype is None else dtype,
+        "device": other.device if device is None else device,
+    }
 
 
-def ones_like(other: Tensor, dtype: Any = None) -> Tensor:
-    """Ones of ``other``'s shape and dtype."""
-    return ones(other.shape, dtype=other.dtype if dtype is None else dtype)
+def zeros_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
+    """Zeros of ``other``'s shape, dtype and device."""
+    return zeros(other.shape, **_like(other, dtype, device))
 
 
-def empty_like(other: Tensor, dtype: Any = None) -> Tensor:
-    """Unset values of ``other``'s shape and dtype."""
-    return empty(other.shape, dtype=other.dtype if dtype is None else dtype)
+def ones_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
+    """Ones of ``other``'s shape, dtype and device."""
+    return ones(other.shape, **_like(other, dtype, device))
 
 
-def arange(*bounds: float, dtype: Any = None) -> Tensor:
+def empty_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
+    """Unset values of ``other``'s shape, dtype and device."""
+    return empty(other.shape, **_like(other, dtype, device))
+
+
+def arange(*bounds: float, dtype: Any = None, device: Any = None) -> Tensor:
     """Evenly spaced values, as :func:`numpy.arange`; int64 for integer bounds, else float32."""
-    return tensor(np.arange(*bounds), dtype)
+    return tensor(np.arange(*bounds), dtype, device=device)

@@ -56,6 +56,7 @@ class Result:
     case: str
     comparisons: list[Comparison]
     arrays: list[np.ndarray]
+    device: str = "cpu"
 
     @property
     def ok(self) -> bool:
@@ -67,13 +68,16 @@ class Result:
 
     def explain(self) -> str:
         """Why it failed and how to see it again, in a few lines."""
-        lines = [f'fastnn verify {self.op} "{self.case}" --isa {fastnn.backends.cpu.active_isa()}']
+        where = f"--isa {fastnn.backends.cpu.active_isa()}"
+        if self.device != "cpu":
+            where = f"--device {self.device}"
+        lines = [f'fastnn verify {self.op} "{self.case}" {where}']
         lines += [f"  {c.what}: {c.detail}" for c in self.comparisons if not c.ok]
         return "\n".join(lines)
 
 
-def run_case(op_name: str, line: str, op: Op | None = None) -> Result:
-    """Runs one case on the active ISA level with the current number of threads.
+def run_case(op_name: str, line: str, op: Op | None = None, device: str = "cpu") -> Result:
+    """Runs one case on a device; on the CPU at the active ISA level with its number of threads.
 
     Raises:
         ValueError: there is no such operator, or the line is no case line.
@@ -91,7 +95,7 @@ def run_case(op_name: str, line: str, op: Op | None = None) -> Result:
     }
     tensors = {
         name: _to_tensor(value, "float32" if name in problem.float32_inputs else dtype, problem,
-                         name)
+                         name, device)
         for name, value in exact.items()
     }  # fmt: skip
 
@@ -101,7 +105,7 @@ def run_case(op_name: str, line: str, op: Op | None = None) -> Result:
     updated = {name: _copied(value) for name, value in exact.items()}
     expected = as_tuple(op.forward(**updated, **problem.kwargs))
 
-    result = Result(op_name, line, [], [])
+    result = Result(op_name, line, [], [], device)
     if len(outputs) != len(expected):
         raise AssertionError(f"{op_name} {line}: {len(outputs)} outputs, expected {len(expected)}")
     for i, (got, want) in enumerate(zip(outputs, expected, strict=True)):
@@ -130,7 +134,8 @@ def _check_gradients(
     rng = np.random.default_rng(first.numel())
     grad_output = _rounded(rng.standard_normal(first.shape), first.dtype.name)
     if first.requires_grad:
-        first.backward(fastnn.tensor(grad_output.astype(np.float32), dtype=first.dtype))
+        gradient = fastnn.tensor(grad_output.astype(np.float32), dtype=first.dtype)
+        first.backward(gradient.to(first.device))
     inputs = {name: _copied(value) for name, value in exact.items()}
     wanted = op.backward(grad_output, **inputs, **problem.kwargs)
     k = problem.k if problem.k_backward is None else problem.k_backward
@@ -220,15 +225,16 @@ def _rounded(value: Any, dtype: str) -> Any:
     return value.astype(fastnn.dtypes.as_dtype(dtype).numpy()).astype(np.float64)
 
 
-def _to_tensor(value: Any, dtype: str, problem: Problem, name: str) -> Any:
+def _to_tensor(value: Any, dtype: str, problem: Problem, name: str, device: str) -> Any:
     if isinstance(value, list):
-        return [_to_tensor(v, dtype, problem, name) for v in value]
+        return [_to_tensor(v, dtype, problem, name, device) for v in value]
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind != "f":
-        return fastnn.tensor(value)
+        return fastnn.tensor(value, device=device)
     wants_grad = problem.differentiable and name not in problem.mutates + problem.constants
-    return fastnn.tensor(value.astype(np.float32), dtype=dtype, requires_grad=wants_grad)
+    values = value.astype(np.float32)
+    return fastnn.tensor(values, dtype=dtype, requires_grad=wants_grad, device=device)
 
 
 def all_cases(only: str | None = None) -> Iterator[tuple[str, Op, str]]:

@@ -443,7 +443,7 @@ def _step(name: str, input: Tensor) -> Tensor:
 
 def _step_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     """Steps are flat almost everywhere."""
-    return _core.full(grad_output.shape, 0.0, grad_output.dtype)
+    return _core.new_full(grad_output, grad_output.shape, 0.0, grad_output.dtype)
 
 
 def sign(input: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, record
+from fastnn.device import CPU
 from fastnn.functional.view import _dim, unsqueeze
-from fastnn.tensor import Tensor, _to_numpy, tensor
+from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
 __all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
 
@@ -50,7 +51,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
             raise TypeError(f"cat: tensor {i} expects dtype {first.dtype}, got {t.dtype}")
     sizes = [t.shape[at] for t in tensors]
     shape = (*first.shape[:at], sum(sizes), *first.shape[at + 1 :])
-    output = _core.empty(shape, first.dtype.name)
+    output = _core.new_empty(first._array, shape, first.dtype.name)
     start = 0
     for t, size in zip(tensors, sizes, strict=True):
         _core.copy_into(_slab(output, at, start, size), t._array)
@@ -169,7 +170,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         inner_start.append(max(-before, 0))
         outer_start.append(max(before, 0))
         inner.append(max(0, size - max(-before, 0) - max(-after, 0)))
-    output = _core.full(shape, value, input.dtype.name)
+    output = _core.new_full(input._array, shape, value, input.dtype.name)
     source = _window(input._array, inner_start, inner)
     _core.copy_into(_window(output, outer_start, inner), source)
     saved = (input.shape, inner_start, outer_start, inner)
@@ -183,7 +184,7 @@ def _window(array: Any, start: list[int], shape: list[int]) -> Any:
 
 def _pad_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     shape, inner_start, outer_start, inner = saved
-    grad_input = _core.full(shape, 0.0, grad_output.dtype)
+    grad_input = _core.new_full(grad_output, shape, 0.0, grad_output.dtype)
     seen = _window(grad_output, outer_start, inner)
     _core.copy_into(_window(grad_input, inner_start, inner), seen)
     return grad_input
@@ -208,7 +209,7 @@ def _normal_key(input: Tensor, key: Any) -> tuple[tuple[Any, ...], bool]:
     parts = []
     for part in key:
         if isinstance(part, Tensor):
-            part = _to_numpy(part._array)
+            part = _values(part._array)
         if isinstance(part, (list, np.ndarray)):
             part = np.asarray(part)
             if part.size == 0 and part.dtype.kind == "f":
@@ -292,7 +293,7 @@ def _view(array: Any, ranges: list[tuple[int, int, int]], kept: Sequence[int | N
 
 def _strided_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     shape, ranges, kept = saved
-    grad_input = _core.full(shape, 0.0, grad_output.dtype)
+    grad_input = _core.new_full(grad_output, shape, 0.0, grad_output.dtype)
     _core.copy_into(_view(grad_input, ranges, kept), grad_output)
     return grad_input
 
@@ -314,9 +315,9 @@ def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
         positions = flat[parts]  # NumPy's own IndexError says what is wrong
         shape, width, array = positions.shape, 1, _core.row_major(input._array)
     if math.prod(shape) == 0:
-        output = _core.empty(shape, input.dtype.name)
+        output = _core.new_empty(input._array, shape, input.dtype.name)
         return record("index", output, (input,), (None, 1, input.shape, False), _advanced_backward)
-    index = tensor(np.ascontiguousarray(positions))._array
+    index = tensor(np.ascontiguousarray(positions), device=input.device)._array
     # Rows of a canonical image batch stay canonical images only if the index is a plain list.
     by_rows = width > 1 or input.ndim == 1
     images = by_rows and input.ndim == 4
@@ -331,7 +332,7 @@ def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
 def _advanced_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     index, width, shape, images = saved
     if index is None:
-        return _core.full(shape, 0.0, grad_output.dtype)
+        return _core.new_full(grad_output, shape, 0.0, grad_output.dtype)
     return _core.take_backward(grad_output, index, width, shape, images)
 
 
@@ -351,7 +352,12 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
                 "index assignment: the value requires a gradient, which would be lost; assign "
                 "value.detach(), or build the tensor with where() or cat()"
             )
-        value = _to_numpy(value._array)
+        value = _values(value._array)
+    if input.is_cuda:  # by way of the CPU
+        changed = _core.to_device(input._array, CPU)
+        _to_numpy(changed)[parts] = value
+        _core.copy_into(input._array, _core.to_device(changed, input._array.device))
+        return
     _to_numpy(input._array)[parts] = value
     input._array.bump_version()
 

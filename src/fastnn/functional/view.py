@@ -8,6 +8,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import record
+from fastnn.device import index_of
 from fastnn.dtypes import DType, as_dtype
 from fastnn.tensor import Tensor
 
@@ -177,8 +178,6 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tens
     Raises:
         RuntimeError: the device is not available.
     """
-    from fastnn.backends import check_device
-
     for arg in args:
         if isinstance(arg, Tensor):
             device, dtype = arg.device, arg.dtype
@@ -187,7 +186,7 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tens
         else:
             dtype = arg
     if device is not None:
-        check_device(device)
+        input = _moved(input, index_of(device))
     if dtype is None or as_dtype(dtype) is input.dtype:
         return input
     wanted: DType = as_dtype(dtype)
@@ -198,6 +197,18 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tens
         (input._array.dtype,),
         _to_backward,
     )
+
+
+def _moved(input: Tensor, device: int) -> Tensor:
+    here = input._array.device
+    if here == device:
+        return input
+    moved = _core.to_device(input._array, device)
+    return record("to_device", moved, (input,), (here,), _moved_backward)
+
+
+def _moved_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    return _core.to_device(grad_output, saved[0])
 
 
 def _to_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:

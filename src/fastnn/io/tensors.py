@@ -46,7 +46,7 @@ def save_state(
     arrays = {}
     for name, value in state.items():
         if isinstance(value, fastnn.Tensor):
-            value = value.detach().numpy()
+            value = value.detach().cpu().numpy()
         if not isinstance(value, np.ndarray):
             raise TypeError(
                 f"save_state: {name} expects a Tensor or an ndarray, got {type(value).__name__}"

@@ -312,10 +312,10 @@ class Module:
             for module in self.modules():
                 own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
                 for value in own:
-                    if not value.dtype.is_floating_point:
-                        continue
                     moved = to(value.detach(), *args, dtype=dtype, device=device)
-                    if module.float32_state and moved.dtype is not float32:
+                    if not value.dtype.is_floating_point:
+                        moved = to(value.detach(), device=moved.device)
+                    elif module.float32_state and moved.dtype is not float32:
                         moved = to(value.detach(), "float32", device=moved.device)
                     if moved._array is not value._array:
                         value._array = moved._array

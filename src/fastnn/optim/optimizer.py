@@ -87,7 +87,7 @@ class Optimizer:
             if name not in held:
                 # copy_into keeps the strides of its target: those of the parameter.
                 array = _core.empty_like(p._array, "float32")
-                _core.copy_into(array, _core.full(p.shape, value, "float32"))
+                _core.copy_into(array, _core.new_full(p._array, p.shape, value, "float32"))
                 held[name] = Tensor._wrap(array)
             found.append(held[name])
         return found

@@ -59,11 +59,11 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        from fastnn.backends import check_device
+        from fastnn.device import index_of
 
         _among("optimizer", self.optimizer, LEARNING_RATES)
         _among("dtype", self.dtype, ("float32", "bfloat16"))
-        check_device(self.device)
+        index_of(self.device)
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("weight_decay", 0)):

@@ -1,0 +1,52 @@
+#include "core/device.h"
+
+#include <atomic>
+
+#include "core/error.h"
+#include "ops/slots.h"
+
+namespace fastnn {
+namespace {
+
+std::atomic<const DeviceTable*> table{nullptr};
+thread_local int current = kCpu;
+
+void make_current(int device) {
+  current = device;
+  if (device != kCpu) device_table()->select(device);
+}
+
+}  // namespace
+
+const DeviceTable* device_table() { return table.load(std::memory_order_acquire); }
+
+void set_device_table(const DeviceTable* given) {
+  check(given->slots_size == static_cast<int64_t>(sizeof(Slots)),
+        "fastnn._cuda: built from other sources than fastnn._core; install the package again");
+  table.store(given, std::memory_order_release);
+}
+
+std::string device_name(int device) { return device == kCpu ? "cpu" : text("cuda:", device); }
+
+int current_device() { return current; }
+
+void check_device() {
+  if (current == kCpu) return;
+  bool out_of_memory = false;
+  const char* message = device_table()->error(&out_of_memory);
+  if (!message) return;
+  if (out_of_memory) throw MemoryError(message);
+  throw RuntimeError(message);
+}
+
+const Slots& kernels() { return current == kCpu ? cpu_slots() : *device_table()->slots; }
+
+DeviceScope::DeviceScope(int device) : before_(current) {
+  if (device != current) make_current(device);
+}
+
+DeviceScope::~DeviceScope() {
+  if (before_ != current) make_current(before_);
+}
+
+}  // namespace fastnn

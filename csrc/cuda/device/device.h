@@ -1,0 +1,135 @@
+// What kernel sources include: the CUDA language, or its emulation on the host (cuda/emulator), and
+// launches. Instructions that CUDA C++ has no name for are in device/ptx.h.
+#pragma once
+
+#if defined(FASTNN_CUDA_EMULATE)
+#include "cuda/emulator/emulator.h"
+#include "cuda/emulator/recorder.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include "core/dtype.h"
+#include "cuda/runtime.h"
+
+#define FASTNN_DEVICE static __device__ __forceinline__
+
+namespace fastnn::cuda {
+
+// A variable in the block's shared memory: FASTNN_SHARED(Tile, tile) with Tile a plain type.
+#if defined(FASTNN_CUDA_EMULATE)
+#define FASTNN_SHARED(Type, name) \
+  static const char name##_key = 0; \
+  Type& name = *static_cast<Type*>(::fastnn::cuda::emulator::shared(sizeof(Type), &name##_key))
+static inline unsigned char* dynamic_shared() {
+  return static_cast<unsigned char*>(emulator::dynamic_shared());
+}
+#else
+#define FASTNN_SHARED(Type, name) __shared__ Type name
+FASTNN_DEVICE unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char fastnn_dynamic_shared[];
+  return fastnn_dynamic_shared;
+}
+#endif
+
+constexpr size_t kStaticShared = 48 << 10;  // more has to be asked for
+
+// kernel<<<grid, threads, shared>>>(arguments...) on the current stream.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
+            const Arguments&... arguments) {
+#if defined(FASTNN_CUDA_EMULATE)
+  emulator::enqueue(current_stream(), [=] {
+    emulator::run(grid, threads, shared,
+                  [&] { kernel(static_cast<Parameters>(arguments)...); });
+  });
+#else
+  if (shared > kStaticShared)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared));
+  kernel<<<grid, threads, shared, current_stream()>>>(static_cast<Parameters>(arguments)...);
+#endif
+  note(cudaGetLastError(), "a kernel could not be run");
+}
+
+constexpr unsigned kThreads = 256;
+
+// Enough blocks of kThreads to fill the device a few times over; kernels step on by the grid.
+static inline unsigned blocks_for(int64_t threads) {
+  const int64_t wanted = (threads + kThreads - 1) / kThreads;
+  const int64_t most = int64_t{multiprocessors()} * 16;
+  return static_cast<unsigned>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+
+FASTNN_DEVICE int64_t first_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+FASTNN_DEVICE int64_t all_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+template <class F>
+__global__ void __launch_bounds__(kThreads) each_kernel(int64_t count, F f) {
+  for (int64_t i = first_thread(); i < count; i += all_threads()) f(i);
+}
+
+// f(i) for i in [0, count), f a device lambda or functor.
+template <class F>
+void each(int64_t count, const F& f) {
+  if (count) launch(each_kernel<F>, dim3(blocks_for(count)), kThreads, 0, count, f);
+}
+
+// N neighbouring elements as one access of up to 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T at[N];
+};
+template <class T>
+constexpr int kPack = 16 / sizeof(T);
+
+// The pack as floats, and back, rounded once.
+template <class T, int N>
+FASTNN_DEVICE void load_floats(const T* p, float (&x)[N]) {
+  const auto pack = *reinterpret_cast<const Pack<T, N>*>(p);
+  for (int i = 0; i < N; ++i) x[i] = to_float(pack.at[i]);
+}
+template <class T, int N>
+FASTNN_DEVICE void store_floats(T* p, const float (&x)[N]) {
+  Pack<T, N> pack;
+  for (int i = 0; i < N; ++i) from_float(pack.at[i], x[i]);
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
+// Whether every pointer starts a 16-byte access; null is fine.
+template <class... P>
+bool aligned(const P*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// Calls f with a value of T for a floating dtype: the kernel's element type.
+template <class F>
+void with_type(DType dtype, const F& f) {
+  if (dtype == DType::float32)
+    f(float{});
+  else
+    f(bfloat16{});
+}
+
+// Sums over the warp and over the block, in a fixed tree; every thread gets the result.
+template <class T>
+FASTNN_DEVICE T warp_sum(T x) {
+  for (int bits = 16; bits; bits >>= 1) x += __shfl_xor_sync(0xffffffffu, x, bits);
+  return x;
+}
+template <class T>
+FASTNN_DEVICE T block_sum(T x) {
+  using Parts = T[32];
+  FASTNN_SHARED(Parts, parts);
+  x = warp_sum(x);
+  __syncthreads();  // an earlier sum's parts are read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  T total = T{};
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) total += parts[w];
+  return total;
+}
+
+}  // namespace fastnn::cuda

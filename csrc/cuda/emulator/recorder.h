@@ -1,0 +1,16 @@
+// Between the emulator's two halves: launches are run, or recorded where their stream is captured.
+#pragma once
+
+#include <functional>
+
+#include "cuda/emulator/runtime.h"
+
+namespace fastnn::cuda::emulator {
+
+// Does it now, or at every launch of the graph that the stream is captured into.
+void enqueue(cudaStream_t stream, std::function<void()> work);
+
+// Makes cudaGetLastError fail with this message.
+void report(const char* message);
+
+}  // namespace fastnn::cuda::emulator

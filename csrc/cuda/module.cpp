@@ -1,0 +1,184 @@
+// The extension module of CUDA devices: the table for fastnn._core, and the runtime for fastnn.cuda.
+#include <pybind11/pybind11.h>
+
+#include "cuda/runtime.h"
+#include "cuda/slots.h"
+
+namespace fastnn::cuda {
+namespace py = pybind11;
+
+namespace {
+
+// RuntimeError for what has been noted.
+void check() {
+  bool out_of_memory = false;
+  if (const char* message = take_error(&out_of_memory)) {
+    if (out_of_memory) throw std::bad_alloc();
+    throw std::runtime_error(message);
+  }
+}
+
+uintptr_t handle(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+template <class T>
+T pointer(uintptr_t handle) {
+  return reinterpret_cast<T>(handle);
+}
+
+void checked(cudaError_t result, const char* what) {
+  note(result, what);
+  check();
+}
+
+void bind_streams(py::module_& m) {
+  m.def("current_stream", [](int device) {
+    select(device);
+    check();
+    return handle(current_stream());
+  });
+  m.def("set_stream", [](int device, uintptr_t stream) {
+    select(device);
+    set_current_stream(pointer<cudaStream_t>(stream));
+    check();
+  });
+  m.def("new_stream", [](int device) {
+    select(device);
+    cudaStream_t stream = nullptr;
+    checked(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    return handle(stream);
+  });
+  m.def(
+      "synchronize_stream",
+      [](int device, uintptr_t stream) {
+        select(device);
+        cudaStream_t const before = current_stream();
+        set_current_stream(pointer<cudaStream_t>(stream));
+        synchronize();
+        set_current_stream(before);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "synchronize",
+      [](int device) {
+        select(device);
+        note(cudaDeviceSynchronize(), "waiting for the device");
+        synchronize();
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("check", &check);
+  m.def("wait_event", [](uintptr_t stream, uintptr_t event) {
+    checked(cudaStreamWaitEvent(pointer<cudaStream_t>(stream), pointer<cudaEvent_t>(event), 0),
+            "waiting for an event");
+  });
+  m.def("new_event", [](int device, bool timing) {
+    select(device);
+    cudaEvent_t event = nullptr;
+    checked(cudaEventCreateWithFlags(&event, timing ? 0 : cudaEventDisableTiming),
+            "making an event");
+    return handle(event);
+  });
+  m.def("destroy_event", [](uintptr_t event) { cudaEventDestroy(pointer<cudaEvent_t>(event)); });
+  m.def("record_event", [](uintptr_t event, uintptr_t stream) {
+    checked(cudaEventRecord(pointer<cudaEvent_t>(event), pointer<cudaStream_t>(stream)),
+            "recording an event");
+  });
+  m.def(
+      "synchronize_event",
+      [](uintptr_t event) {
+        note(cudaEventSynchronize(pointer<cudaEvent_t>(event)), "waiting for an event");
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("elapsed", [](uintptr_t from, uintptr_t to) {
+    float milliseconds = 0;
+    checked(cudaEventElapsedTime(&milliseconds, pointer<cudaEvent_t>(from),
+                                 pointer<cudaEvent_t>(to)),
+            "the time between two events");
+    return milliseconds;
+  });
+}
+
+void bind_graphs(py::module_& m) {
+  m.def("begin_capture", [] {
+    checked(cudaStreamBeginCapture(current_stream(), cudaStreamCaptureModeThreadLocal),
+            "beginning a capture");
+  });
+  m.def("end_capture", [] {
+    cudaGraph_t graph = nullptr;
+    checked(cudaStreamEndCapture(current_stream(), &graph), "ending a capture");
+    cudaGraphExec_t exec = nullptr;
+    const cudaError_t result = cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    checked(result, "preparing a graph");
+    return handle(exec);
+  });
+  m.def("launch_graph", [](uintptr_t graph) {
+    checked(cudaGraphLaunch(pointer<cudaGraphExec_t>(graph), current_stream()),
+            "launching a graph");
+  });
+  m.def("destroy_graph",
+        [](uintptr_t graph) { cudaGraphExecDestroy(pointer<cudaGraphExec_t>(graph)); });
+}
+
+void bind_memory(py::module_& m) {
+  m.def("memory_stats", [](int device) {
+    cudaMemPool_t pool;
+    uint64_t used = 0, reserved = 0, highest = 0;
+    size_t free = 0, total = 0;
+    select(device);
+    note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
+    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "the memory pool");
+    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &highest), "the memory pool");
+    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved),
+         "the memory pool");
+    checked(cudaMemGetInfo(&free, &total), "the free memory");
+    py::dict out;
+    out["allocated"] = used;
+    out["peak_allocated"] = highest;
+    out["cached"] = reserved - used;
+    out["free"] = free;
+    out["total"] = total;
+    return out;
+  });
+  m.def("reset_peak_memory_stats", [](int device) {
+    cudaMemPool_t pool;
+    uint64_t zero = 0;
+    checked(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
+    checked(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &zero), "the memory pool");
+  });
+  m.def(
+      "empty_cache",
+      [](int device) {
+        cudaMemPool_t pool;
+        select(device);
+        note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
+        if (synchronize()) note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
+  m.doc() = "fastnn's CUDA kernels. Private: see fastnn.cuda.";
+  m.attr("table") = py::capsule(&table(), "fastnn.DeviceTable");
+#if defined(FASTNN_CUDA_EMULATE)
+  m.attr("emulated") = true;
+#else
+  m.attr("emulated") = false;
+#endif
+  m.def("device_count", &device_count);
+  m.def("device_properties", [](int device) {
+    cudaDeviceProp properties;
+    checked(cudaGetDeviceProperties(&properties, device), "the device's properties");
+    py::dict out;
+    out["name"] = std::string(properties.name);
+    out["capability"] = py::make_tuple(properties.major, properties.minor);
+    out["multiprocessors"] = properties.multiProcessorCount;
+    out["memory"] = properties.totalGlobalMem;
+    return out;
+  });
+  bind_streams(m);
+  bind_graphs(m);
+  bind_memory(m);
+}
+
+}  // namespace fastnn::cuda

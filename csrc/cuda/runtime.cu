@@ -1,0 +1,220 @@
+#include "cuda/runtime.h"
+
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace fastnn::cuda {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+struct DeviceState {
+  std::once_flag once;
+  cudaStream_t stream = nullptr;  // the one that threads start with
+  int multiprocessors = 1;
+  Fault* fault = nullptr;
+  std::map<std::string, void*> constants;
+};
+
+struct State {
+  std::mutex mutex;
+  DeviceState devices[kMaxDevices];
+  std::unordered_map<void*, cudaStream_t> owners;  // the stream of each block
+  std::vector<std::string> fault_names;
+};
+
+// Never destroyed: arrays may outlive static destructors.
+State& state() {
+  static State* const instance = new State;
+  return *instance;
+}
+
+thread_local int selected = 0;
+thread_local cudaStream_t streams[kMaxDevices] = {};
+thread_local std::string failure;
+thread_local bool failed = false, no_memory = false;
+
+void prepare(DeviceState& d, int device) {
+  cudaDeviceProp properties;
+  note(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  d.multiprocessors = properties.multiProcessorCount;
+  note(cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaMemPool_t pool;
+  note(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
+  uint64_t keep = UINT64_MAX;
+  note(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "the memory pool");
+  void* fault = nullptr;
+  note(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc");
+  d.fault = static_cast<Fault*>(fault);
+  if (d.fault) *d.fault = {};
+}
+
+DeviceState& prepared(int device) {
+  DeviceState& d = state().devices[device];
+  std::call_once(d.once, [&] { prepare(d, device); });
+  return d;
+}
+
+void report_fault() {
+  Fault* const f = fault();
+  if (!f || !f->found) return;
+  const Fault seen = *f;
+  *f = {};
+  std::lock_guard<std::mutex> lock(state().mutex);
+  note_text(state().fault_names[static_cast<size_t>(seen.what)] + ": expected indices from 0 to " +
+            std::to_string(seen.limit - 1) + ", got " + std::to_string(seen.value) +
+            " at flat position " + std::to_string(seen.position) +
+            " (found on the GPU; results since then are not valid)");
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count < kMaxDevices ? count : kMaxDevices;
+}
+
+int current_device() { return selected; }
+
+void select(int device) {
+  selected = device;
+  note(cudaSetDevice(device), "cudaSetDevice");
+  prepared(device);
+}
+
+int multiprocessors() { return prepared(selected).multiprocessors; }
+
+cudaStream_t current_stream() {
+  cudaStream_t& stream = streams[selected];
+  if (!stream) stream = prepared(selected).stream;
+  return stream;
+}
+
+void set_current_stream(cudaStream_t stream) { streams[selected] = stream; }
+
+void note(cudaError_t result, const char* what) {
+  if (result == cudaSuccess) return;
+  cudaGetLastError();
+  note_text(std::string("CUDA: ") + what + ": " + cudaGetErrorString(result),
+            result == cudaErrorMemoryAllocation);
+}
+
+void note_text(const std::string& message, bool out_of_memory) {
+  if (failed) return;
+  failure = message;
+  failed = true;
+  no_memory = out_of_memory;
+}
+
+const char* take_error(bool* out_of_memory) {
+  if (!failed) return nullptr;
+  failed = false;
+  *out_of_memory = no_memory;
+  return failure.c_str();
+}
+
+void* allocate(int device, int64_t bytes) {
+  if (bytes < 1) bytes = 1;
+  cudaStream_t const stream = current_stream();
+  void* block = nullptr;
+  cudaError_t result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
+  if (result == cudaErrorMemoryAllocation) {
+    // Blocks freed on other streams, and fragments, may add up to enough.
+    cudaGetLastError();
+    cudaMemPool_t pool;
+    cudaDeviceGetDefaultMemPool(&pool, device);
+    if (cudaStreamSynchronize(stream) == cudaSuccess && cudaMemPoolTrimTo(pool, 0) == cudaSuccess)
+      result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
+    if (result == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      size_t free = 0, total = 0;
+      uint64_t used = 0, reserved = 0;
+      cudaMemGetInfo(&free, &total);
+      cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
+      cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+      note_text("cannot allocate " + std::to_string(bytes) + " bytes on cuda:" +
+                    std::to_string(device) + ": " + std::to_string(free) + " of " +
+                    std::to_string(total) + " bytes are free, fastnn uses " +
+                    std::to_string(used) + " and caches " + std::to_string(reserved - used),
+                true);
+      return nullptr;
+    }
+  }
+  if (result != cudaSuccess) {
+    note(result, "cudaMallocAsync");
+    return nullptr;
+  }
+  std::lock_guard<std::mutex> lock(state().mutex);
+  state().owners[block] = stream;
+  return block;
+}
+
+void deallocate(int, void* block, int64_t) {
+  cudaStream_t stream;
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    const auto found = state().owners.find(block);
+    if (found == state().owners.end()) return;
+    stream = found->second;
+    state().owners.erase(found);
+  }
+  cudaFreeAsync(block, stream);
+}
+
+bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes) {
+  const bool host = dst_device < 0 || src_device < 0;
+  const int device = dst_device < 0 ? src_device : dst_device;
+  const int before = selected;
+  select(device);
+  const cudaError_t result = cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes),
+                                             cudaMemcpyDefault, current_stream());
+  note(result, "a copy between devices");
+  bool ok = result == cudaSuccess;
+  if (ok && host) ok = synchronize();
+  if (before != device) select(before);
+  return ok && !failed;
+}
+
+bool synchronize() {
+  note(cudaStreamSynchronize(current_stream()), "waiting for the device");
+  report_fault();
+  return !failed;
+}
+
+Fault* fault() { return prepared(selected).fault; }
+
+int fault_name(const char* what) {
+  std::lock_guard<std::mutex> lock(state().mutex);
+  auto& names = state().fault_names;
+  for (size_t i = 0; i < names.size(); ++i)
+    if (names[i] == what) return static_cast<int>(i);
+  names.emplace_back(what);
+  return static_cast<int>(names.size()) - 1;
+}
+
+const void* constant(const void* data, int64_t bytes) {
+  DeviceState& d = prepared(selected);
+  const std::string key(static_cast<const char*>(data), static_cast<size_t>(bytes));
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    const auto found = d.constants.find(key);
+    if (found != d.constants.end()) return found->second;
+  }
+  void* block = allocate(selected, bytes);
+  if (!block) return nullptr;
+  note(cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault,
+                       current_stream()),
+       "copying a table to the device");
+  note(cudaStreamSynchronize(current_stream()), "copying a table to the device");
+  std::lock_guard<std::mutex> lock(state().mutex);
+  return d.constants.emplace(key, block).first->second;
+}
+
+}  // namespace fastnn::cuda

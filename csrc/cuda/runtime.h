@@ -1,0 +1,81 @@
+// The CUDA runtime under the kernels: devices, streams, memory, failures.
+//
+// One current device and stream per thread. Memory comes from the driver's stream-ordered pool, told
+// to keep what is freed; a block goes back on the stream that it was allocated on. Failures are
+// noted, the first one wins, and fastnn._core turns them into exceptions after each operator.
+// Bad indices are found by kernels while the host is far ahead: they are reported when the host next
+// waits for the device.
+#pragma once
+
+#if defined(FASTNN_CUDA_EMULATE)
+#include "cuda/emulator/runtime.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+#include <string>
+
+namespace fastnn::cuda {
+
+int device_count();
+int current_device();
+void select(int device);
+int multiprocessors();  // of the current device
+
+cudaStream_t current_stream();
+void set_current_stream(cudaStream_t stream);  // of the current device, for this thread
+
+// Remembers a failure, unless the result is cudaSuccess.
+void note(cudaError_t result, const char* what);
+void note_text(const std::string& message, bool out_of_memory = false);
+// The first failure since the last call, or null.
+const char* take_error(bool* out_of_memory);
+
+void* allocate(int device, int64_t bytes);
+void deallocate(int device, void* block, int64_t bytes);
+bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes);
+
+// Waits for the current stream; false where something failed, which is noted.
+bool synchronize();
+
+// What a kernel found wrong, written by the first thread that found anything.
+struct Fault {
+  int found;
+  int what;  // index into the messages' table
+  int64_t value, position, limit;
+};
+// The current device's fault, in memory that both sides see.
+Fault* fault();
+// A number for `what`; of equal text, equal numbers.
+int fault_name(const char* what);
+
+// Memory for the kernels launched from this scope, on the current stream.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes)
+      : device_(current_device()), bytes_(bytes), data_(bytes ? allocate(device_, bytes) : nullptr) {}
+  ~Workspace() {
+    if (data_) deallocate(device_, data_, bytes_);
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  int device_;
+  int64_t bytes_;
+  void* data_;
+};
+
+// A device copy of a small table, made once for equal contents and kept.
+const void* constant(const void* data, int64_t bytes);
+template <class T>
+const T* constant_table(const T* data, int64_t count) {
+  return static_cast<const T*>(constant(data, count * static_cast<int64_t>(sizeof(T))));
+}
+
+}  // namespace fastnn::cuda

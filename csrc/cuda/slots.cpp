@@ -1,0 +1,36 @@
+// The kernels' table of CUDA devices, and what fastnn._core asks of the runtime. Adding a kernel
+// source adds one line to FASTNN_STEMS.
+#include "cuda/slots.h"
+
+#include "cuda/runtime.h"
+#include "ops/slots.h"
+
+// One per source in csrc/cuda, each defining fill_<stem>().
+#define FASTNN_STEMS(X) \
+  X(activation)         \
+  X(copy)
+
+namespace fastnn::cuda {
+
+#define FASTNN_DECLARE(stem) void fill_##stem(Slots&);
+FASTNN_STEMS(FASTNN_DECLARE)
+
+namespace {
+
+Slots filled() {
+  Slots slots{};
+#define FASTNN_CALL(stem) fill_##stem(slots);
+  FASTNN_STEMS(FASTNN_CALL)
+  return slots;
+}
+
+}  // namespace
+
+const DeviceTable& table() {
+  static const Slots slots = filled();
+  static const DeviceTable table{sizeof(Slots), &slots,     allocate, deallocate,
+                                 copy,          select,     take_error};
+  return table;
+}
+
+}  // namespace fastnn::cuda

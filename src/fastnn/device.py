@@ -1,0 +1,82 @@
+"""Names of devices, and loading the CUDA module when one is first asked for.
+
+A device is ``"cpu"`` or ``"cuda:0"``; ``"cuda"`` is the current CUDA device. Inside the core it is an
+index, -1 for the CPU. The kernels' module is ``fastnn._cuda``; where ``FASTNN_CUDA_EMULATE=1`` is set,
+``fastnn._cuda_emulated``: the same sources run on the host, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import fastnn._core as _core
+
+CPU = -1
+_module: Any = None
+_current = 0
+
+
+def cuda_module() -> Any:
+    """The loaded CUDA module.
+
+    Raises:
+        RuntimeError: there is none in this build, or this machine has no GPU or driver.
+    """
+    global _module
+    if _module is None:
+        _module = _load()
+    return _module
+
+
+def _load() -> Any:
+    from importlib import import_module
+
+    emulate = os.environ.get("FASTNN_CUDA_EMULATE", "") not in ("", "0")
+    name = "fastnn._cuda_emulated" if emulate else "fastnn._cuda"
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        why = "built without FASTNN_CUDA_EMULATE=ON" if emulate else _core.cuda_status
+        raise RuntimeError(f"device 'cuda' is not available: {why}") from error
+    if module.device_count() == 0:
+        raise RuntimeError(
+            "device 'cuda' is not available: no NVIDIA GPU, or no driver for it, was found"
+        )
+    _core.set_device_table(module.table)
+    return module
+
+
+def current() -> int:
+    """Index of the current CUDA device: what ``"cuda"`` means."""
+    return _current
+
+
+def set_current(index: int) -> None:
+    """Makes another CUDA device the one that ``"cuda"`` means."""
+    global _current
+    _current = index
+
+
+def index_of(device: Any) -> int:
+    """The index of a device by its name, -1 for the CPU; a CUDA device's module is loaded.
+
+    Raises:
+        RuntimeError: it is a CUDA device and there is none, or not that many.
+        ValueError: there is no such kind of device.
+    """
+    if device is None or device == "cpu":
+        return CPU
+    kind, _, number = str(device).partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
+    count = cuda_module().device_count()
+    index = int(number) if number else _current
+    if index >= count:
+        raise RuntimeError(f"device {device!r} is not available: this machine has {count} GPUs")
+    return index
+
+
+def name_of(index: int) -> str:
+    """``"cpu"`` or ``"cuda:<index>"``."""
+    return "cpu" if index < 0 else f"cuda:{index}"
