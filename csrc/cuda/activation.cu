@@ -100,7 +100,8 @@ void map(const void* g, const void* x, void* y, int64_t count, DType dtype, cons
     T* const out = static_cast<T*>(y);
     const int64_t packed = aligned(grad, in, out) ? count / N * N : 0;
     each(packed / N, Map<T, N, F>{grad, in, out, f});
-    each(count - packed, Map<T, 1, F>{grad ? grad + packed : nullptr, in + packed, out + packed, f});
+    each(count - packed,
+         Map<T, 1, F>{grad ? grad + packed : nullptr, in + packed, out + packed, f});
   });
 }
 
@@ -163,8 +164,7 @@ struct Prelu {
 void prelu(const void* x, const float* weight, void* y, int64_t pixels, int64_t C, DType dtype) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    each(pixels * C,
-         Prelu<T>{nullptr, static_cast<const T*>(x), weight, static_cast<T*>(y), C});
+    each(pixels * C, Prelu<T>{nullptr, static_cast<const T*>(x), weight, static_cast<T*>(y), C});
   });
 }
 
@@ -203,9 +203,8 @@ void prelu_backward(const void* g, const void* x, const float* weight, void* gra
     const T* const grad = static_cast<const T*>(g);
     const T* const in = static_cast<const T*>(x);
     each(pixels * C, Prelu<T>{grad, in, weight, static_cast<T*>(grad_x), C});
-    launch(prelu_weight_kernel<T>,
-           dim3(static_cast<unsigned>(C), static_cast<unsigned>(parts)), kThreads, 0, grad, in,
-           pixels, C, sums.as<float>());
+    launch(prelu_weight_kernel<T>, dim3(static_cast<unsigned>(C), static_cast<unsigned>(parts)),
+           kThreads, 0, grad, in, pixels, C, sums.as<float>());
   });
   each(C, AddParts{sums.as<float>(), grad_weight, C, parts});
 }

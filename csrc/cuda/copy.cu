@@ -76,7 +76,8 @@ constexpr int kTile = 32, kRows = 8;
 template <class D, class S>
 __global__ void __launch_bounds__(kTile* kRows)
     transpose_kernel(D* dst, const S* src, int64_t rows, int64_t columns, int64_t src_matrix,
-                     int64_t src_column, int64_t dst_matrix, int64_t dst_row, int64_t column_tiles) {
+                     int64_t src_column, int64_t dst_matrix, int64_t dst_row,
+                     int64_t column_tiles) {
   using Tile = D[kTile][kTile + 1];
   FASTNN_SHARED(Tile, tile);
   const int x = static_cast<int>(threadIdx.x) % kTile, y = static_cast<int>(threadIdx.x) / kTile;

@@ -1,4 +1,5 @@
-// The extension module of CUDA devices: the table for fastnn._core, and the runtime for fastnn.cuda.
+// The extension module of CUDA devices: the table for fastnn._core, and the runtime for
+// fastnn.cuda.
 #include <pybind11/pybind11.h>
 
 #include "cuda/runtime.h"
@@ -89,9 +90,9 @@ void bind_streams(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
   m.def("elapsed", [](uintptr_t from, uintptr_t to) {
     float milliseconds = 0;
-    checked(cudaEventElapsedTime(&milliseconds, pointer<cudaEvent_t>(from),
-                                 pointer<cudaEvent_t>(to)),
-            "the time between two events");
+    checked(
+        cudaEventElapsedTime(&milliseconds, pointer<cudaEvent_t>(from), pointer<cudaEvent_t>(to)),
+        "the time between two events");
     return milliseconds;
   });
 }

@@ -139,9 +139,9 @@ void* allocate(int device, int64_t bytes) {
       cudaMemGetInfo(&free, &total);
       cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
       cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
-      note_text("cannot allocate " + std::to_string(bytes) + " bytes on cuda:" +
-                    std::to_string(device) + ": " + std::to_string(free) + " of " +
-                    std::to_string(total) + " bytes are free, fastnn uses " +
+      note_text("cannot allocate " + std::to_string(bytes) +
+                    " bytes on cuda:" + std::to_string(device) + ": " + std::to_string(free) +
+                    " of " + std::to_string(total) + " bytes are free, fastnn uses " +
                     std::to_string(used) + " and caches " + std::to_string(reserved - used),
                 true);
       return nullptr;
@@ -173,8 +173,8 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
   const int device = dst_device < 0 ? src_device : dst_device;
   const int before = selected;
   select(device);
-  const cudaError_t result = cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes),
-                                             cudaMemcpyDefault, current_stream());
+  const cudaError_t result =
+      cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, current_stream());
   note(result, "a copy between devices");
   bool ok = result == cudaSuccess;
   if (ok && host) ok = synchronize();
@@ -209,9 +209,9 @@ const void* constant(const void* data, int64_t bytes) {
   }
   void* block = allocate(selected, bytes);
   if (!block) return nullptr;
-  note(cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault,
-                       current_stream()),
-       "copying a table to the device");
+  note(
+      cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault, current_stream()),
+      "copying a table to the device");
   note(cudaStreamSynchronize(current_stream()), "copying a table to the device");
   std::lock_guard<std::mutex> lock(state().mutex);
   return d.constants.emplace(key, block).first->second;

@@ -1,10 +1,10 @@
 // The CUDA runtime under the kernels: devices, streams, memory, failures.
 //
-// One current device and stream per thread. Memory comes from the driver's stream-ordered pool, told
-// to keep what is freed; a block goes back on the stream that it was allocated on. Failures are
-// noted, the first one wins, and fastnn._core turns them into exceptions after each operator.
-// Bad indices are found by kernels while the host is far ahead: they are reported when the host next
-// waits for the device.
+// One current device and stream per thread. Memory comes from the driver's stream-ordered pool,
+// told to keep what is freed; a block goes back on the stream that it was allocated on. Failures
+// are noted, the first one wins, and fastnn._core turns them into exceptions after each operator.
+// Bad indices are found by kernels while the host is far ahead: they are reported when the host
+// next waits for the device.
 #pragma once
 
 #if defined(FASTNN_CUDA_EMULATE)
@@ -54,7 +54,9 @@ int fault_name(const char* what);
 class Workspace {
  public:
   explicit Workspace(int64_t bytes)
-      : device_(current_device()), bytes_(bytes), data_(bytes ? allocate(device_, bytes) : nullptr) {}
+      : device_(current_device()),
+        bytes_(bytes),
+        data_(bytes ? allocate(device_, bytes) : nullptr) {}
   ~Workspace() {
     if (data_) deallocate(device_, data_, bytes_);
   }

@@ -8,7 +8,10 @@
 // One per source in csrc/cuda, each defining fill_<stem>().
 #define FASTNN_STEMS(X) \
   X(activation)         \
-  X(copy)
+  X(copy)               \
+  X(dropout)            \
+  X(elementwise)        \
+  X(optim)
 
 namespace fastnn::cuda {
 
@@ -21,6 +24,10 @@ Slots filled() {
   Slots slots{};
 #define FASTNN_CALL(stem) fill_##stem(slots);
   FASTNN_STEMS(FASTNN_CALL)
+  // DEV: an empty slot says so.
+  void (**words)() = reinterpret_cast<void (**)()>(&slots);
+  for (size_t i = 0; i < sizeof(Slots) / 8; ++i)
+    if (!words[i]) words[i] = [] { note_text("no CUDA kernel for this operator"); };
   return slots;
 }
 
@@ -28,8 +35,8 @@ Slots filled() {
 
 const DeviceTable& table() {
   static const Slots slots = filled();
-  static const DeviceTable table{sizeof(Slots), &slots,     allocate, deallocate,
-                                 copy,          select,     take_error};
+  static const DeviceTable table{sizeof(Slots), &slots, allocate,  deallocate,
+                                 copy,          select, take_error};
   return table;
 }
 

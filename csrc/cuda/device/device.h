@@ -18,7 +18,7 @@ namespace fastnn::cuda {
 
 // A variable in the block's shared memory: FASTNN_SHARED(Tile, tile) with Tile a plain type.
 #if defined(FASTNN_CUDA_EMULATE)
-#define FASTNN_SHARED(Type, name) \
+#define FASTNN_SHARED(Type, name)   \
   static const char name##_key = 0; \
   Type& name = *static_cast<Type*>(::fastnn::cuda::emulator::shared(sizeof(Type), &name##_key))
 static inline unsigned char* dynamic_shared() {
@@ -40,14 +40,15 @@ void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t s
             const Arguments&... arguments) {
 #if defined(FASTNN_CUDA_EMULATE)
   emulator::enqueue(current_stream(), [=] {
-    emulator::run(grid, threads, shared,
-                  [&] { kernel(static_cast<Parameters>(arguments)...); });
+    emulator::run(grid, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
   });
 #else
   if (shared > kStaticShared)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared));
+  // clang-format off
   kernel<<<grid, threads, shared, current_stream()>>>(static_cast<Parameters>(arguments)...);
+  // clang-format on
 #endif
   note(cudaGetLastError(), "a kernel could not be run");
 }

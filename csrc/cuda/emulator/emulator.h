@@ -1,13 +1,13 @@
-// CUDA on the host, for tests on machines without a GPU: the kernel sources of csrc/cuda compiled as
-// plain C++.
+// CUDA on the host, for tests on machines without a GPU: the kernel sources of csrc/cuda compiled
+// as plain C++.
 //
 // A block's threads are fibers, run one at a time in an order that differs from launch to launch.
 // They change places at barriers and warp collectives only, so a value that is read before it was
 // written is stale in some order: shared memory starts as NaN. Barriers count their arrivals, and a
 // thread that leaves while others wait is an error. Copies started with cp.async arrive only when
-// they are waited for; until then their destination is NaN. Device memory is exact-sized heap blocks,
-// so AddressSanitizer sees every access outside them.
-// Cost: about 15 ns per change of thread, and the kernel's own arithmetic at scalar speed.
+// they are waited for; until then their destination is NaN. Device memory is exact-sized heap
+// blocks, so AddressSanitizer sees every access outside them. Cost: about 15 ns per change of
+// thread, and the kernel's own arithmetic at scalar speed.
 //
 // The part of the CUDA runtime that csrc/cuda uses is in emulator/runtime.h.
 #pragma once

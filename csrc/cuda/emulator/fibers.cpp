@@ -214,11 +214,12 @@ bool run_block() {
       if (!m.error.empty()) return false;
     }
     if (moved) continue;
-    m.error = m.finished || m.arrived
-                  ? "a barrier that not all threads of the block reach: " +
-                        std::to_string(m.arrived) + " of " + std::to_string(m.threads) +
-                        " wait, " + std::to_string(m.finished) + " have ended"
-                  : "a warp collective that not all 32 lanes reach";
+    m.error =
+        m.finished || m.arrived
+            ? "a barrier that not all threads of the block reach: " + std::to_string(m.arrived) +
+                  " of " + std::to_string(m.threads) + " wait, " + std::to_string(m.finished) +
+                  " have ended"
+            : "a warp collective that not all 32 lanes reach";
     return false;
   }
   return true;
@@ -301,7 +302,8 @@ void* dynamic_shared() { return machine().dynamic.get(); }
 void async_copy(void* dst, const void* src, size_t bytes, size_t src_bytes) {
   Machine& m = machine();
   Fiber& self = m.fibers[m.current];
-  if (reinterpret_cast<uintptr_t>(dst) % bytes || (src_bytes && reinterpret_cast<uintptr_t>(src) % bytes))
+  if (reinterpret_cast<uintptr_t>(dst) % bytes ||
+      (src_bytes && reinterpret_cast<uintptr_t>(src) % bytes))
     fail("a misaligned asynchronous copy");
   memset(dst, 0xff, bytes);
   self.copies.push_back({dst, src, bytes, src_bytes, self.group});
