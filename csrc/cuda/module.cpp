@@ -177,6 +177,8 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
     out["memory"] = properties.totalGlobalMem;
     return out;
   });
+  m.def("allow_tf32", &allow_tf32);
+  m.def("set_allow_tf32", &set_allow_tf32);
   bind_streams(m);
   bind_graphs(m);
   bind_memory(m);

@@ -1,5 +1,6 @@
 #include "cuda/runtime.h"
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -15,6 +16,7 @@ struct DeviceState {
   std::once_flag once;
   cudaStream_t stream = nullptr;  // the one that threads start with
   int multiprocessors = 1;
+  int capability = 0;
   Fault* fault = nullptr;
   std::map<std::string, void*> constants;
 };
@@ -41,6 +43,7 @@ void prepare(DeviceState& d, int device) {
   cudaDeviceProp properties;
   note(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   d.multiprocessors = properties.multiProcessorCount;
+  d.capability = 10 * properties.major + properties.minor;
   note(cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking), "cudaStreamCreate");
   cudaMemPool_t pool;
   note(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
@@ -90,6 +93,11 @@ void select(int device) {
 }
 
 int multiprocessors() { return prepared(selected).multiprocessors; }
+int capability() { return prepared(selected).capability; }
+
+static std::atomic<bool> tf32{false};
+bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
+void set_allow_tf32(bool allowed) { tf32.store(allowed, std::memory_order_relaxed); }
 
 cudaStream_t current_stream() {
   cudaStream_t& stream = streams[selected];
@@ -112,6 +120,8 @@ void note_text(const std::string& message, bool out_of_memory) {
   failed = true;
   no_memory = out_of_memory;
 }
+
+bool failing() { return failed; }
 
 const char* take_error(bool* out_of_memory) {
   if (!failed) return nullptr;

@@ -22,6 +22,12 @@ int device_count();
 int current_device();
 void select(int device);
 int multiprocessors();  // of the current device
+int capability();       // of the current device: 90 for 9.0
+
+// Whether float32 products may round their operands to TF32 (10 bits of fraction) for the tensor
+// cores' sake. Off at first.
+bool allow_tf32();
+void set_allow_tf32(bool allowed);
 
 cudaStream_t current_stream();
 void set_current_stream(cudaStream_t stream);  // of the current device, for this thread
@@ -29,6 +35,8 @@ void set_current_stream(cudaStream_t stream);  // of the current device, for thi
 // Remembers a failure, unless the result is cudaSuccess.
 void note(cudaError_t result, const char* what);
 void note_text(const std::string& message, bool out_of_memory = false);
+// Whether one is noted: work that would depend on what failed is then not begun.
+bool failing();
 // The first failure since the last call, or null.
 const char* take_error(bool* out_of_memory);
 

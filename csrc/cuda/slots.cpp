@@ -6,11 +6,14 @@
 #include "ops/slots.h"
 
 // One per source in csrc/cuda, each defining fill_<stem>().
-#define FASTNN_STEMS(X) \
-  X(activation)         \
-  X(copy)               \
-  X(dropout)            \
-  X(elementwise)        \
+#define FASTNN_STEMS(X)   \
+  X(activation)           \
+  X(conv_backward_weight) \
+  X(conv_depthwise)       \
+  X(conv_forward)         \
+  X(copy)                 \
+  X(dropout)              \
+  X(elementwise)          \
   X(optim)
 
 namespace fastnn::cuda {

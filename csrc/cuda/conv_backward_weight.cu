@@ -1,0 +1,233 @@
+// Gradient of the convolution's weight: for every tap, outputs x inputs = grad_output^T x input
+// over all pixels, and the gradient of the bias.
+//
+// Rows are output channels, columns (tap, input channel), terms pixels. Both operands lie with
+// their channels running on, so stages are turned (device/tile.h). There are few outputs and many
+// terms: the pixels are split among blocks until the device is full, each split's sums are written
+// in float32, and a second kernel adds them in order: no atomics, the same bits every time. Cost:
+// outputs x inputs x taps x pixels multiply-adds; the input is read once per tap and 64 or 128
+// output channels, from L2 after the first.
+#include <vector>
+
+#include "cuda/conv_operands.h"
+#include "cuda/device/tile.h"
+#include "cuda/gather_gemm.h"
+
+namespace fastnn::cuda {
+namespace {
+
+struct WeightGradient {
+  const void* grad;   // pixels x grad_stride elements
+  const void* input;  // images x height x width pixels of input_stride elements
+  int64_t grad_stride, input_stride;
+  int grad_vectors, input_vectors;  // of a group
+  int height, width;
+  const Tap* taps;
+  int tap_count;
+  int64_t pixels;  // of the output: images x down x across
+  int down, across, step_down, step_across;
+  int64_t outputs, inputs;  // channels of a group
+  int64_t split;            // pixels per split
+  float* sums;              // [split][output channel][tap][input channel]
+  int groups;
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads) weight_kernel(WeightGradient p) {
+  using T = typename Tile::T;
+  using A = Stage<Tile, Tile::kRows, true>;
+  using B = Stage<Tile, Tile::kColumns, true>;
+  static_assert(Tile::kRows == Tile::kColumns, "both operands are fetched alike");
+  constexpr int kVectors = Tile::kRows / Tile::kVector;  // of one pixel of a stage
+  constexpr int kPixelStep = Tile::kThreads / kVectors, kMine = Tile::kDepth / kPixelStep;
+  T* const memory = reinterpret_cast<T*>(dynamic_shared());
+  const int64_t columns = int64_t{p.tap_count} * p.input_vectors * Tile::kVector;
+  const int64_t column_tiles = (columns + Tile::kColumns - 1) / Tile::kColumns;
+  const int64_t row0 = blockIdx.x / column_tiles * Tile::kRows,
+                column0 = blockIdx.x % column_tiles * Tile::kColumns;
+  const int group = static_cast<int>(blockIdx.z);
+  const int64_t begin = blockIdx.y * p.split,
+                end = begin + p.split < p.pixels ? begin + p.split : p.pixels;
+  const int vector = static_cast<int>(threadIdx.x) % kVectors,
+            first = static_cast<int>(threadIdx.x) / kVectors;
+
+  // This thread's vector of channels stays the same throughout.
+  const int64_t grad_vector = row0 / Tile::kVector + vector,
+                column_vector = column0 / Tile::kVector + vector;
+  const bool row_there = grad_vector < p.grad_vectors;
+  const int64_t tap = column_vector / p.input_vectors;
+  const bool column_there = tap < p.tap_count;
+  const Tap offset = column_there ? p.taps[tap] : Tap{0, 0};
+  const T* const grad =
+      static_cast<const T*>(p.grad) +
+      (int64_t{group} * p.grad_vectors + (row_there ? grad_vector : 0)) * Tile::kVector;
+  const T* const input =
+      static_cast<const T*>(p.input) +
+      (int64_t{group} * p.input_vectors + column_vector % p.input_vectors) * Tile::kVector;
+
+  const auto load = [&](int64_t step, int stage) {
+    const A a{memory + stage * (A::kElements + B::kElements)};
+    const B b{a.data + A::kElements};
+#pragma unroll
+    for (int n = 0; n < kMine; ++n) {
+      const int k = first + n * kPixelStep;
+      const int64_t pixel = begin + step * Tile::kDepth + k;
+      const bool there = pixel < end;
+      copy_async(a.at(vector * Tile::kVector, k),
+                 row_there && there ? grad + pixel * p.grad_stride : grad, row_there && there);
+      const int64_t row = pixel / p.across, image = row / p.down;
+      const int h = static_cast<int>(row - image * p.down) * p.step_down + offset.down,
+                w = static_cast<int>(pixel - row * p.across) * p.step_across + offset.across;
+      const bool inside = there && column_there && h >= 0 && h < p.height && w >= 0 && w < p.width;
+      copy_async(b.at(vector * Tile::kVector, k),
+                 inside ? input + ((image * p.height + h) * p.width + w) * p.input_stride : input,
+                 inside);
+    }
+  };
+  typename Tile::Sums sums = {};
+  pipeline<Tile>((end - begin + Tile::kDepth - 1) / Tile::kDepth, load, [&](int stage) {
+    const A a{memory + stage * (A::kElements + B::kElements)};
+    multiply<Tile>(a, B{a.data + A::kElements}, sums);
+  });
+
+  const typename Tile::Place at;
+  float* const out = p.sums + (blockIdx.y * p.groups + group) * p.outputs * p.tap_count * p.inputs;
+#pragma unroll
+  for (int i = 0; i < Tile::kPiecesDown; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::kPiecesAcross; ++j)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int64_t row = row0 + at.row + 16 * i + at.g + 8 * (n / 2);
+        const int64_t column = column0 + at.column + 8 * j + 2 * at.t + n % 2;
+        const int64_t padded = int64_t{p.input_vectors} * Tile::kVector;
+        const int64_t channel = column % padded, its_tap = column / padded;
+        if (row < p.outputs && its_tap < p.tap_count && channel < p.inputs)
+          out[(row * p.tap_count + its_tap) * p.inputs + channel] = sums[i][j][n];
+      }
+}
+
+template <class T>
+struct AddSplits {
+  const float* sums;
+  T* out;
+  int64_t count;
+  int splits;
+  __device__ void operator()(int64_t i) const {
+    float sum = 0;
+    for (int s = 0; s < splits; ++s) sum += sums[s * count + i];
+    from_float(out[i], sum);
+  }
+};
+
+template <class Tile>
+void run(WeightGradient p, void* grad_weight) {
+  using T = typename Tile::T;
+  using A = Stage<Tile, Tile::kRows, true>;
+  const int64_t columns = int64_t{p.tap_count} * p.input_vectors * Tile::kVector;
+  const int64_t tiles = (p.outputs + Tile::kRows - 1) / Tile::kRows *
+                        ((columns + Tile::kColumns - 1) / Tile::kColumns);
+  // Splits: enough blocks for two rounds of two on every multiprocessor, of no less than 16 steps.
+  const int64_t wanted = (4 * multiprocessors() + tiles * p.groups - 1) / (tiles * p.groups);
+  const int64_t most = (p.pixels + 16 * Tile::kDepth - 1) / (16 * Tile::kDepth);
+  int64_t splits = wanted < most ? wanted : most;
+  if (splits > 256) splits = 256;
+  if (splits < 1) splits = 1;
+  const int64_t steps = (p.pixels + Tile::kDepth - 1) / Tile::kDepth;
+  p.split = (steps + splits - 1) / splits * Tile::kDepth;
+  if (p.split == 0) p.split = Tile::kDepth;
+  const int64_t count = p.groups * p.outputs * p.tap_count * p.inputs;
+  Workspace sums(splits * count * 4);
+  p.sums = sums.as<float>();
+  launch(weight_kernel<Tile>,
+         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
+              static_cast<unsigned>(p.groups)),
+         Tile::kThreads, Tile::kStages * 2 * A::kElements * sizeof(T), p);
+  each(count, AddSplits<T>{p.sums, static_cast<T*>(grad_weight), count, static_cast<int>(splits)});
+}
+
+template <class T, Math math>
+void run_sized(const WeightGradient& p, void* grad_weight) {
+  if (p.outputs > 64 && int64_t{p.tap_count} * p.inputs > 64)
+    run<Tile<T, math, 128, 128, 64, 32>>(p, grad_weight);
+  else
+    run<Tile<T, math, 64, 64, 32, 32>>(p, grad_weight);
+}
+
+void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
+                     void* grad_weight) {
+  const PaddedPixels x(input, p.N * p.H * p.W, p.groups, p.group_inputs(), p.dtype);
+  const PaddedPixels dy(grad_output, p.N * p.OH * p.OW, p.groups, p.group_outputs(), p.dtype);
+  std::vector<Tap> taps;
+  for (int64_t kh = 0; kh < p.KH; ++kh)
+    for (int64_t kw = 0; kw < p.KW; ++kw)
+      taps.push_back({static_cast<int>(kh * p.dilation_h - p.pad_top),
+                      static_cast<int>(kw * p.dilation_w - p.pad_left)});
+  WeightGradient g{};
+  g.grad = dy.data(), g.input = x.data();
+  g.grad_stride = dy.stride(p.groups), g.input_stride = x.stride(p.groups);
+  g.grad_vectors = static_cast<int>(dy.vectors()), g.input_vectors = static_cast<int>(x.vectors());
+  g.height = static_cast<int>(p.H), g.width = static_cast<int>(p.W);
+  g.taps = constant_table(taps.data(), static_cast<int64_t>(taps.size()));
+  g.tap_count = static_cast<int>(taps.size());
+  g.pixels = p.N * p.OH * p.OW;
+  g.down = static_cast<int>(p.OH), g.across = static_cast<int>(p.OW);
+  g.step_down = static_cast<int>(p.stride_h), g.step_across = static_cast<int>(p.stride_w);
+  g.outputs = p.group_outputs(), g.inputs = p.group_inputs();
+  g.groups = static_cast<int>(p.groups);
+  const bool tensor_cores = capability() >= 80;
+  if (p.dtype == DType::bfloat16)
+    tensor_cores ? run_sized<bfloat16, Math::tensor>(g, grad_weight)
+                 : run_sized<bfloat16, Math::exact>(g, grad_weight);
+  else
+    tensor_cores&& allow_tf32() ? run_sized<float, Math::tensor>(g, grad_weight)
+                                : run_sized<float, Math::exact>(g, grad_weight);
+}
+
+// 32 channels side by side, 8 pixels at a time; parts[part][channel].
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(const T* x, int64_t pixels, int64_t channels, int64_t split, float* parts) {
+  using Sums = float[8][32];
+  FASTNN_SHARED(Sums, sums);
+  const int lane = static_cast<int>(threadIdx.x) % 32, line = static_cast<int>(threadIdx.x) / 32;
+  const int64_t c = int64_t{blockIdx.x} * 32 + lane, begin = blockIdx.y * split,
+                end = begin + split < pixels ? begin + split : pixels;
+  float sum = 0;
+  if (c < channels)
+    for (int64_t pixel = begin + line; pixel < end; pixel += 8)
+      sum += to_float(x[pixel * channels + c]);
+  sums[line][lane] = sum;
+  __syncthreads();
+  if (line == 0 && c < channels) {
+    float total = 0;
+    for (int i = 0; i < 8; ++i) total += sums[i][lane];
+    parts[blockIdx.y * channels + c] = total;
+  }
+}
+
+void bias_gradient(const void* grad_output, int64_t pixels, int64_t channels, DType dtype,
+                   float* grad_bias) {
+  if (channels == 0) return;
+  const int64_t split = pixels > int64_t{1024} * 512 ? (pixels + 1023) / 1024 : 512;
+  const int64_t splits = pixels ? (pixels + split - 1) / split : 1;
+  Workspace parts(splits * channels * 4);
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    launch(column_sums_kernel<T>,
+           dim3(static_cast<unsigned>((channels + 31) / 32), static_cast<unsigned>(splits)),
+           kThreads, 0, static_cast<const T*>(grad_output), pixels, channels, split,
+           parts.as<float>());
+  });
+  each(channels,
+       AddSplits<float>{parts.as<float>(), grad_bias, channels, static_cast<int>(splits)});
+}
+
+}  // namespace
+
+void fill_conv_backward_weight(Slots& slots) {
+  slots.conv.backward_weight = backward_weight;
+  slots.conv.bias_gradient = bias_gradient;
+}
+
+}  // namespace fastnn::cuda

@@ -1,0 +1,115 @@
+// Convolution forward and the gradient of its input, both by the gathered product of gather_gemm.h.
+//
+// Forward: a tap's source pixel is the output's times the stride plus the tap's offset. Gradient of
+// the input: an input pixel's sum has the taps for which (pixel + padding - tap) is a multiple of
+// the stride; pixels are taken in stride_h x stride_w phases with the same taps each, and within a
+// phase it is a convolution of stride 1 again. A 1x1 convolution of stride 2 thus computes one
+// phase and fills the others.
+#include <vector>
+
+#include "cuda/conv_operands.h"
+#include "cuda/gather_gemm.h"
+
+namespace fastnn::cuda {
+namespace {
+
+void gather(const Gather& p, DType dtype) {
+  if (p.rows() == 0 || p.columns == 0) return;
+  const bool tensor_cores = capability() >= 80;
+  if (dtype == DType::bfloat16)
+    tensor_cores ? gather_sized<bfloat16, Math::tensor>(p) : gather_sized<bfloat16, Math::exact>(p);
+  else
+    tensor_cores&& allow_tf32() ? gather_sized<float, Math::tensor>(p)
+                                : gather_sized<float, Math::exact>(p);
+}
+
+void forward(const ConvParams& p, const void* input, const void* weight, const ConvEpilogue& e,
+             void* output) {
+  const PaddedPixels x(input, p.N * p.H * p.W, p.groups, p.group_inputs(), p.dtype);
+  const PackedWeight w(weight, p, false, nullptr, p.KH * p.KW);
+  std::vector<Tap> taps;
+  for (int64_t kh = 0; kh < p.KH; ++kh)
+    for (int64_t kw = 0; kw < p.KW; ++kw)
+      taps.push_back({static_cast<int>(kh * p.dilation_h - p.pad_top),
+                      static_cast<int>(kw * p.dilation_w - p.pad_left)});
+  Gather g{};
+  g.source = x.data();
+  g.height = static_cast<int>(p.H), g.width = static_cast<int>(p.W);
+  g.stride = x.stride(p.groups);
+  g.vectors = static_cast<int>(x.vectors());
+  g.taps = constant_table(taps.data(), static_cast<int64_t>(taps.size()));
+  g.tap_count = static_cast<int>(taps.size());
+  g.images = p.N, g.down = p.OH, g.across = p.OW;
+  g.step_down = static_cast<int>(p.stride_h), g.step_across = static_cast<int>(p.stride_w);
+  g.weight = w.data();
+  g.columns = p.group_outputs();
+  g.output = output;
+  g.out_height = p.OH, g.out_width = p.OW, g.out_down = 1, g.out_across = 1;
+  g.bias = e.bias, g.residual = e.residual, g.relu = e.relu;
+  g.groups = static_cast<int>(p.groups);
+  gather(g, p.dtype);
+}
+
+// The taps that reach input positions first, first + stride, ... of one dimension, and the offset
+// of each one's source from the position's number.
+struct Phase {
+  std::vector<int64_t> taps;
+  std::vector<int> offsets;
+  Phase(int64_t first, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+    for (int64_t k = 0; k < kernel; ++k) {
+      const int64_t from = first + pad - k * dilation;
+      if (from % stride) continue;
+      taps.push_back(k);
+      offsets.push_back(static_cast<int>(from / stride));
+    }
+  }
+};
+
+void backward_data(const ConvParams& p, const void* grad_output, const void* weight,
+                   const ConvEpilogue& e, void* grad_input) {
+  const PaddedPixels dy(grad_output, p.N * p.OH * p.OW, p.groups, p.group_outputs(), p.dtype);
+  Gather g{};
+  g.source = dy.data();
+  g.height = static_cast<int>(p.OH), g.width = static_cast<int>(p.OW);
+  g.stride = dy.stride(p.groups);
+  g.vectors = static_cast<int>(dy.vectors());
+  g.images = p.N;
+  g.step_down = 1, g.step_across = 1;
+  g.columns = p.group_inputs();
+  g.output = grad_input;
+  g.out_height = p.H, g.out_width = p.W, g.out_down = p.stride_h, g.out_across = p.stride_w;
+  g.bias = e.bias, g.residual = e.residual, g.relu = e.relu;
+  g.groups = static_cast<int>(p.groups);
+  for (int64_t i = 0; i < p.stride_h && i < p.H; ++i) {
+    const Phase down(i, p.KH, p.stride_h, p.pad_top, p.dilation_h);
+    for (int64_t j = 0; j < p.stride_w && j < p.W; ++j) {
+      const Phase across(j, p.KW, p.stride_w, p.pad_left, p.dilation_w);
+      std::vector<Tap> taps;
+      std::vector<int64_t> chosen;
+      for (size_t a = 0; a < down.taps.size(); ++a)
+        for (size_t b = 0; b < across.taps.size(); ++b) {
+          taps.push_back({down.offsets[a], across.offsets[b]});
+          chosen.push_back(down.taps[a] * p.KW + across.taps[b]);
+        }
+      const auto count = static_cast<int64_t>(taps.size());
+      const PackedWeight w(weight, p, true, count ? constant_table(chosen.data(), count) : nullptr,
+                           count);
+      g.taps = count ? constant_table(taps.data(), count) : nullptr;
+      g.tap_count = static_cast<int>(count);
+      g.weight = w.data();
+      g.down = (p.H - i + p.stride_h - 1) / p.stride_h;
+      g.across = (p.W - j + p.stride_w - 1) / p.stride_w;
+      g.first_down = i, g.first_across = j;
+      gather(g, p.dtype);
+    }
+  }
+}
+
+}  // namespace
+
+void fill_conv_forward(Slots& slots) {
+  slots.conv.forward = forward;
+  slots.conv.backward_data = backward_data;
+}
+
+}  // namespace fastnn::cuda

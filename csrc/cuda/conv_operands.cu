@@ -1,0 +1,74 @@
+#include "cuda/conv_operands.h"
+
+namespace fastnn::cuda {
+namespace {
+
+template <class T>
+struct Pad {
+  const T* from;
+  T* to;
+  int64_t channels, padded;
+  __device__ void operator()(int64_t i) const {
+    const int64_t c = i % padded;
+    to[i] = c < channels ? from[i / padded * channels + c] : T{};
+  }
+};
+
+template <class T>
+struct PackWeight {
+  const T* from;
+  T* to;
+  const int64_t* chosen;
+  int64_t taps, all_taps, inputs, outputs, channels, padded, columns;
+  bool turned;
+  __device__ void operator()(int64_t i) const {
+    const int64_t c = i % padded, tap = i / padded % taps, column = i / padded / taps % columns,
+                  group = i / padded / taps / columns;
+    T value{};
+    if (c < channels) {
+      const int64_t out = group * outputs + (turned ? c : column), in = turned ? column : c;
+      value = from[(out * all_taps + (chosen ? chosen[tap] : tap)) * inputs + in];
+    }
+    to[i] = value;
+  }
+};
+
+}  // namespace
+
+PaddedPixels::PaddedPixels(const void* x, int64_t pixels, int64_t groups, int64_t channels,
+                           DType dtype)
+    : data_(x),
+      vector_(16 / item_size(dtype)),
+      vectors_(vectors_of(channels, dtype)),
+      memory_(channels % vector_ || !aligned(static_cast<const char*>(x))
+                  ? pixels * groups * vectors_ * 16
+                  : 0) {
+  if (!memory_.as<char>()) return;
+  const int64_t padded = vectors_ * vector_, count = pixels * groups * padded;
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    each(count, Pad<T>{static_cast<const T*>(x), memory_.as<T>(), channels, padded});
+  });
+}
+
+PackedWeight::PackedWeight(const void* weight, const ConvParams& p, bool turned,
+                           const int64_t* chosen, int64_t taps)
+    : data_(weight),
+      memory_(turned || p.group_inputs() % (16 / item_size(p.dtype)) ||
+                      !aligned(static_cast<const char*>(weight))
+                  ? p.groups * (turned ? p.group_inputs() : p.group_outputs()) * taps * 16 *
+                        vectors_of(turned ? p.group_outputs() : p.group_inputs(), p.dtype)
+                  : 0) {
+  if (!memory_.as<char>()) return;
+  const int64_t inputs = p.group_inputs(), outputs = p.group_outputs();
+  const int64_t channels = turned ? outputs : inputs, columns = turned ? inputs : outputs;
+  const int64_t padded = vectors_of(channels, p.dtype) * 16 / item_size(p.dtype);
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    each(p.groups * columns * taps * padded,
+         PackWeight<T>{static_cast<const T*>(weight), memory_.as<T>(), chosen, taps, p.KH * p.KW,
+                       inputs, outputs, channels, padded, columns, turned});
+  });
+}
+
+}  // namespace fastnn::cuda
