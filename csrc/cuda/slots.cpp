@@ -14,7 +14,12 @@
   X(copy)                 \
   X(dropout)              \
   X(elementwise)          \
-  X(optim)
+  X(interpolate)          \
+  X(norm)                 \
+  X(norm_finish)          \
+  X(norm_layer)           \
+  X(optim)                \
+  X(pool)
 
 namespace fastnn::cuda {
 

@@ -1,0 +1,239 @@
+// Max and average pooling: a thread takes a few neighbouring channels of one output pixel
+// (backward: of one input pixel).
+//
+// Max pooling keeps the winner's index within its window in 8 bits. Both backward passes gather: an
+// input pixel adds up the windows it is in, in a fixed order, and is written once; no atomics, no
+// zeroing. Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
+#include "cuda/device/device.h"
+#include "ops/slots.h"
+
+namespace fastnn::cuda {
+namespace {
+
+// The tables in the device's memory.
+PoolAxis on_device(const PoolAxis& a) {
+  PoolAxis d = a;
+  d.start = constant_table(a.start, a.out);
+  d.taps = constant_table(a.taps, a.out);
+  d.divisor = constant_table(a.divisor, a.out);
+  d.first = constant_table(a.first, a.in + 1);
+  d.hits = a.first[a.in] ? constant_table(a.hits, 2 * a.first[a.in]) : nullptr;
+  return d;
+}
+PoolParams on_device(const PoolParams& p) {
+  PoolParams d = p;
+  d.h = on_device(p.h);
+  d.w = on_device(p.w);
+  return d;
+}
+
+// Thread i's pixel of images of height x width pixels, and its channels.
+struct Place {
+  int64_t image, h, w, c;
+  FASTNN_MEMBER Place(int64_t i, int64_t height, int64_t width, int64_t packs, int N) {
+    c = i % packs * N;
+    const int64_t pixel = i / packs;
+    w = pixel % width;
+    h = pixel / width % height;
+    image = pixel / width / height;
+  }
+};
+
+template <class T, class I, int N>
+struct Max {
+  PoolParams p;
+  const T* x;
+  T* y;
+  I* indices;
+  __device__ void operator()(int64_t at) const {
+    const Place o(at, p.h.out, p.w.out, p.C / N, N);
+    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.c;
+    float best[N];
+    int winner[N];
+    for (int n = 0; n < N; ++n) best[n] = -INFINITY, winner[n] = -1;
+    for (int64_t i = 0; i < p.h.taps[o.h]; ++i) {
+      const int64_t h = p.h.start[o.h] + i * p.h.dilation;
+      if (h < 0 || h >= p.h.in) continue;
+      for (int64_t j = 0; j < p.w.taps[o.w]; ++j) {
+        const int64_t w = p.w.start[o.w] + j * p.w.dilation;
+        if (w < 0 || w >= p.w.in) continue;
+        float v[N];
+        load_floats(image + (h * p.w.in + w) * p.C, v);
+        const int tap = static_cast<int>(i * p.w.extent + j);
+        for (int n = 0; n < N; ++n)
+          // The first tap wins even if it is -inf; a NaN wins over anything before it.
+          if (v[n] > best[n] || v[n] != v[n] || winner[n] < 0) best[n] = v[n], winner[n] = tap;
+      }
+    }
+    store_floats(y + at * N, best);
+    Pack<I, N> out;
+    // A window that lies in the padding as a whole has no winner: tap 0, which no input meets.
+    for (int n = 0; n < N; ++n) out.at[n] = static_cast<I>(winner[n] < 0 ? 0 : winner[n]);
+    *reinterpret_cast<Pack<I, N>*>(indices + at * N) = out;
+  }
+};
+
+template <class T, class I, int N>
+struct MaxBackward {
+  PoolParams p;
+  const T* g;
+  const I* indices;
+  T* grad_x;
+  __device__ void operator()(int64_t at) const {
+    const Place in(at, p.h.in, p.w.in, p.C / N, N);
+    float sum[N] = {};
+    for (int64_t a = p.h.first[in.h]; a < p.h.first[in.h + 1]; ++a)
+      for (int64_t b = p.w.first[in.w]; b < p.w.first[in.w + 1]; ++b) {
+        const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
+        const int64_t from =
+            ((in.image * p.h.out + p.h.hits[2 * a]) * p.w.out + p.w.hits[2 * b]) * p.C + in.c;
+        float v[N];
+        load_floats(g + from, v);
+        const auto winner = *reinterpret_cast<const Pack<I, N>*>(indices + from);
+        for (int n = 0; n < N; ++n)
+          if (winner.at[n] == static_cast<I>(tap)) sum[n] += v[n];
+      }
+    store_floats(grad_x + at * N, sum);
+  }
+};
+
+template <class I>
+struct Flat {
+  PoolParams p;
+  const I* indices;
+  int64_t* flat;
+  __device__ void operator()(int64_t at) const {
+    const Place o(at, p.h.out, p.w.out, p.C, 1);
+    const int64_t h = p.h.start[o.h] + indices[at] / p.w.extent * p.h.dilation;
+    const int64_t w = p.w.start[o.w] + indices[at] % p.w.extent * p.w.dilation;
+    flat[at] = h * p.w.in + w;
+  }
+};
+
+template <class T, int N>
+struct Average {
+  PoolParams p;
+  const T* x;
+  T* y;
+  __device__ void operator()(int64_t at) const {
+    const Place o(at, p.h.out, p.w.out, p.C / N, N);
+    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.c;
+    float sum[N] = {};
+    for (int64_t i = 0; i < p.h.taps[o.h]; ++i) {
+      const int64_t h = p.h.start[o.h] + i;
+      if (h < 0 || h >= p.h.in) continue;
+      for (int64_t j = 0; j < p.w.taps[o.w]; ++j) {
+        const int64_t w = p.w.start[o.w] + j;
+        if (w < 0 || w >= p.w.in) continue;
+        float v[N];
+        load_floats(image + (h * p.w.in + w) * p.C, v);
+        for (int n = 0; n < N; ++n) sum[n] += v[n];
+      }
+    }
+    const float divisor = p.h.divisor[o.h] * p.w.divisor[o.w];
+    for (int n = 0; n < N; ++n) sum[n] /= divisor;
+    store_floats(y + at * N, sum);
+  }
+};
+
+template <class T, int N>
+struct AverageBackward {
+  PoolParams p;
+  const T* g;
+  T* grad_x;
+  __device__ void operator()(int64_t at) const {
+    const Place in(at, p.h.in, p.w.in, p.C / N, N);
+    float sum[N] = {};
+    for (int64_t a = p.h.first[in.h]; a < p.h.first[in.h + 1]; ++a)
+      for (int64_t b = p.w.first[in.w]; b < p.w.first[in.w + 1]; ++b) {
+        const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
+        float v[N];
+        load_floats(g + ((in.image * p.h.out + oh) * p.w.out + ow) * p.C + in.c, v);
+        const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
+        for (int n = 0; n < N; ++n) sum[n] += v[n] / divisor;
+      }
+    store_floats(grad_x + at * N, sum);
+  }
+};
+
+int64_t outputs(const PoolParams& p) { return p.N * p.h.out * p.w.out * p.C; }
+int64_t inputs(const PoolParams& p) { return p.N * p.h.in * p.w.in * p.C; }
+
+// f(T, index type, N) with the channels that a thread takes at a time.
+template <class F>
+void typed(const PoolParams& p, bool packs, const F& f) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int N = kPack<T>;
+    const auto indexed = [&](auto index) {
+      if (packs && p.C % N == 0)
+        f(type, index, std::integral_constant<int, N>{});
+      else
+        f(type, index, std::integral_constant<int, 1>{});
+    };
+    p.wide ? indexed(int32_t{}) : indexed(uint8_t{});
+  });
+}
+
+void max(const PoolParams& host, const void* x, void* y, void* indices) {
+  const PoolParams p = on_device(host);
+  typed(p, aligned(static_cast<char*>(y), static_cast<const char*>(x), static_cast<char*>(indices)),
+        [&](auto t, auto i, auto n) {
+          using T = decltype(t);
+          using I = decltype(i);
+          constexpr int N = decltype(n)::value;
+          each(outputs(p) / N, Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
+                                            static_cast<I*>(indices)});
+        });
+}
+
+void max_backward(const PoolParams& host, const void* g, const void* indices, void* grad_x) {
+  const PoolParams p = on_device(host);
+  typed(p,
+        aligned(static_cast<char*>(grad_x), static_cast<const char*>(g),
+                static_cast<const char*>(indices)),
+        [&](auto t, auto i, auto n) {
+          using T = decltype(t);
+          using I = decltype(i);
+          constexpr int N = decltype(n)::value;
+          each(inputs(p) / N,
+               MaxBackward<T, I, N>{p, static_cast<const T*>(g), static_cast<const I*>(indices),
+                                    static_cast<T*>(grad_x)});
+        });
+}
+
+void flat_indices(const PoolParams& host, const void* indices, int64_t* flat) {
+  const PoolParams p = on_device(host);
+  if (p.wide)
+    each(outputs(p), Flat<int32_t>{p, static_cast<const int32_t*>(indices), flat});
+  else
+    each(outputs(p), Flat<uint8_t>{p, static_cast<const uint8_t*>(indices), flat});
+}
+
+void average(const PoolParams& host, const void* x, void* y) {
+  const PoolParams p = on_device(host);
+  typed(p, aligned(static_cast<char*>(y), static_cast<const char*>(x)), [&](auto t, auto, auto n) {
+    using T = decltype(t);
+    constexpr int N = decltype(n)::value;
+    each(outputs(p) / N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
+  });
+}
+
+void average_backward(const PoolParams& host, const void* g, void* grad_x) {
+  const PoolParams p = on_device(host);
+  typed(p, aligned(static_cast<char*>(grad_x), static_cast<const char*>(g)),
+        [&](auto t, auto, auto n) {
+          using T = decltype(t);
+          constexpr int N = decltype(n)::value;
+          each(inputs(p) / N,
+               AverageBackward<T, N>{p, static_cast<const T*>(g), static_cast<T*>(grad_x)});
+        });
+}
+
+}  // namespace
+
+void fill_pool(Slots& slots) {
+  slots.pool = {max, max_backward, flat_indices, average, average_backward};
+}
+
+}  // namespace fastnn::cuda
