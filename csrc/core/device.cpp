@@ -1,6 +1,7 @@
 #include "core/device.h"
 
 #include <atomic>
+#include <cstring>
 
 #include "core/error.h"
 #include "ops/slots.h"
@@ -23,6 +24,16 @@ const DeviceTable* device_table() { return table.load(std::memory_order_acquire)
 void set_device_table(const DeviceTable* given) {
   check(given->slots_size == static_cast<int64_t>(sizeof(Slots)),
         "fastnn._cuda: built from other sources than fastnn._core; install the package again");
+  // Every slot has a kernel but Winograd's, which operators ask for on the CPU only. Slots is
+  // function pointers throughout.
+  Slots slots = *given->slots;
+  slots.conv.winograd_forward = cpu_slots().conv.winograd_forward;
+  slots.conv.winograd_backward_data = cpu_slots().conv.winograd_backward_data;
+  slots.conv.winograd_backward_weight = cpu_slots().conv.winograd_backward_weight;
+  void* words[sizeof(Slots) / sizeof(void*)];
+  std::memcpy(words, &slots, sizeof(slots));
+  for (size_t i = 0; i < sizeof(Slots) / sizeof(void*); ++i)
+    check(words[i] != nullptr, "fastnn._cuda: slot ", i, " of the kernel table is empty");
   table.store(given, std::memory_order_release);
 }
 

@@ -33,10 +33,10 @@ std::atomic<int>& winograd_mode() {
 
 // Whether Winograd's algorithm may compute a convolution and its gradients.
 bool winograd_applies(const ConvParams& p) {
-  return winograd_mode().load(std::memory_order_relaxed) != kOff && p.dtype == DType::float32 &&
-         p.KH == 3 && p.KW == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-         p.dilation_w == 1 && p.groups == 1 && p.pad_top <= 2 && p.pad_left <= 2 &&
-         p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
+  return winograd_mode().load(std::memory_order_relaxed) != kOff && current_device() == kCpu &&
+         p.dtype == DType::float32 && p.KH == 3 && p.KW == 3 && p.stride_h == 1 &&
+         p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 &&
+         p.pad_top <= 2 && p.pad_left <= 2 && p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
 constexpr double kFlopsPerByte = 16;
@@ -242,7 +242,7 @@ Array conv2d_backward_bias(const Array& grad_output, DType dtype) {
   const int64_t channels = g.size(1);
   Array grad_bias = empty({channels}, DType::float32);
   kernels().conv.bias_gradient(g.raw(), channels ? g.count() / channels : 0, channels, g.dtype(),
-                                 grad_bias.data<float>());
+                               grad_bias.data<float>());
   return astype(grad_bias, dtype);
 }
 

@@ -1,0 +1,214 @@
+// Losses. Class losses: a team per row of scores (device/teams.h), with target weights t_c w_c as
+// in cpu/loss.cpp; the row comes from cache after its first pass. Pair losses are elementwise.
+// Means and sums: blocks add in double, one more kernel adds the blocks.
+#include "cuda/device/teams.h"
+#include "ops/slots.h"
+
+namespace fastnn::cuda {
+namespace {
+
+FASTNN_DEVICE bool ignored(const ClassParams& p, int64_t row) {
+  return p.labels && p.labels[row] == p.ignore_index;
+}
+// Whether the row's label is a class; what is not was reported (ops/loss.cpp) and is NaN here.
+FASTNN_DEVICE bool outside(const ClassParams& p, int64_t row) {
+  return p.labels && (p.labels[row] < 0 || p.labels[row] >= p.C);
+}
+FASTNN_DEVICE float target(const ClassParams& p, int64_t row, int64_t c) {
+  const float w = p.weight ? p.weight[c] : 1.0f;
+  const float t = p.labels ? (p.labels[row] == c ? 1.0f : 0.0f) : p.probabilities[row * p.C + c];
+  return w * (t * (1.0f - p.smoothing) + p.smoothing / static_cast<float>(p.C));
+}
+FASTNN_DEVICE bool one_label(const ClassParams& p) { return p.labels && p.smoothing == 0.0f; }
+
+// The largest score of a row and the logarithm of sum exp(x - largest).
+struct LogSumExp {
+  float highest, log_sum;
+};
+template <class Team>
+FASTNN_DEVICE LogSumExp log_sum_exp(const ClassParams& p, const float* x) {
+  if (p.log_probabilities) return {0.0f, 0.0f};
+  float top = -INFINITY, total = 0;
+  for (int64_t c = Team::member(); c < p.C; c += Team::size) top = fmaxf(top, x[c]);
+  top = Team::largest(top);
+  for (int64_t c = Team::member(); c < p.C; c += Team::size)
+    total += top == -INFINITY ? 0.0f : expf(x[c] - top);
+  total = Team::sum(total);
+  return {top, top == -INFINITY ? 0.0f : logf(total)};
+}
+
+template <class Team>
+__global__ void __launch_bounds__(kThreads) classes_kernel(ClassParams p, float* loss) {
+  for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
+    const float* const x = p.x + row * p.C;
+    const LogSumExp l = log_sum_exp<Team>(p, x);
+    float sum = 0;
+    if (one_label(p)) {
+      if (!ignored(p, row) && !outside(p, row)) {
+        const int64_t c = p.labels[row];
+        sum = (p.weight ? p.weight[c] : 1.0f) * ((l.highest - x[c]) + l.log_sum);
+      }
+    } else {
+      for (int64_t c = Team::member(); c < p.C; c += Team::size) {
+        const float t = target(p, row, c);
+        if (t != 0.0f) sum += t * ((l.highest - x[c]) + l.log_sum);
+      }
+      sum = Team::sum(sum);
+    }
+    if (Team::member() == 0) loss[row] = ignored(p, row) ? 0.0f : outside(p, row) ? NAN : sum;
+  }
+}
+
+void classes(const ClassParams& p, float* loss) {
+  if (p.rows == 0) return;
+  with_team(p.rows, p.C, [&](auto team, dim3 grid) {
+    launch(classes_kernel<decltype(team)>, grid, kThreads, 0, p, loss);
+  });
+}
+
+template <class Team>
+__global__ void __launch_bounds__(kThreads)
+    classes_backward_kernel(ClassParams p, const float* scales, bool one_scale, float* grad_x) {
+  for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
+    const float* const x = p.x + row * p.C;
+    const LogSumExp l = log_sum_exp<Team>(p, x);
+    const bool bad = !ignored(p, row) && outside(p, row), none = ignored(p, row) || bad;
+    float all = 0;
+    if (one_label(p)) {
+      all = none ? 0.0f : target(p, row, p.labels[row]);
+    } else {
+      for (int64_t c = Team::member(); c < p.C; c += Team::size) all += target(p, row, c);
+      all = Team::sum(all);
+    }
+    const float scale = scales[one_scale ? 0 : row];
+    for (int64_t c = Team::member(); c < p.C; c += Team::size) {
+      const float softmax = p.log_probabilities ? 0.0f : expf((x[c] - l.highest) - l.log_sum);
+      const float y = softmax * all * scale - scale * target(p, row, c);
+      grad_x[row * p.C + c] = bad ? NAN : none ? 0.0f : y;
+    }
+  }
+}
+
+void classes_backward(const ClassParams& p, const float* scale, bool one_scale, float* grad_x) {
+  if (p.rows == 0) return;
+  with_team(p.rows, p.C, [&](auto team, dim3 grid) {
+    launch(classes_backward_kernel<decltype(team)>, grid, kThreads, 0, p, scale, one_scale, grad_x);
+  });
+}
+
+struct Element {
+  const float* x;
+  FASTNN_MEMBER double operator()(int64_t i) const { return x[i]; }
+};
+struct LabelWeight {
+  ClassParams p;
+  FASTNN_MEMBER double operator()(int64_t i) const {
+    if (ignored(p, i)) return 0.0;
+    return p.weight && !outside(p, i) ? static_cast<double>(p.weight[p.labels[i]]) : 1.0;
+  }
+};
+struct Part {
+  const double* parts;
+  FASTNN_MEMBER double operator()(int64_t i) const { return parts[i]; }
+};
+
+template <class Term, class R>
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(Term term, int64_t count, double divisor, R* out) {
+  double sum = 0;
+  for (int64_t i = first_thread(); i < count; i += all_threads()) sum += term(i);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) out[blockIdx.x] = static_cast<R>(sum / divisor);
+}
+
+template <class Term>
+void sum_to(const Term& term, int64_t count, double divisor, float* out) {
+  const unsigned blocks = blocks_for(count / 8);
+  if (blocks == 1)
+    return launch(sum_kernel<Term, float>, dim3(1), kThreads, 0, term, count, divisor, out);
+  Workspace parts(int64_t{blocks} * 8);
+  launch(sum_kernel<Term, double>, dim3(blocks), kThreads, 0, term, count, 1.0, parts.as<double>());
+  launch(sum_kernel<Part, float>, dim3(1), kThreads, 0, Part{parts.as<double>()}, int64_t{blocks},
+         divisor, out);
+}
+
+void label_weight(const ClassParams& p, float* out) { sum_to(LabelWeight{p}, p.rows, 1.0, out); }
+void total(const float* x, int64_t count, double divisor, float* out) {
+  sum_to(Element{x}, count, divisor, out);
+}
+
+struct Pair {
+  PairLoss kind;
+  float a;
+  const float* x;
+  const float* t;
+  const float* weight;
+  const float* pos_weight;
+
+  FASTNN_MEMBER float loss(int64_t i) const {
+    const float v = x[i], d = v - t[i];
+    switch (kind) {
+      case PairLoss::mse:
+        return d * d;
+      case PairLoss::l1:
+        return fabsf(d);
+      case PairLoss::smooth_l1:
+        return fabsf(d) < a ? 0.5f * d * d / a : fabsf(d) - 0.5f * a;
+      default: {
+        // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
+        const float rest = log1pf(expf(-fabsf(v))), hit = pos_weight ? pos_weight[i] : 1.0f;
+        const float y =
+            hit * t[i] * (rest + fmaxf(-v, 0.0f)) + (1.0f - t[i]) * (rest + fmaxf(v, 0.0f));
+        return (v != v ? v : y) * (weight ? weight[i] : 1.0f);
+      }
+    }
+  }
+  FASTNN_MEMBER float slope(int64_t i) const {
+    const float v = x[i], d = v - t[i], sign = d > 0 ? 1.0f : d < 0 ? -1.0f : d;
+    switch (kind) {
+      case PairLoss::mse:
+        return 2.0f * d;
+      case PairLoss::l1:
+        return sign;
+      case PairLoss::smooth_l1:
+        return fabsf(d) < a ? d / a : sign;
+      default: {
+        const float hit = (pos_weight ? pos_weight[i] : 1.0f) * t[i] / (1.0f + expf(v));
+        return ((1.0f - t[i]) / (1.0f + expf(-v)) - hit) * (weight ? weight[i] : 1.0f);
+      }
+    }
+  }
+};
+
+struct Pairs {
+  Pair pair;
+  float* loss;
+  __device__ void operator()(int64_t i) const { loss[i] = pair.loss(i); }
+};
+struct PairsBackward {
+  Pair pair;
+  const float* scale;
+  bool one_scale;
+  float* grad_x;
+  __device__ void operator()(int64_t i) const {
+    grad_x[i] = pair.slope(i) * scale[one_scale ? 0 : i];
+  }
+};
+
+void pairs(PairLoss kind, float a, const float* x, const float* t, const float* weight,
+           const float* pos_weight, int64_t count, float* loss) {
+  each(count, Pairs{{kind, a, x, t, weight, pos_weight}, loss});
+}
+void pairs_backward(PairLoss kind, float a, const float* x, const float* t, const float* weight,
+                    const float* pos_weight, const float* scale, bool one_scale, int64_t count,
+                    float* grad_x) {
+  each(count, PairsBackward{{kind, a, x, t, weight, pos_weight}, scale, one_scale, grad_x});
+}
+
+}  // namespace
+
+void fill_loss(Slots& slots) {
+  slots.loss = {classes, classes_backward, label_weight, total, pairs, pairs_backward};
+}
+
+}  // namespace fastnn::cuda

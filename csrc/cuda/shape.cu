@@ -1,0 +1,84 @@
+// Rows gathered by index, and the sum of gradients back into them, one thread per column in the
+// order of the indices: the same bits every time, without atomics. Indices are checked by a kernel
+// that leaves what it finds in the device's fault (runtime.h); until the host has seen that, a bad
+// index is not followed.
+#include "cuda/device/device.h"
+#include "ops/slots.h"
+
+namespace fastnn::cuda {
+namespace {
+
+// `units` pieces of size U per row.
+template <class U>
+struct Take {
+  const U* x;
+  const int64_t* positions;
+  U* out;
+  int64_t units;
+  __device__ void operator()(int64_t i) const {
+    out[i] = x[positions[i / units] * units + i % units];
+  }
+};
+
+template <class U>
+void take_units(const void* x, const int64_t* positions, int64_t count, int64_t bytes, void* out) {
+  const int64_t units = bytes / static_cast<int64_t>(sizeof(U));
+  each(count * units, Take<U>{static_cast<const U*>(x), positions, static_cast<U*>(out), units});
+}
+
+void take(const void* x, const int64_t* positions, int64_t count, int64_t bytes, void* out) {
+  const uintptr_t all = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(out) |
+                        static_cast<uintptr_t>(bytes);
+  if (all % 16 == 0) return take_units<uint4>(x, positions, count, bytes, out);
+  if (all % 4 == 0) return take_units<uint32_t>(x, positions, count, bytes, out);
+  if (all % 2 == 0) return take_units<uint16_t>(x, positions, count, bytes, out);
+  take_units<uint8_t>(x, positions, count, bytes, out);
+}
+
+template <class T>
+struct TakeBackward {
+  const T* g;
+  const int64_t* positions;
+  float* grad_x;
+  int64_t count, width;
+  __device__ void operator()(int64_t c) const {
+    for (int64_t i = 0; i < count; ++i)
+      grad_x[positions[i] * width + c] += to_float(g[i * width + c]);
+  }
+};
+
+void take_backward(const void* g, DType dtype, const int64_t* positions, int64_t count,
+                   int64_t width, float* grad_x) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    each(width, TakeBackward<T>{static_cast<const T*>(g), positions, grad_x, count, width});
+  });
+}
+
+struct FindOutside {
+  const int64_t* index;
+  int64_t limit, ignored;
+  int what;
+  Fault* fault;
+  __device__ void operator()(int64_t i) const {
+    const int64_t at = index[i];
+    if ((at >= 0 && at < limit) || at == ignored) return;
+    if (atomicCAS(&fault->found, 0, 1) != 0) return;
+    fault->what = what;
+    fault->value = at;
+    fault->position = i;
+    fault->limit = limit;
+  }
+};
+
+int64_t first_outside(const int64_t* index, int64_t count, int64_t limit, int64_t ignored,
+                      const char* what) {
+  each(count, FindOutside{index, limit, ignored, fault_name(what), fault()});
+  return -1;
+}
+
+}  // namespace
+
+void fill_shape(Slots& slots) { slots.shape = {take, take_backward, first_outside}; }
+
+}  // namespace fastnn::cuda

@@ -1,0 +1,119 @@
+// Softmax and its logarithm along one dimension of memory order (outer, D, inner). Where inner is 1
+// a row is one team's (device/teams.h); else a thread per column goes down it, neighbouring threads
+// on neighbouring columns. The row comes from cache for all but the first of its passes; floor: one
+// read and one write.
+#include "cuda/device/teams.h"
+#include "ops/slots.h"
+
+namespace fastnn::cuda {
+namespace {
+
+template <class T, class Team>
+__global__ void __launch_bounds__(kThreads)
+    forward_rows_kernel(const T* x, int64_t rows, int64_t D, bool log, T* y) {
+  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+    const T* const row = x + r * D;
+    float top = -INFINITY, total = 0;
+    for (int64_t i = Team::member(); i < D; i += Team::size) top = fmaxf(top, to_float(row[i]));
+    top = Team::largest(top);
+    for (int64_t i = Team::member(); i < D; i += Team::size) total += expf(to_float(row[i]) - top);
+    total = Team::sum(total);
+    const float log_sum = logf(total), inverse = 1.0f / total;
+    for (int64_t i = Team::member(); i < D; i += Team::size) {
+      const float v = to_float(row[i]) - top;
+      from_float(y[r * D + i], log ? v - log_sum : expf(v) * inverse);
+    }
+  }
+}
+
+template <class T>
+struct ForwardColumn {
+  const T* x;
+  T* y;
+  int64_t D, inner;
+  bool log;
+  __device__ void operator()(int64_t at) const {
+    const int64_t base = at / inner * D * inner + at % inner;
+    float top = -INFINITY, total = 0;
+    for (int64_t i = 0; i < D; ++i) top = fmaxf(top, to_float(x[base + i * inner]));
+    for (int64_t i = 0; i < D; ++i) total += expf(to_float(x[base + i * inner]) - top);
+    const float log_sum = logf(total), inverse = 1.0f / total;
+    for (int64_t i = 0; i < D; ++i) {
+      const float v = to_float(x[base + i * inner]) - top;
+      from_float(y[base + i * inner], log ? v - log_sum : expf(v) * inverse);
+    }
+  }
+};
+
+// softmax: grad_x = y (g - sum(g y)); log softmax: grad_x = g - exp(y) sum(g).
+template <class T, class Team>
+__global__ void __launch_bounds__(kThreads)
+    backward_rows_kernel(const T* g, const T* y, int64_t rows, int64_t D, bool log, T* grad_x) {
+  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+    float total = 0;
+    for (int64_t i = Team::member(); i < D; i += Team::size) {
+      const float v = to_float(g[r * D + i]);
+      total += log ? v : v * to_float(y[r * D + i]);
+    }
+    total = Team::sum(total);
+    for (int64_t i = Team::member(); i < D; i += Team::size) {
+      const float v = to_float(g[r * D + i]), out = to_float(y[r * D + i]);
+      from_float(grad_x[r * D + i], log ? v - expf(out) * total : out * (v - total));
+    }
+  }
+}
+
+template <class T>
+struct BackwardColumn {
+  const T* g;
+  const T* y;
+  T* grad_x;
+  int64_t D, inner;
+  bool log;
+  __device__ void operator()(int64_t at) const {
+    const int64_t base = at / inner * D * inner + at % inner;
+    float total = 0;
+    for (int64_t i = 0; i < D; ++i) {
+      const float v = to_float(g[base + i * inner]);
+      total += log ? v : v * to_float(y[base + i * inner]);
+    }
+    for (int64_t i = 0; i < D; ++i) {
+      const float v = to_float(g[base + i * inner]), out = to_float(y[base + i * inner]);
+      from_float(grad_x[base + i * inner], log ? v - expf(out) * total : out * (v - total));
+    }
+  }
+};
+
+void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype, bool log,
+             void* y) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* const from = static_cast<const T*>(x);
+    T* const to = static_cast<T*>(y);
+    if (inner != 1) return each(outer * inner, ForwardColumn<T>{from, to, D, inner, log});
+    with_team(outer, D, [&](auto team, dim3 grid) {
+      launch(forward_rows_kernel<T, decltype(team)>, grid, kThreads, 0, from, outer, D, log, to);
+    });
+  });
+}
+
+void backward(const void* g, const void* y, int64_t outer, int64_t D, int64_t inner, DType dtype,
+              bool log, void* grad_x) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* const grad = static_cast<const T*>(g);
+    const T* const out = static_cast<const T*>(y);
+    T* const to = static_cast<T*>(grad_x);
+    if (inner != 1) return each(outer * inner, BackwardColumn<T>{grad, out, to, D, inner, log});
+    with_team(outer, D, [&](auto team, dim3 grid) {
+      launch(backward_rows_kernel<T, decltype(team)>, grid, kThreads, 0, grad, out, outer, D, log,
+             to);
+    });
+  });
+}
+
+}  // namespace
+
+void fill_softmax(Slots& slots) { slots.softmax = {forward, backward}; }
+
+}  // namespace fastnn::cuda
