@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+
 import pytest
 
 import fastnn
+
+
+def _cuda_device() -> str | None:
+    """A GPU if there is one, else its emulation if that was built, else None."""
+    if "FASTNN_CUDA_EMULATE" not in os.environ and not fastnn.cuda.is_available():
+        if find_spec("fastnn._cuda_emulated"):
+            os.environ["FASTNN_CUDA_EMULATE"] = "1"
+    return "cuda" if fastnn.cuda.is_available() else None
+
+
+CUDA = _cuda_device()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and CUDA is None:
+            item.add_marker(pytest.mark.skip(reason="no GPU, and built without emulation"))
+
 
 ISAS = fastnn.backends.cpu.available_isas()
 

@@ -11,15 +11,17 @@ from fastnn.verify import Result, run_case
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def check(op: str, line: str) -> Result:
-    """Runs a case on the active ISA level and fails with its one-line reproducer."""
-    result = run_case(op, line)
+def check(op: str, line: str, device: str = "cpu") -> Result:
+    """Runs a case on a device (at the active ISA level) and fails with its one-line reproducer."""
+    result = run_case(op, line, device=device)
     assert result.ok, result.explain()
     return result
 
 
 def check_everywhere(op: str, line: str) -> None:
-    """Runs a case on every ISA level of this machine."""
+    """Runs a case on every ISA level of this machine, and on a GPU or its emulation."""
     for isa in fastnn.backends.cpu.available_isas():
         with fastnn.backends.cpu.isa(isa):
             check(op, line)
+    if fastnn.cuda.is_available():
+        check(op, line, "cuda")

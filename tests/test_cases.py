@@ -25,6 +25,14 @@ def test_kernel_matches_reference(name, line, isa):
     check(name, line)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "line"), CASES)
+def test_cuda_kernel_matches_reference(name, line):
+    first = check(name, line, "cuda").arrays
+    for a, b in zip(first, check(name, line, "cuda").arrays, strict=True):
+        assert a.tobytes() == b.tobytes(), f"{name} {line}: two runs give different bits"
+
+
 @pytest.mark.parametrize(("name", "line"), CASES)
 def test_same_bits_for_any_number_of_threads(name, line):
     seen = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import fastnn._core as _core
+from fastnn.device import cuda_module
 
 
 class cpu:
@@ -81,3 +82,32 @@ def get_num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """Sets the number of threads that kernels may use. Results do not depend on it."""
     _core.set_num_threads(count)
+
+
+class cuda:
+    """Switches of the CUDA kernels."""
+
+    @staticmethod
+    def allow_tf32() -> bool:
+        """Whether float32 convolutions and matrix products may use TF32."""
+        return cuda_module().allow_tf32()
+
+    @staticmethod
+    def set_allow_tf32(allowed: bool) -> None:
+        """Lets float32 convolutions and matrix products use the tensor cores, from sm_80 on.
+
+        They round their operands to TF32, which has 10 bits of fraction; sums stay float32. Off at
+        first: float32 means float32.
+        """
+        cuda_module().set_allow_tf32(bool(allowed))
+
+    @staticmethod
+    @contextmanager
+    def tf32(allowed: bool) -> Iterator[None]:
+        """:meth:`set_allow_tf32` within a block."""
+        before = cuda_module().allow_tf32()
+        cuda_module().set_allow_tf32(bool(allowed))
+        try:
+            yield
+        finally:
+            cuda_module().set_allow_tf32(before)

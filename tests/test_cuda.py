@@ -1,0 +1,262 @@
+"""The CUDA device as a whole: tensors on it, failures, streams, graphs, networks. Without a GPU these
+run on the emulated one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import nn, optim
+from fastnn.device import cuda_module
+from fastnn.reference.case import EPS, build
+from fastnn.verify import all_cases, operators, run_case
+
+pytestmark = pytest.mark.gpu
+
+
+def on_cuda(*shape):
+    return fastnn.randn(*shape).to("cuda")
+
+
+def test_tensors_move_both_ways_with_their_layout():
+    for x in (fastnn.randn(2, 3, 4, 5), fastnn.randn(3, 4).T, fastnn.arange(5), fastnn.ones(())):
+        there = x.to("cuda")
+        assert there.device == "cuda:0" and there.is_cuda and there.shape == x.shape
+        assert there.stride() == x.stride()
+        assert np.array_equal(there.cpu().numpy(), x.numpy())
+        assert there.to("cuda") is there
+    with pytest.raises(TypeError, match=r"numpy: the tensor is on cuda:0.*\.cpu\(\)"):
+        there.numpy()
+    assert np.asarray(there) == 1.0 and there.item() == 1.0 and "device='cuda:0'" in repr(there)
+
+
+def test_factories_make_tensors_there():
+    made = [
+        fastnn.zeros(3, device="cuda"),
+        fastnn.ones(2, 2, device="cuda"),
+        fastnn.full((2,), 7, device="cuda"),
+        fastnn.arange(4, device="cuda"),
+        fastnn.tensor([1, 2], device="cuda"),
+        fastnn.zeros_like(on_cuda(3)),
+        fastnn.empty(2, device="cuda:0"),
+    ]
+    assert all(t.device == "cuda:0" for t in made)
+    fastnn.manual_seed(3)
+    here = fastnn.randn(5, 5)
+    fastnn.manual_seed(3)
+    assert np.array_equal(fastnn.randn(5, 5, device="cuda").cpu().numpy(), here.numpy())
+
+
+def test_gradients_cross_devices():
+    x = fastnn.randn(3, 4, requires_grad=True)
+    (x.to("cuda") * 2).sum().backward()
+    assert x.grad.device == "cpu" and (x.grad.numpy() == 2).all()
+
+
+@pytest.mark.parametrize("device", ["cuda:1000", "cuda:x", "gpu"])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(
+        (RuntimeError, ValueError), match="is not available|expected 'cpu' or 'cuda'"
+    ):
+        fastnn.ones(1, device=device)
+
+
+def several_tensors(name):
+    """Whether the first float32 case of an operator has more than one tensor argument."""
+    line = next(x for n, _, x in all_cases(name) if not x.endswith("bf16"))
+    inputs = build(operators()[name], line).inputs.values()
+    return sum(isinstance(value, np.ndarray) for value in inputs) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in operators() if several_tensors(name)])
+def test_mixed_devices_are_refused(name):
+    """Every operator of several tensors names the two devices; nothing runs."""
+    from fastnn.verify import _rounded, _to_tensor, call_of
+
+    op = operators()[name]
+    line = next(x for n, _, x in all_cases(name) if not x.endswith("bf16"))
+    problem = build(op, line)
+    tensors = {
+        key: _to_tensor(_rounded(value, "float32"), "float32", problem, key, "cpu")
+        for key, value in problem.inputs.items()
+    }
+    names = [key for key, value in tensors.items() if isinstance(value, fastnn.Tensor)]
+    tensors[names[-1]] = tensors[names[-1]].detach().to("cuda")
+    with pytest.raises(RuntimeError, match="expected all tensors on one device, got"):
+        call_of(name, op)(**tensors, **problem.kwargs)
+
+
+def test_dropout_masks_are_the_same_on_every_device():
+    for kind in (F.dropout, F.dropout2d):
+        x = fastnn.ones(4, 6, 5, 3)
+        fastnn.manual_seed(11)
+        here = kind(x, 0.4)
+        fastnn.manual_seed(11)
+        there = kind(x.to("cuda"), 0.4)
+        assert np.array_equal(here.numpy(), there.cpu().numpy())
+
+
+def test_a_label_out_of_range_is_reported_when_the_host_waits():
+    scores = on_cuda(4, 3)
+    loss = F.cross_entropy(scores, fastnn.tensor([0, 1, 5, 2], device="cuda"))
+    with pytest.raises(RuntimeError, match="cross_entropy: expected indices from 0 to 2, got 5 at"):
+        loss.item()
+    good = F.cross_entropy(scores, fastnn.tensor([0, 1, 1, 2], device="cuda"))
+    assert np.isfinite(good.item()), "the device is usable afterwards"
+
+
+def test_memory_is_counted_and_an_impossible_request_is_a_memory_error():
+    gc.collect()
+    before = fastnn.cuda.memory_stats()
+    x = fastnn.zeros(1024, 1024, device="cuda")
+    during = fastnn.cuda.memory_stats()
+    assert during["allocated"] - before["allocated"] >= 4 << 20
+    assert during["peak_allocated"] >= during["allocated"] and during["total"] >= during["free"]
+    with pytest.raises(MemoryError, match=r"cannot allocate \d+ bytes on cuda:0: .* are free"):
+        fastnn.empty(during["total"], 4, device="cuda")
+    assert (x + 1).sum().item() == 1024 * 1024, "the library is usable afterwards"
+    del x
+    fastnn.cuda.empty_cache()
+    assert fastnn.cuda.memory_stats()["allocated"] <= before["allocated"]
+
+
+def test_memory_that_runs_out_inside_an_operator():
+    """The operator's own memory: the second operand of the sum does not fit."""
+    code = """
+import fastnn
+x = fastnn.ones(1 << 18, device="cuda")
+try:
+    fastnn.cat([x] * 3)
+    raise SystemExit("no error")
+except MemoryError as error:
+    assert "cannot allocate" in str(error), error
+assert x.sum().item() == 1 << 18
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "FASTNN_CUDA_EMULATE": "1", "FASTNN_EMULATED_MEMORY": str(3 << 20)},
+    )  # fmt: skip
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
+def test_streams_and_events():
+    side = fastnn.cuda.Stream()
+    main = fastnn.cuda.current_stream()
+    x = on_cuda(64, 64)
+    side.wait_stream(main)
+    with fastnn.cuda.stream(side):
+        assert fastnn.cuda.current_stream().cuda_stream == side.cuda_stream
+        y = x @ x
+        done = fastnn.cuda.Event()
+        done.record()
+    assert fastnn.cuda.current_stream().cuda_stream == main.cuda_stream
+    main.wait_event(done)
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() @ x.cpu().numpy(), atol=1e-3)
+    side.synchronize()
+    fastnn.cuda.synchronize()
+    assert fastnn.cuda.time_ms(lambda: x @ x) >= 0
+
+
+def test_a_graph_replays_with_new_inputs():
+    x = on_cuda(8, 16)
+    weight = on_cuda(4, 16)
+    F.relu(F.linear(x, weight))  # tables and kernels are loaded
+    with fastnn.cuda.graph() as recorded:
+        y = F.relu(F.linear(x, weight))
+    for _ in range(2):
+        x.copy_(fastnn.randn(8, 16))
+        recorded.replay()
+        expected = np.maximum(x.cpu().numpy() @ weight.cpu().numpy().T, 0)
+        assert np.allclose(y.cpu().numpy(), expected, atol=1e-4)
+    with pytest.raises(RuntimeError, match="replay: nothing was recorded"):
+        fastnn.cuda.graph().replay()
+
+
+def small_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.GroupNorm(4, 16), nn.GELU(), nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    lambda p: optim.AdamW(p, lr=1e-2),
+])  # fmt: skip
+def test_a_network_trains_as_on_the_cpu(make):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        fastnn.manual_seed(5)
+        net = small_network().to(device)
+        step = make(net.parameters())
+        losses[device] = []
+        for _ in range(4):
+            x, t = fastnn.randn(6, 3, 12, 12), fastnn.tensor([0, 1, 2, 3, 4, 0])
+            loss = F.cross_entropy(net(x.to(device)), t.to(device))
+            step.zero_grad()
+            loss.backward()
+            nn.clip_grad_norm_(net.parameters(), 1.0)
+            step.step()
+            losses[device].append(loss.item())
+    assert np.allclose(losses["cpu"], losses["cuda"], rtol=1e-3), losses
+
+
+def test_a_network_trains_in_bfloat16():
+    net = small_network().to("cuda")
+    step = optim.SGD(net.parameters(), lr=0.1)
+    x, t = on_cuda(8, 3, 12, 12), fastnn.tensor([0, 1, 2, 3, 4, 0, 1, 2], device="cuda")
+    seen = []
+    for _ in range(6):
+        with fastnn.autocast():
+            loss = F.cross_entropy(net(x), t)
+        step.zero_grad()
+        loss.backward()
+        step.step()
+        seen.append(loss.item())
+    assert seen[-1] < seen[0]
+
+
+def test_checkpoints_do_not_depend_on_the_device(tmp_path):
+    net = small_network().to("cuda")
+    fastnn.io.save_state(tmp_path / "net.safetensors", net.state_dict())
+    other = small_network()
+    arrays, _ = fastnn.io.load_state(tmp_path / "net.safetensors")
+    other.load_state_dict({name: fastnn.tensor(value) for name, value in arrays.items()})
+    for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        assert np.array_equal(a.cpu().numpy(), b.numpy())
+
+
+def test_tf32_is_off_by_default_and_errs_as_its_rounding_says():
+    assert not fastnn.backends.cuda.allow_tf32()
+    op = operators()["conv2d"]
+    for line in ("n2c64h9w9_oc48_k3s1p1_f32", "n3c24h10w11_oc20_k3s2p1_f32"):
+        exact = run_case("conv2d", line, op, "cuda")
+        with fastnn.backends.cuda.tf32(True):
+            rounded = run_case("conv2d", line, op, "cuda")
+        assert exact.ok
+        problem = build(op, line)
+        for a, b in zip(exact.arrays, rounded.arrays, strict=True):
+            # Both operands of each product are rounded to 10 bits: a relative 2^-11 each.
+            terms = max(problem.k, problem.k_backward or 0)
+            allowed = (
+                6 * 2.0**-10 * np.sqrt(terms) * max(problem.scale, problem.scale_backward or 0)
+            )
+            assert np.abs(a - b).max() <= allowed
+        assert (exact.arrays[0] != rounded.arrays[0]).any()
+    assert EPS["float32"] < 2.0**-11
+
+
+def test_information_about_the_device():
+    assert fastnn.cuda.device_count() >= 1 and fastnn.cuda.current_device() == 0
+    assert fastnn.cuda.get_device_name() and fastnn.cuda.get_device_capability() >= (7, 5)
+    assert cuda_module() is cuda_module()
