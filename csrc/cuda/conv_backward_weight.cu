@@ -33,7 +33,8 @@ struct WeightGradient {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) weight_kernel(WeightGradient p) {
+__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+    weight_kernel(WeightGradient p) {
   using T = typename Tile::T;
   using A = Stage<Tile, Tile::kRows, true>;
   using B = Stage<Tile, Tile::kColumns, true>;

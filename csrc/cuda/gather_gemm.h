@@ -58,7 +58,7 @@ struct GatherRow {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) gather_kernel(Gather p) {
+__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_kernel(Gather p) {
   using T = typename Tile::T;
   using A = Stage<Tile, Tile::kRows, false>;
   using B = Stage<Tile, Tile::kColumns, false>;

@@ -70,7 +70,7 @@ FASTNN_DEVICE int64_t first_thread() {
 FASTNN_DEVICE int64_t all_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) each_kernel(int64_t count, F f) {
+__global__ void __launch_bounds__(kThreads, 4) each_kernel(int64_t count, F f) {
   for (int64_t i = first_thread(); i < count; i += all_threads()) f(i);
 }
 

@@ -117,7 +117,7 @@ FASTNN_DEVICE void multiply(const A& a, const B& b, typename Tile::Sums& sums) {
         for (int j = 0; j < kAcross; ++j) mma_tf32(sums[i][j], x[i], y[j]);
     }
   } else {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < Tile::kDepth; ++k) {
       float x[kDown][2], y[kAcross][2];
 #pragma unroll

@@ -1,0 +1,120 @@
+// Kernels with one planted mistake each, and what a correct one does, for tests/test_emulator.py:
+// `planted NAME` runs one and exits with 0 if the result is right.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "cuda/device/ptx.h"
+#include "cuda/device/teams.h"
+
+using namespace fastnn;
+using namespace fastnn::cuda;
+
+constexpr int kN = 256;
+
+// Reverses kN numbers through shared memory; without the barrier, threads read what is not there
+// yet.
+template <bool kBarrier>
+__global__ void reverse_kernel(const float* x, float* y) {
+  using Buffer = float[kN];
+  FASTNN_SHARED(Buffer, buffer);
+  buffer[threadIdx.x] = x[threadIdx.x];
+  if (kBarrier) __syncthreads();
+  y[threadIdx.x] = buffer[kN - 1 - threadIdx.x];
+}
+
+// Each thread adds its right neighbour; the last one reads past the end.
+__global__ void neighbour_kernel(const float* x, float* y) {
+  y[threadIdx.x] = x[threadIdx.x] + x[threadIdx.x + 1];
+}
+
+// Writes past the end of shared memory.
+__global__ void overrun_kernel(float* y) {
+  using Buffer = float[kN];
+  FASTNN_SHARED(Buffer, buffer);
+  buffer[threadIdx.x + 1] = 1.0f;
+  __syncthreads();
+  y[threadIdx.x] = buffer[threadIdx.x];
+}
+
+// Half of the threads leave before the barrier, or reach another number of them.
+__global__ void early_exit_kernel(float* y) {
+  if (threadIdx.x >= kN / 2) return;
+  __syncthreads();
+  y[threadIdx.x] = 1.0f;
+}
+__global__ void uneven_kernel(float* y) {
+  y[threadIdx.x] = 1.0f;
+  __syncthreads();
+  if (threadIdx.x < 32) __syncthreads();
+}
+__global__ void lone_shuffle_kernel(float* y) {
+  if (threadIdx.x % 2 == 0) y[threadIdx.x] = warp_sum(1.0f);
+}
+
+// Copies through shared memory asynchronously; without waiting, the copy has not arrived.
+template <bool kWait>
+__global__ void copy_kernel(const float* x, float* y) {
+  using Buffer = float[kN];
+  FASTNN_SHARED(Buffer, buffer);
+  if (threadIdx.x < kN / 4) copy_async(&buffer[4 * threadIdx.x], x + 4 * threadIdx.x, true);
+  commit_copies();
+  if (kWait) wait_copies<0>();
+  __syncthreads();
+  y[threadIdx.x] = buffer[threadIdx.x];
+  wait_copies<0>();
+}
+
+// Adds neighbouring warps' sums without a barrier between writing and reading them.
+template <bool kBarrier>
+__global__ void sums_kernel(float* y) {
+  using Parts = float[kN / 32];
+  FASTNN_SHARED(Parts, parts);
+  const float sum = warp_sum(1.0f);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  if (kBarrier) __syncthreads();
+  float total = 0;
+  for (int w = 0; w < kN / 32; ++w) total += parts[w];
+  y[threadIdx.x] = total;
+}
+
+int main(int, char** argv) {
+  const char* const name = argv[1];
+  const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
+  std::vector<float> x(kN), expected(kN), y(kN);
+  for (int i = 0; i < kN; ++i) x[i] = expected[i] = static_cast<float>(i);
+  Workspace source(kN * 4), result(kN * 4);
+  float* const in = source.as<float>();
+  float* const out = result.as<float>();
+  cuda::copy(in, 0, x.data(), -1, kN * 4);
+  const dim3 one(1);
+  if (is("reverse")) launch(reverse_kernel<true>, one, kN, 0, in, out);
+  if (is("reverse-without-barrier")) launch(reverse_kernel<false>, one, kN, 0, in, out);
+  if (is("read-past-the-end")) launch(neighbour_kernel, one, kN, 0, in, out);
+  if (is("write-past-shared")) launch(overrun_kernel, one, kN, 0, out);
+  if (is("early-exit")) launch(early_exit_kernel, one, kN, 0, out);
+  if (is("uneven-barriers")) launch(uneven_kernel, one, kN, 0, out);
+  if (is("lone-shuffle")) launch(lone_shuffle_kernel, one, kN, 0, out);
+  if (is("copy")) launch(copy_kernel<true>, one, kN, 0, in, out);
+  if (is("copy-without-waiting")) launch(copy_kernel<false>, one, kN, 0, in, out);
+  if (is("sums")) launch(sums_kernel<true>, one, kN, 0, out);
+  if (is("sums-without-barrier")) launch(sums_kernel<false>, one, kN, 0, out);
+  if (is("too-many-threads")) launch(reverse_kernel<true>, one, 2048, 0, in, out);
+  if (std::strncmp(name, "reverse", 7) == 0)
+    for (int i = 0; i < kN; ++i) expected[i] = x[kN - 1 - i];
+  if (std::strncmp(name, "sums", 4) == 0)
+    for (int i = 0; i < kN; ++i) expected[i] = kN;
+  bool out_of_memory = false;
+  if (const char* message = take_error(&out_of_memory)) {
+    std::fprintf(stderr, "%s\n", message);
+    return 2;
+  }
+  cuda::copy(y.data(), -1, out, 0, kN * 4);
+  for (int i = 0; i < kN; ++i)
+    if (y[i] != expected[i]) {
+      std::fprintf(stderr, "wrong result at %d: %g\n", i, y[i]);
+      return 3;
+    }
+  return 0;
+}
