@@ -69,6 +69,9 @@ if(FASTNN_BUILD_CUDA)
   target_compile_options(
     cuda_kernels PRIVATE -lineinfo --expt-relaxed-constexpr -O3 -Xcompiler=-fvisibility=hidden
                          -Xfatbin=-compress-all)
+  if(FASTNN_WERROR)
+    target_compile_options(cuda_kernels PRIVATE -Werror=all-warnings)
+  endif()
   set_target_properties(cuda_kernels PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CUDA)
   target_include_directories(_cuda PRIVATE csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
