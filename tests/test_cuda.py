@@ -260,3 +260,68 @@ def test_information_about_the_device():
     assert fastnn.cuda.device_count() >= 1 and fastnn.cuda.current_device() == 0
     assert fastnn.cuda.get_device_name() and fastnn.cuda.get_device_capability() >= (7, 5)
     assert cuda_module() is cuda_module()
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+    lambda p: optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+])  # fmt: skip
+@pytest.mark.parametrize("zero_last", [False, True])
+def test_a_graphed_step_is_the_step(make, zero_last):
+    """Losses, parameters, step counts, schedules and dropout masks go on as without a graph."""
+
+    def train(graph):
+        fastnn.manual_seed(9)
+        net = small_network().to("cuda")
+        optimizer = make(net.parameters())
+        schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+
+        def step(x, t):
+            if not zero_last:
+                optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), t)
+            loss.backward()
+            nn.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+            if zero_last:
+                optimizer.zero_grad()
+            return loss
+
+        run = fastnn.cuda.graphed(step) if graph else step
+        rng = np.random.default_rng(0)
+        losses = []
+        for _ in range(7):
+            x = fastnn.tensor(rng.standard_normal((6, 3, 12, 12)).astype(np.float32), device="cuda")
+            t = fastnn.tensor(rng.integers(0, 5, 6), device="cuda")
+            losses.append(run(x, t).item())
+            schedule.step()
+        steps = {state["step"] for state in optimizer.state.values()}
+        return (
+            losses,
+            [v.cpu().numpy() for v in net.state_dict().values()],
+            steps,
+            fastnn.get_rng_state(),
+        )
+
+    plain, graphed = train(False), train(True)
+    assert plain[0] == graphed[0] and plain[2] == graphed[2] == {7} and plain[3] == graphed[3]
+    for a, b in zip(plain[1], graphed[1], strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_graphed_step_refuses_what_it_was_not_recorded_for():
+    net = nn.Linear(4, 3).to("cuda")
+    run = fastnn.cuda.graphed(lambda x: net(x).sum(), warmup=1)
+    for _ in range(3):
+        run(on_cuda(2, 4))
+    with pytest.raises(ValueError, match=r"argument 0 expects shape \(2, 4\).* got \(3, 4\)"):
+        run(on_cuda(3, 4))
+    with pytest.raises(ValueError, match="expected 1 arguments, got 2"):
+        run(on_cuda(2, 4), 1)
+    with pytest.raises(ValueError, match="warmup expects a value >= 1, got 0"):
+        fastnn.cuda.graphed(lambda: None, warmup=0)
+    waits = fastnn.cuda.graphed(lambda x: (x * 2).sum().item(), warmup=1)
+    assert isinstance(waits(on_cuda(3)), float)
+    with pytest.raises(RuntimeError, match="capturing"):
+        waits(on_cuda(3))
+    assert on_cuda(3).sum().item() is not None, "usable afterwards"

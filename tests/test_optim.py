@@ -158,9 +158,9 @@ def test_a_schedule_continues():
 def test_clipping_scales_to_the_norm_and_limits_values():
     a, b = nn.Parameter(fastnn.zeros(2)), nn.Parameter(fastnn.zeros(1))
     a.grad, b.grad = fastnn.tensor([3.0, 0.0]), fastnn.tensor([4.0])
-    assert nn.clip_grad_norm_([a, b], 10.0) == pytest.approx(5.0)
+    assert nn.clip_grad_norm_([a, b], 10.0).item() == pytest.approx(5.0)
     assert a.grad.tolist() == [3, 0]
-    assert nn.clip_grad_norm_([a, b], 1.0) == pytest.approx(5.0)
+    assert nn.clip_grad_norm_([a, b], 1.0).item() == pytest.approx(5.0)
     np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
     nn.clip_grad_value_([a, b], 0.5)
     assert a.grad.tolist() == [0.5, 0] and b.grad.tolist() == [0.5]

@@ -96,12 +96,13 @@ void bind_array(py::module_& m) {
       .def("is_canonical", &Array::is_canonical)
       .def("is_dense", &Array::is_dense)
       .def("as_strided", &as_strided)
-      .def("reshape",
-           [](const Array& x, const Dims& shape) {
-             const DeviceScope scope(x.device());
-             return reshape(x, shape);
-           },
-           NoGil())
+      .def(
+          "reshape",
+          [](const Array& x, const Dims& shape) {
+            const DeviceScope scope(x.device());
+            return reshape(x, shape);
+          },
+          NoGil())
       .def("numpy", &to_numpy);
 
   m.def("from_numpy", &from_numpy);

@@ -88,18 +88,21 @@ void bind_elementwise(py::module_& m) {
   const auto zero = [](const char* name) { return py::arg(name) = 0.0; };
   // The message's name, `as_name`, is "mul_" where the call is in place.
   for (const auto& row : kArithmetic)
-    def(m, row.name,
+    def(
+        m, row.name,
         [row](const Operand& x, const Operand& y, const Out& out) {
           return ops::arithmetic(out ? (std::string(row.name) + "_").c_str() : row.name, row.op, x,
                                  y, out);
         },
         py::arg("input"), py::arg("other"), out);
-  def(m, "add",
+  def(
+      m, "add",
       [](const Operand& x, const Operand& y, const Operand& alpha, const Out& out) {
         return ops::add_scaled(out ? "add_" : "add", x, y, alpha, out);
       },
       py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out);
-  def(m, "sub",
+  def(
+      m, "sub",
       [](const Operand& x, const Operand& y, const Operand& alpha, const Out& out) {
         const Operand minus = alpha.kind == Operand::floating ? Operand::of(-alpha.number)
                                                               : Operand::of(-alpha.whole);
@@ -107,7 +110,7 @@ void bind_elementwise(py::module_& m) {
       },
       py::arg("input"), py::arg("other"), py::arg("alpha") = 1, out);
   def(m, "clamp", &ops::clamp, py::arg("input"), py::arg("min") = py::none(),
-        py::arg("max") = py::none(), out);
+      py::arg("max") = py::none(), out);
   for (const auto& row : kComparisons)
     def(m, row.name,
         [row](const Operand& x, const Operand& y) { return ops::compare(row.name, row.op, x, y); });
@@ -115,14 +118,16 @@ void bind_elementwise(py::module_& m) {
     def(m, row.name, [row](const Array& x) { return ops::test(row.name, row.op, x); });
   def(m, "logical_not", &ops::logical_not);
   for (const auto& row : kUnary)
-    def(m, row.name,
+    def(
+        m, row.name,
         [row](const Array& x, const Out& out) {
           return ops::unary(out ? (std::string(row.name) + "_").c_str() : row.name, row.op, x, out);
         },
         py::arg("input"), out);
   def(m, "where", &ops::where);
   for (const auto& row : kGradients)
-    def(m, row.name,
+    def(
+        m, row.name,
         [row](const Array& g, const Operand& x, const Operand& y, const Operand& z) {
           return ops::gradient(row.op, g, x, y, z);
         },

@@ -126,8 +126,13 @@ void update(const OptimTensor* tensors, int64_t count, const F& f) {
   });
 }
 
-void scale(const OptimTensor* tensors, int64_t count, float factor) {
-  update(tensors, count, [=](vfloat v) { return v * factor; });
+void clip_norm(const OptimTensor* tensors, int64_t count, float max_norm, float* norm) {
+  const double found = __builtin_sqrt(square_sum(tensors, count));
+  *norm = static_cast<float>(found);
+  const double factor = static_cast<double>(max_norm) / (found + 1e-6);
+  if (factor >= 1) return;
+  const auto f = static_cast<float>(factor);
+  update(tensors, count, [=](vfloat v) { return v * f; });
 }
 
 void clamp(const OptimTensor* tensors, int64_t count, float limit) {
@@ -137,6 +142,6 @@ void clamp(const OptimTensor* tensors, int64_t count, float limit) {
 
 }  // namespace
 
-void fill_optim(Slots& slots) { slots.optim = {step, square_sum, scale, clamp}; }
+void fill_optim(Slots& slots) { slots.optim = {step, clip_norm, clamp}; }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

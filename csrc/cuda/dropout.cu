@@ -1,6 +1,7 @@
 // Dropout: one read and one write per element. The mask is regenerated from its counter wherever it
 // is needed, ten rounds of integer arithmetic for four elements, and is the CPU's bit for bit.
 #include "core/philox.h"
+#include "cuda/capture.h"
 #include "cuda/device/device.h"
 #include "ops/slots.h"
 
@@ -9,10 +10,11 @@ namespace {
 
 struct Mask {
   uint64_t seed, offset;
+  const uint64_t* later;  // added to the offset, in a graph
   uint32_t threshold;
   float scale;
   __device__ Philox4 words(int64_t block) const {
-    return philox(seed, offset, static_cast<uint64_t>(block));
+    return philox(seed, later ? offset + *later : offset, static_cast<uint64_t>(block));
   }
   __device__ float applied(uint32_t word, float x) const {
     return word >= threshold ? x * scale : 0.0f;
@@ -42,7 +44,7 @@ struct Elements {
 
 void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed, uint64_t offset,
               uint32_t threshold, float scale) {
-  const Mask mask{seed, offset, threshold, scale};
+  const Mask mask{seed, offset, later_offset(), threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -72,7 +74,7 @@ void units(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType dtype,
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     each(N * P * C, Units<T>{static_cast<const T*>(x), static_cast<T*>(y), P, C,
-                             Mask{seed, offset, threshold, scale}});
+                             Mask{seed, offset, later_offset(), threshold, scale}});
   });
 }
 

@@ -2,6 +2,7 @@
 // fastnn.cuda.
 #include <pybind11/pybind11.h>
 
+#include "cuda/capture.h"
 #include "cuda/runtime.h"
 #include "cuda/slots.h"
 
@@ -99,24 +100,22 @@ void bind_streams(py::module_& m) {
 
 void bind_graphs(py::module_& m) {
   m.def("begin_capture", [] {
-    checked(cudaStreamBeginCapture(current_stream(), cudaStreamCaptureModeThreadLocal),
-            "beginning a capture");
+    begin_capture();
+    check();
   });
   m.def("end_capture", [] {
-    cudaGraph_t graph = nullptr;
-    checked(cudaStreamEndCapture(current_stream(), &graph), "ending a capture");
-    cudaGraphExec_t exec = nullptr;
-    const cudaError_t result = cudaGraphInstantiate(&exec, graph, 0);
-    cudaGraphDestroy(graph);
-    checked(result, "preparing a graph");
-    return handle(exec);
+    const Graph* const graph = end_capture();
+    check();
+    return handle(graph);
   });
-  m.def("launch_graph", [](uintptr_t graph) {
-    checked(cudaGraphLaunch(pointer<cudaGraphExec_t>(graph), current_stream()),
-            "launching a graph");
+  m.def("abandon_capture", &abandon_capture);
+  m.def("replay", [](uintptr_t graph) {
+    replay(pointer<Graph*>(graph));
+    check();
   });
-  m.def("destroy_graph",
-        [](uintptr_t graph) { cudaGraphExecDestroy(pointer<cudaGraphExec_t>(graph)); });
+  m.def("destroy_graph", [](uintptr_t graph) { destroy(pointer<Graph*>(graph)); });
+  m.def("begin_rehearsal", [](uintptr_t graph) { begin_rehearsal(pointer<Graph*>(graph)); });
+  m.def("end_rehearsal", &end_rehearsal);
 }
 
 void bind_memory(py::module_& m) {

@@ -4,6 +4,7 @@
 // chunks of kChunk elements, and each finds its tensor by a binary search among the tensors' first
 // chunks. Floor: SGD with momentum 20 bytes per float32 parameter, Adam 28, over the copy
 // bandwidth.
+#include "cuda/capture.h"
 #include "cuda/device/device.h"
 #include "ops/slots.h"
 
@@ -116,7 +117,10 @@ FASTNN_DEVICE void step_chunk(Optimizer which, const OptimStep& s, const Chunk& 
   for (i += threadIdx.x; i < c.end; i += kThreads) step_some<T, 1>(which, s, *c.tensor, i);
 }
 
-__global__ void __launch_bounds__(kThreads) step_kernel(Optimizer which, OptimStep s, Batch batch) {
+// In a graph the settings come from `live`, where each replay finds new ones.
+__global__ void __launch_bounds__(kThreads)
+    step_kernel(Optimizer which, OptimStep given, const OptimStep* live, Batch batch) {
+  const OptimStep s = live ? *live : given;
   const Chunk c(batch, blockIdx.x);
   if (c.tensor->dtype == DType::float32)
     step_chunk<float>(which, s, c);
@@ -125,8 +129,9 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Optimizer which, OptimSt
 }
 
 void step(Optimizer which, const OptimStep& s, const OptimTensor* tensors, int64_t count) {
+  const auto* const live = static_cast<const OptimStep*>(live_value(&s, sizeof(s)));
   batches(tensors, count, [&](const Batch& batch, dim3 blocks) {
-    launch(step_kernel, blocks, kThreads, 0, which, s, batch);
+    launch(step_kernel, blocks, kThreads, 0, which, s, live, batch);
   });
 }
 
@@ -159,23 +164,20 @@ struct SetZero {
   __device__ void operator()(int64_t i) const { x[i] = 0; }
 };
 
-double square_sum(const OptimTensor* tensors, int64_t count) {
-  Workspace total(8);
-  each(1, SetZero{total.as<double>()});
-  batches(tensors, count, [&](const Batch& batch, dim3 blocks) {
-    Workspace parts(int64_t{blocks.x} * 8);
-    launch(square_kernel, blocks, kThreads, 0, batch, parts.as<double>());
-    launch(add_parts_kernel, dim3(1), kThreads, 0, parts.as<double>(), int64_t{blocks.x},
-           total.as<double>());
-  });
-  double result = 0;
-  copy(&result, -1, total.as<double>(), current_device(), 8);
-  return result;
-}
+struct Norm {
+  const double* squares;
+  float* norm;
+  __device__ void operator()(int64_t) const { *norm = static_cast<float>(sqrt(*squares)); }
+};
 
-struct Scaled {
-  float factor;
-  __device__ float operator()(float x) const { return x * factor; }
+// By what the sum of squares says, so that the host need not know it.
+struct Clipped {
+  const double* squares;
+  double max_norm;
+  __device__ float operator()(float x) const {
+    const double factor = max_norm / (sqrt(*squares) + 1e-6);
+    return factor < 1 ? x * static_cast<float>(factor) : x;
+  }
 };
 struct Clamped {
   float limit;
@@ -204,8 +206,17 @@ void update(const OptimTensor* tensors, int64_t count, const F& f) {
   });
 }
 
-void scale(const OptimTensor* tensors, int64_t count, float factor) {
-  update(tensors, count, Scaled{factor});
+void clip_norm(const OptimTensor* tensors, int64_t count, float max_norm, float* norm) {
+  Workspace total(8);
+  double* const squares = total.as<double>();
+  each(1, SetZero{squares});
+  batches(tensors, count, [&](const Batch& batch, dim3 blocks) {
+    Workspace parts(int64_t{blocks.x} * 8);
+    launch(square_kernel, blocks, kThreads, 0, batch, parts.as<double>());
+    launch(add_parts_kernel, dim3(1), kThreads, 0, parts.as<double>(), int64_t{blocks.x}, squares);
+  });
+  each(1, Norm{squares, norm});
+  update(tensors, count, Clipped{squares, max_norm});
 }
 void clamp(const OptimTensor* tensors, int64_t count, float limit) {
   update(tensors, count, Clamped{limit});
@@ -213,6 +224,6 @@ void clamp(const OptimTensor* tensors, int64_t count, float limit) {
 
 }  // namespace
 
-void fill_optim(Slots& slots) { slots.optim = {step, square_sum, scale, clamp}; }
+void fill_optim(Slots& slots) { slots.optim = {step, clip_norm, clamp}; }
 
 }  // namespace fastnn::cuda

@@ -1,5 +1,7 @@
 #include "cuda/runtime.h"
 
+#include "cuda/capture.h"
+
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -132,6 +134,8 @@ const char* take_error(bool* out_of_memory) {
 
 void* allocate(int device, int64_t bytes) {
   if (bytes < 1) bytes = 1;
+  if (void* block = capture_allocate(bytes)) return block;
+  if (failed) return nullptr;
   cudaStream_t const stream = current_stream();
   void* block = nullptr;
   cudaError_t result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
@@ -167,6 +171,7 @@ void* allocate(int device, int64_t bytes) {
 }
 
 void deallocate(int, void* block, int64_t) {
+  if (capture_deallocate(block)) return;
   cudaStream_t stream;
   {
     std::lock_guard<std::mutex> lock(state().mutex);
@@ -175,7 +180,7 @@ void deallocate(int, void* block, int64_t) {
     stream = found->second;
     state().owners.erase(found);
   }
-  cudaFreeAsync(block, stream);
+  if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
 }
 
 bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes) {

@@ -68,8 +68,8 @@ Array activation(const std::string& name, const Array& input, double a, double b
   check_floating(asked_by.c_str(), "input", input);
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
-  kernels().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(),
-                                 y.raw(), x.count(), x.dtype());
+  kernels().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(), y.raw(),
+                               x.count(), x.dtype());
   return y;
 }
 
@@ -78,8 +78,8 @@ Array activation_backward(const std::string& name, const Array& grad_output, con
   const Array x = canonical(input), g = gradient_like(name.c_str(), grad_output, x);
   Array grad_input = empty(x.shape(), x.dtype());
   kernels().activation.backward(activation_named(name), static_cast<float>(a),
-                                  static_cast<float>(b), g.raw(), x.raw(), grad_input.raw(),
-                                  x.count(), x.dtype());
+                                static_cast<float>(b), g.raw(), x.raw(), grad_input.raw(),
+                                x.count(), x.dtype());
   return grad_input;
 }
 
@@ -102,7 +102,7 @@ std::pair<Array, Array> prelu_backward(const Array& grad_output, const Array& in
   Array grad_weight = full({C}, 0, DType::float32);
   if (x.count())
     kernels().activation.prelu_backward(g.raw(), x.raw(), w.data<float>(), grad_input.raw(),
-                                          grad_weight.data<float>(), x.count() / C, C, x.dtype());
+                                        grad_weight.data<float>(), x.count() / C, C, x.dtype());
   if (weight.size(0) == 1) grad_weight = sum(grad_weight, {0});
   return {grad_input, astype(grad_weight, weight.dtype())};
 }
@@ -122,7 +122,7 @@ Array maxout_backward(const Array& grad_output, const Array& input, int64_t pool
   const Array x = canonical(input), g = canonical(astype(grad_output, x.dtype()));
   Array grad_input = empty(x.shape(), x.dtype());
   kernels().activation.maxout_backward(g.raw(), x.raw(), grad_input.raw(), g.count(), pool,
-                                         x.dtype());
+                                       x.dtype());
   return grad_input;
 }
 

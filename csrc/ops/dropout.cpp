@@ -22,11 +22,11 @@ Array dropout(const std::string& kind, const Array& input, double p, uint64_t se
   const auto scale = static_cast<float>(1.0 / (1.0 - p));
   if (kind == "dropout") {
     kernels().dropout.elements(x.raw(), y.raw(), x.count(), x.dtype(), seed, offset, threshold,
-                                 scale);
+                               scale);
   } else {
     const int64_t N = x.size(0), C = kind == "dropout2d" ? x.size(1) : 1;
     kernels().dropout.units(x.raw(), y.raw(), N, x.count() / (N * C), C, x.dtype(), seed, offset,
-                              threshold, scale);
+                            threshold, scale);
   }
   return y;
 }

@@ -153,7 +153,7 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
   if (how == Reduction::mean) scale = averaged(c.p, scale);
   Array grad_input = empty(input.shape(), DType::float32);
   kernels().loss.classes_backward(c.p, scale.data<float>(), how != Reduction::none,
-                                   grad_input.data<float>());
+                                  grad_input.data<float>());
   return astype(grad_input, input.dtype());
 }
 
@@ -162,9 +162,8 @@ Array pair_loss(const std::string& kind, const Array& input, const Array& target
   const Reduction how = reduction_named(kind.c_str(), reduction);
   const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
   Array losses = empty(p.x.shape(), DType::float32);
-  kernels().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
-                         pointer(p.weight), pointer(p.pos_weight), p.x.count(),
-                         losses.data<float>());
+  kernels().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t), pointer(p.weight),
+                       pointer(p.pos_weight), p.x.count(), losses.data<float>());
   if (how == Reduction::none) return losses;
   return total(losses, how == Reduction::sum ? 1.0 : static_cast<double>(p.x.count()));
 }
@@ -182,8 +181,8 @@ Array pair_loss_backward(const std::string& kind, const Array& grad_output, cons
     g = arithmetic("mean", Arithmetic::div, g, Operand::of(static_cast<double>(p.x.count())), {});
   Array grad_input = empty(p.x.shape(), DType::float32);
   kernels().loss.pairs_backward(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
-                                  pointer(p.weight), pointer(p.pos_weight), g.data<float>(),
-                                  how != Reduction::none, p.x.count(), grad_input.data<float>());
+                                pointer(p.weight), pointer(p.pos_weight), g.data<float>(),
+                                how != Reduction::none, p.x.count(), grad_input.data<float>());
   return astype(grad_input, input.dtype());
 }
 

@@ -101,8 +101,8 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
   ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
   p.kept = keep_packed ? kept_with(w) : nullptr;
   if (out.count())
-    kernels().conv.forward(p, x.raw(), w.raw(),
-                             {bias ? b.data<float>() : nullptr, nullptr, false}, out.raw());
+    kernels().conv.forward(p, x.raw(), w.raw(), {bias ? b.data<float>() : nullptr, nullptr, false},
+                           out.raw());
   return out;
 }
 

@@ -82,7 +82,7 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   }
   if (x.count())
     slots.channel_apply(s, x.raw(), mean, pointer(scale), pointer(shift),
-                                   residual ? r.raw() : nullptr, activation == "relu", out.y.raw());
+                        residual ? r.raw() : nullptr, activation == "relu", out.y.raw());
   return out;
 }
 
@@ -99,8 +99,11 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool
   const Array shift = floats("batch_norm", "bias", bias, s.C);
   const NormSlots& slots = kernels().norm;
   Array scale = empty({s.C}), b = empty({s.C}), d = empty({s.C}), zeros;
-  BatchGradient step{training,        static_cast<float>(s.P), pointer(w), pointer(invstd),
-                     pointer(scale), nullptr, nullptr, nullptr, nullptr};
+  BatchGradient step{training,       static_cast<float>(s.P),
+                     pointer(w),     pointer(invstd),
+                     pointer(scale), nullptr,
+                     nullptr,        nullptr,
+                     nullptr};
   if (relu && !output) {
     slots.batch_gradients(step, s.C);
     if (!bias) zeros = constant(s.C, 0);
@@ -147,7 +150,7 @@ Normed group_norm(const Array& input, int64_t groups, const Array* weight, const
        pointer(m2), pointer(out.mean), pointer(out.invstd), pointer(scale), pointer(shift)},
       s.S * groups);
   kernels().norm.channel_apply(s, x.raw(), pointer(mean), pointer(scale), pointer(shift), nullptr,
-                                 false, out.y.raw());
+                               false, out.y.raw());
   return out;
 }
 
@@ -172,7 +175,7 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
                                   pointer(invstd), pointer(sum_g), pointer(sum_gx), pointer(a),
                                   pointer(b), pointer(d), pointer(out.weight), pointer(out.bias)});
   kernels().norm.channel_grad_apply(s, g.raw(), x.raw(), {}, pointer(m), pointer(a), pointer(b),
-                                      pointer(d), out.input.raw(), nullptr);
+                                    pointer(d), out.input.raw(), nullptr);
   return out;
 }
 
@@ -189,8 +192,7 @@ Normed layer_norm(const Array& input, int64_t dims, const Array* weight, const A
   Normed out{empty_strided(x.shape(), x.strides(), x.dtype()), empty({rows}), empty({rows})};
   if (x.count())
     kernels().norm.layer(x.raw(), rows, D, x.dtype(), static_cast<float>(eps), pointer(w),
-                           pointer(b), out.mean.data<float>(), out.invstd.data<float>(),
-                           out.y.raw());
+                         pointer(b), out.mean.data<float>(), out.invstd.data<float>(), out.y.raw());
   return out;
 }
 
@@ -214,8 +216,8 @@ NormGrads layer_norm_backward(const Array& grad_output, const Array& input, int6
     return out;
   }
   kernels().norm.layer_backward(g.raw(), x.raw(), x.count() / D, D, x.dtype(), pointer(w),
-                                  pointer(mean), pointer(invstd), out.input.raw(),
-                                  out.weight.data<float>(), out.bias.data<float>());
+                                pointer(mean), pointer(invstd), out.input.raw(),
+                                out.weight.data<float>(), out.bias.data<float>());
   return out;
 }
 
@@ -228,8 +230,8 @@ Array local_response_norm(const Array& input, int64_t size, double alpha, double
   Array y = empty(x.shape(), x.dtype());
   if (x.count())
     kernels().norm.local_response(x.raw(), x.count() / x.size(1), x.size(1), x.dtype(), size,
-                                    static_cast<float>(alpha), static_cast<float>(beta),
-                                    static_cast<float>(k), y.raw());
+                                  static_cast<float>(alpha), static_cast<float>(beta),
+                                  static_cast<float>(k), y.raw());
   return y;
 }
 
@@ -241,9 +243,9 @@ Array local_response_norm_backward(const Array& grad_output, const Array& input,
   Array grad_input = empty(x.shape(), x.dtype());
   if (x.count())
     kernels().norm.local_response_backward(g.raw(), x.raw(), x.count() / x.size(1), x.size(1),
-                                             x.dtype(), size, static_cast<float>(alpha),
-                                             static_cast<float>(beta), static_cast<float>(k),
-                                             grad_input.raw());
+                                           x.dtype(), size, static_cast<float>(alpha),
+                                           static_cast<float>(beta), static_cast<float>(k),
+                                           grad_input.raw());
   return grad_input;
 }
 

@@ -1,7 +1,5 @@
 #include "ops/optim.h"
 
-#include <cmath>
-
 #include "core/error.h"
 #include "ops/slots.h"
 
@@ -101,22 +99,19 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
     tensors.push_back(t);
   }
   kernels().optim.step(which, settings(numbers, flags), tensors.data(),
-                         static_cast<int64_t>(tensors.size()));
+                       static_cast<int64_t>(tensors.size()));
   for (const Array& p : params) ++p.storage()->version;
   for (const auto& buffers : states)
     for (const Array& buffer : buffers) ++buffer.storage()->version;
 }
 
-double clip_grad_norm(const std::vector<Array>& grads, double max_norm) {
+Array clip_grad_norm(const std::vector<Array>& grads, double max_norm) {
   check(max_norm >= 0, "clip_grad_norm_: max_norm expects a value >= 0, got ", max_norm);
   const std::vector<OptimTensor> tensors = gradients("clip_grad_norm_", grads);
-  const auto count = static_cast<int64_t>(tensors.size());
-  const double norm = std::sqrt(kernels().optim.square_sum(tensors.data(), count));
-  const double factor = max_norm / (norm + 1e-6);
-  if (factor < 1) {
-    kernels().optim.scale(tensors.data(), count, static_cast<float>(factor));
-    for (const Array& g : grads) ++g.storage()->version;
-  }
+  Array norm = empty({}, DType::float32);
+  kernels().optim.clip_norm(tensors.data(), static_cast<int64_t>(tensors.size()),
+                            static_cast<float>(max_norm), norm.data<float>());
+  for (const Array& g : grads) ++g.storage()->version;
   return norm;
 }
 
@@ -124,7 +119,7 @@ void clip_grad_value(const std::vector<Array>& grads, double clip_value) {
   check(clip_value >= 0, "clip_grad_value_: clip_value expects a value >= 0, got ", clip_value);
   const std::vector<OptimTensor> tensors = gradients("clip_grad_value_", grads);
   kernels().optim.clamp(tensors.data(), static_cast<int64_t>(tensors.size()),
-                          static_cast<float>(clip_value));
+                        static_cast<float>(clip_value));
   for (const Array& g : grads) ++g.storage()->version;
 }
 

@@ -23,10 +23,9 @@ struct OptimTensor {
 
 struct OptimSlots {
   void (*step)(Optimizer, const OptimStep&, const OptimTensor* tensors, int64_t tensor_count);
-  // Sum of squares of all gradients, in fixed chunks.
-  double (*square_sum)(const OptimTensor* tensors, int64_t tensor_count);
-  // grad *= factor.
-  void (*scale)(const OptimTensor* tensors, int64_t tensor_count, float factor);
+  // norm[0] = Euclidean norm of all gradients together, their squares added in double; scales them
+  // by max_norm / (norm + 1e-6) where that is below 1.
+  void (*clip_norm)(const OptimTensor* tensors, int64_t tensor_count, float max_norm, float* norm);
   void (*clamp)(const OptimTensor* tensors, int64_t tensor_count, float limit);
 };
 
@@ -39,8 +38,9 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
                     const std::map<std::string, double>& numbers,
                     const std::map<std::string, bool>& flags);
 
-// Euclidean norm of all gradients together; scales them in place if it exceeds max_norm.
-double clip_grad_norm(const std::vector<Array>& grads, double max_norm);
+// Euclidean norm of all gradients together, a float32 scalar; scales them in place if it exceeds
+// max_norm.
+Array clip_grad_norm(const std::vector<Array>& grads, double max_norm);
 void clip_grad_value(const std::vector<Array>& grads, double clip_value);
 
 }  // namespace ops

@@ -152,8 +152,7 @@ Array run_max_backward(const char* op, const Array& grad_output, const Array& in
   const Array g = canonical(grad_output);
   Array grad_input = empty(input_shape, g.dtype());
   const PoolParams p = windows.params(input_shape, g.dtype());
-  if (grad_input.count())
-    kernels().pool.max_backward(p, g.raw(), indices.raw(), grad_input.raw());
+  if (grad_input.count()) kernels().pool.max_backward(p, g.raw(), indices.raw(), grad_input.raw());
   return grad_input;
 }
 
@@ -161,7 +160,7 @@ Array run_flat(const Array& indices, const Dims& input_shape, const Windows& win
   Array flat = empty(indices.shape(), DType::int64);
   if (flat.count())
     kernels().pool.flat_indices(windows.params(input_shape, DType::float32), indices.raw(),
-                                  flat.data<int64_t>());
+                                flat.data<int64_t>());
   return flat;
 }
 
@@ -180,7 +179,7 @@ Array run_average_backward(const char* op, const Array& grad_output, const Dims&
   Array grad_input = empty(input_shape, g.dtype());
   if (grad_input.count())
     kernels().pool.average_backward(windows.params(input_shape, g.dtype()), g.raw(),
-                                      grad_input.raw());
+                                    grad_input.raw());
   return grad_input;
 }
 

@@ -44,7 +44,7 @@ struct PickParams {
   DType dtype;
   const int64_t* positions;  // of the input's elements, like the input; null for their own
   void* values;              // [outer, inner], the input's dtype
-  int64_t* indices;  // [outer, inner]
+  int64_t* indices;          // [outer, inner]
   int64_t outer, count, inner;
   int64_t block;
 };

@@ -26,8 +26,8 @@ Array take(const Array& x, const Array& positions, int64_t width, const Dims& sh
   check_positions(index, x.count() / width);
   Array out = empty_strided(
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
-  kernels().shape.take(x.raw(), index.data<int64_t>(), index.count(),
-                         width * item_size(x.dtype()), out.raw());
+  kernels().shape.take(x.raw(), index.data<int64_t>(), index.count(), width * item_size(x.dtype()),
+                       out.raw());
   return out;
 }
 
@@ -41,7 +41,7 @@ Array take_backward(const Array& grad_output, const Array& positions, int64_t wi
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), DType::float32);
   if (grad_x.count()) kernels().copy.fill(grad_x.raw(), grad_x.count(), 4, 0);
   kernels().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
-                                  grad_x.data<float>());
+                                grad_x.data<float>());
   if (g.dtype() == DType::float32) return grad_x;
   Array narrow = empty_strided(shape, grad_x.strides(), g.dtype());
   copy_into(narrow, grad_x);

@@ -40,7 +40,7 @@ Array softmax_backward(const Array& grad_output, const Array& output, int64_t di
   if (y.count() == 0) return grad_input;
   const Extent e = extent(y, dim);
   kernels().softmax.backward(g.raw(), y.raw(), e.outer, e.D, e.inner, y.dtype(), log,
-                               grad_input.raw());
+                             grad_input.raw());
   return grad_input;
 }
 

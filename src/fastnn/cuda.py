@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import fastnn._core as _core
 from fastnn import device as _device
 from fastnn.device import cuda_module, index_of
+from fastnn.optim import optimizer
+from fastnn.tensor import Tensor
 
 
 def is_available() -> bool:
@@ -166,8 +169,9 @@ class graph:
     """Work recorded once and replayed as a whole, without Python and launch costs.
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
-    anew from what ``x`` holds. Operators inside must not wait for the device (``item()``,
-    ``cpu()``). Numbers that Python computes are recorded as they are.
+    anew from what ``x`` holds. Run ``f`` once before: what it loads cannot be recorded. Operators
+    inside must not wait for the device (``item()``, ``cpu()``). Optimizer steps and dropout inside
+    repeat themselves; :class:`graphed` renews their settings and masks.
     """
 
     def __init__(self) -> None:
@@ -179,21 +183,120 @@ class graph:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
+        if kind is None:
             self._graph = self._module.end_capture()
-        except RuntimeError:
-            if kind is None:
-                raise
+        else:
+            self._module.abandon_capture()
 
     def replay(self) -> None:
         """Queues the recorded work on the current stream."""
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
-        self._module.launch_graph(self._graph)
+        self._module.replay(self._graph)
 
     def __del__(self) -> None:
         if getattr(self, "_graph", 0):
             self._module.destroy_graph(self._graph)
+
+
+class graphed:
+    """A training step (or any function of tensors) as a CUDA graph: ``step = graphed(step)``.
+
+    The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
+    ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
+    masks go on as without a graph, for they live in device memory.
+
+    Tensor arguments are copied to where the first call's were, so all calls need the same shapes;
+    results are overwritten by the next call. The function must always do the same work, and must not
+    wait for the device: return the loss, and read it outside.
+
+    Args:
+        function: called with the arguments of each call.
+        warmup: calls before the recording, at least 1.
+
+    Raises:
+        ValueError: an argument's shape or dtype changes.
+        RuntimeError: the function waits for the device, or an optimizer takes other steps than when
+            it was recorded.
+    """
+
+    def __init__(self, function: Callable[..., Any], warmup: int = 2) -> None:
+        if warmup < 1:
+            raise ValueError(f"graphed: warmup expects a value >= 1, got {warmup}")
+        self._function = function
+        self._warmup = warmup
+        self._graph: graph | None = None
+        self._arguments: list[Any] | None = None
+        self._steps: list[optimizer.Step] = []
+        self._result: Any = None
+        self._recorded_at = self._draws = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        given = self._placed(arguments)
+        if self._warmup:
+            self._warmup -= 1
+            return self._function(*given)
+        if self._graph is None:
+            self._record(given)
+        else:
+            self._rehearse()
+        assert self._graph is not None
+        self._graph.replay()
+        return self._result
+
+    def _placed(self, arguments: tuple[Any, ...]) -> list[Any]:
+        if self._arguments is None:
+            self._arguments = [
+                a.detach().clone() if isinstance(a, Tensor) else a for a in arguments
+            ]
+            return self._arguments
+        if len(arguments) != len(self._arguments):
+            raise ValueError(
+                f"graphed: expected {len(self._arguments)} arguments, got {len(arguments)}"
+            )
+        for i, (kept, a) in enumerate(zip(self._arguments, arguments, strict=True)):
+            if not isinstance(a, Tensor):
+                if a != kept:
+                    raise ValueError(f"graphed: argument {i} expects {kept!r} as before, got {a!r}")
+            elif a.shape != kept.shape or a.dtype is not kept.dtype:
+                raise ValueError(
+                    f"graphed: argument {i} expects shape {kept.shape} and dtype {kept.dtype} as "
+                    f"before, got {a.shape} and {a.dtype}"
+                )
+            else:
+                kept.copy_(a)
+        return self._arguments
+
+    def _record(self, arguments: list[Any]) -> None:
+        recorded = graph()
+        before = _core.random_state()[1]
+        with optimizer.watched() as self._steps, recorded:
+            self._result = self._function(*arguments)
+        self._graph = recorded
+        self._recorded_at = before
+        self._draws = _core.random_state()[1] - before
+
+    def _rehearse(self) -> None:
+        """What the host does in a step: optimizers count and compute their settings."""
+        assert self._graph is not None
+        module, seed_offset = cuda_module(), _core.random_state()
+        module.begin_rehearsal(self._graph._graph)
+        try:
+            for one, gradients in self._steps:
+                held = [(p, p.grad) for p, _ in gradients]
+                for p, gradient in gradients:
+                    p.grad = gradient
+                one.step()
+                for p, gradient in held:
+                    p.grad = gradient
+        finally:
+            same = module.end_rehearsal((seed_offset[1] - self._recorded_at) % 2**64)
+        if not same:
+            raise RuntimeError(
+                "graphed: an optimizer takes other steps than when it was recorded; parameters "
+                "and their gradients have to stay the same"
+            )
+        _core.set_random_state(seed_offset[0], seed_offset[1] + self._draws)
 
 
 def time_ms(function: Callable[[], Any]) -> float:

@@ -244,7 +244,9 @@ def test_clipping_follows_pytorchs():
         for p, q, g in zip(ours, theirs, grads, strict=True):
             p.grad, q.grad = fastnn.tensor(g), torch.tensor(g)
         norm = fastnn.nn.clip_grad_norm_(ours, limit)
-        assert norm == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, limit).item(), rel=1e-6)
+        assert norm.item() == pytest.approx(
+            torch.nn.utils.clip_grad_norm_(theirs, limit).item(), rel=1e-6
+        )
         fastnn.nn.clip_grad_value_(ours, 0.1)
         torch.nn.utils.clip_grad_value_(theirs, 0.1)
         for p, q in zip(ours, theirs, strict=True):

@@ -10,6 +10,7 @@
 #endif
 
 #include "core/dtype.h"
+#include "cuda/capture.h"
 #include "cuda/runtime.h"
 
 #define FASTNN_DEVICE static __device__ __forceinline__
@@ -39,7 +40,7 @@ constexpr size_t kStaticShared = 48 << 10;  // more has to be asked for
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             const Arguments&... arguments) {
-  if (failing()) return;
+  if (failing() || rehearsing()) return;
 #if defined(FASTNN_CUDA_EMULATE)
   emulator::enqueue(current_stream(), [=] {
     emulator::run(grid, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });

@@ -13,7 +13,6 @@
 
 struct EmulatedGraph {
   std::vector<std::function<void()>> work;
-  std::vector<void*> freed;  // blocks given back during the capture: the graph goes on using them
   bool instantiated = false;
 };
 struct EmulatedStream {
@@ -107,7 +106,8 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 // Blocks are exact-sized and start as NaN.
-cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t) {
+cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
+  if (stream && stream->capture) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
   if (bytes > memory() - r.used) return cudaErrorMemoryAllocation;
@@ -119,18 +119,20 @@ cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
+  if (stream && stream->capture) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
   const auto found = r.blocks.find(block);
   if (found == r.blocks.end()) return cudaErrorInvalidValue;
   r.used -= found->second;
   r.blocks.erase(found);
-  if (stream && stream->capture)
-    stream->capture->freed.push_back(block);
-  else
-    free(block);
+  free(block);
   return cudaSuccess;
 }
+cudaError_t cudaMalloc(void** block, size_t bytes) {
+  return cudaMallocAsync(block, bytes, nullptr);
+}
+cudaError_t cudaFree(void* block) { return cudaFreeAsync(block, nullptr); }
 cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
   return posix_memalign(block, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -218,8 +220,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   for (const auto& work : exec->work) work();
   return cudaSuccess;
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  for (void* block : exec->freed) free(block);
   delete exec;
   return cudaSuccess;
 }

@@ -185,11 +185,11 @@ def adadelta_step(
     _step("adadelta", params, grads, [square_avgs, acc_deltas], numbers, maximize=maximize)
 
 
-def clip_grad_norm(grads: Tensors, max_norm: float) -> float:
+def clip_grad_norm(grads: Tensors, max_norm: float) -> Tensor:
     """Scales gradients in place so that their Euclidean norm together is at most ``max_norm``.
 
     Returns:
-        The norm before; summed in a fixed order in double.
+        The norm before, a float32 scalar; summed in a fixed order in double.
 
     Raises:
         ValueError: ``max_norm`` is negative.
@@ -197,7 +197,7 @@ def clip_grad_norm(grads: Tensors, max_norm: float) -> float:
     References:
         Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013.
     """
-    return _core.clip_grad_norm([g._array for g in grads], float(max_norm))
+    return Tensor._wrap(_core.clip_grad_norm([g._array for g in grads], float(max_norm)))
 
 
 def clip_grad_value(grads: Tensors, clip_value: float) -> None:

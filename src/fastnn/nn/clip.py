@@ -13,11 +13,11 @@ def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in listed if p.grad is not None]
 
 
-def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales all gradients so that their Euclidean norm together is at most ``max_norm``.
 
     Returns:
-        The norm before.
+        The norm before, a float32 scalar.
 
     Raises:
         ValueError: ``max_norm`` is negative.

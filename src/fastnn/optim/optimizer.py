@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 import fastnn._core as _core
 from fastnn.tensor import Tensor, tensor
+
+#: What an optimizer's step moved: the optimizer, and each parameter with its gradient.
+Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]]]
+
+#: The steps that are being recorded into a CUDA graph, in order; None: none are.
+_watched: list[Step] | None = None
+
+
+@contextmanager
+def watched() -> Iterator[list[Step]]:
+    """The optimizers' steps within the block, in order (for CUDA graphs)."""
+    global _watched
+    seen: list[Step] = []
+    _watched = seen
+    try:
+        yield seen
+    finally:
+        _watched = None
 
 
 class Optimizer:
@@ -63,6 +82,9 @@ class Optimizer:
 
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
+        if _watched is not None:
+            params = [p for group in self.param_groups for p in group["params"]]
+            _watched.append((self, [(p, p.grad) for p in params]))
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             # Parameters that have made different numbers of steps take them apart.

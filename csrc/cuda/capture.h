@@ -1,0 +1,42 @@
+// Graphs: work recorded once and replayed.
+//
+// A graph keeps the addresses that it was recorded with, so what is allocated meanwhile comes from
+// a pool of the graph's own, whose blocks go back to it and not to the driver; what is freed
+// meanwhile but was made before, is freed after. Numbers that change from replay to replay live in
+// device memory: the settings of optimizer steps, and how far the random offset has moved on.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnn::cuda {
+
+struct Graph;  // with its memory
+
+// Records this thread's work on the current stream until end_capture(). Null where that failed (the
+// reason is noted).
+void begin_capture();
+Graph* end_capture();
+// Gives up what is being recorded.
+void abandon_capture();
+void replay(Graph* graph);
+void destroy(Graph* graph);
+
+// A device copy of `size` bytes that every replay can renew, if this thread is recording; else
+// null.
+const void* live_value(const void* value, int64_t size);
+// The device's count of random calls since the recording, if this thread is recording; else null.
+const uint64_t* later_offset();
+
+// While rehearsing, kernels are not run and live_value() only takes note of the values, in order,
+// for the graph's next replay.
+bool rehearsing();
+void begin_rehearsal(Graph* graph);
+// False if other values came than were recorded.
+bool end_rehearsal(uint64_t later);
+
+// Memory while recording: a block of the graph's pool, or null if this thread is not recording.
+void* capture_allocate(int64_t bytes);
+// Whether the block is a graph's, or its end has to wait for the end of the recording.
+bool capture_deallocate(void* block);
+
+}  // namespace fastnn::cuda
