@@ -325,3 +325,43 @@ def test_a_graphed_step_refuses_what_it_was_not_recorded_for():
     with pytest.raises(RuntimeError, match="capturing"):
         waits(on_cuda(3))
     assert on_cuda(3).sum().item() is not None, "usable afterwards"
+
+
+class Foreign:
+    """Another library's array: what it says of its memory, and nothing else."""
+
+    def __init__(self, tensor, **changes):
+        self.kept = tensor
+        self.__cuda_array_interface__ = {**tensor.__cuda_array_interface__, **changes}
+
+
+def test_memory_is_shared_with_other_libraries():
+    for x in (on_cuda(2, 3, 4, 5), on_cuda(6, 4).T, fastnn.arange(5, device="cuda")):
+        again = fastnn.from_dlpack(x)
+        assert again.device == "cuda:0" and again.data_ptr() == x.data_ptr()
+        assert again.stride() == x.stride() and again.dtype is x.dtype
+        by_interface = fastnn.as_tensor(Foreign(x))
+        assert by_interface.data_ptr() == x.data_ptr() and by_interface.stride() == x.stride()
+        again.zero_()
+        assert (by_interface.cpu().numpy() == 0).all() and (x.cpu().numpy() == 0).all()
+    half = on_cuda(3).bfloat16()
+    assert half.__cuda_array_interface__["typestr"] == "<V2"
+    assert fastnn.as_tensor(Foreign(half)).dtype is fastnn.bfloat16
+    dense = fastnn.as_tensor(Foreign(on_cuda(2, 3), strides=None, stream=1))
+    assert dense.stride() == (3, 1)
+    read_only = fastnn.as_tensor(Foreign(x, data=(x.data_ptr(), True)))
+    with pytest.raises(ValueError, match="read-only"):
+        read_only.zero_()
+
+
+def test_exchange_that_cannot_be():
+    x = on_cuda(3)
+    assert x.__dlpack_device__() == (2, 0) and not hasattr(x.cpu(), "__cuda_array_interface__")
+    with pytest.raises(ValueError, match="stream expects 1, 2, -1 or a handle, got 0"):
+        x.__dlpack__(stream=0)
+    with pytest.raises(BufferError, match="exports where the tensor is"):
+        x.__dlpack__(dl_device=(1, 0))
+    with pytest.raises(BufferError, match="requires a gradient"):
+        x.requires_grad_().__dlpack__(stream=-1)
+    with pytest.raises(TypeError, match="expected an array of fastnn's dtypes, got <f8"):
+        fastnn.as_tensor(Foreign(on_cuda(2), typestr="<f8"))

@@ -1,4 +1,5 @@
-// DLPack exchange (https://dmlc.github.io/dlpack): CPU tensors in and out without a copy.
+// DLPack exchange (https://dmlc.github.io/dlpack), and NVIDIA's array interface: tensors in and out
+// without a copy. The order of work on streams is settled in tensor.py.
 // The structs below are the protocol's C ABI, version 0 ("dltensor" capsules).
 #include "bindings/module.h"
 
@@ -8,7 +9,7 @@ namespace fastnn {
 namespace {
 
 struct DLDevice {
-  int32_t device_type;  // 1 = CPU, 3 = pinned CPU memory
+  int32_t device_type;  // 1 = CPU, 2 = CUDA, 3 = CPU memory that CUDA has pinned
   int32_t device_id;
 };
 struct DLDataType {
@@ -78,7 +79,7 @@ py::capsule to_dlpack(const Array& x) {
   auto* out = new Exported{{}, x, x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
   t.data = x.raw();
-  t.device = {1, 0};
+  t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};
   t.ndim = x.rank();
   t.dtype = to_dlpack_dtype(x.dtype());
   t.shape = &out->shape[0];
@@ -102,9 +103,10 @@ Array from_dlpack(const py::capsule& capsule) {
         PyCapsule_GetName(capsule.ptr()) ? PyCapsule_GetName(capsule.ptr()) : "", "\"");
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   const DLTensor& t = managed->dl_tensor;
-  check<NotImplementedError>(t.device.device_type == 1 || t.device.device_type == 3,
-                             "from_dlpack: expected a CPU tensor, got device type ",
-                             t.device.device_type);
+  const int32_t kind = t.device.device_type;
+  check<NotImplementedError>(kind >= 1 && kind <= 3,
+                             "from_dlpack: expected a CPU or CUDA tensor, got device type ", kind);
+  const int device = kind == 2 ? t.device.device_id : kCpu;
   const DType dtype = from_dlpack_dtype(t.dtype);
   Dims shape, strides;
   for (int i = 0; i < t.ndim; ++i) shape.push_back(t.shape[i]);
@@ -114,8 +116,10 @@ Array from_dlpack(const py::capsule& capsule) {
     strides = row_major_strides(shape);
   auto storage = std::make_shared<Storage>();
   storage->data = static_cast<char*>(t.data) + t.byte_offset;
-  storage->release = [managed] {
+  storage->device = device;
+  storage->release = [managed, device] {
     if (!managed->deleter || !Py_IsInitialized()) return;
+    if (device != kCpu) device_table()->wait(device);  // kernels may still be reading
     py::gil_scoped_acquire gil;  // the producer's deleter may drop Python references
     managed->deleter(managed);
   };
@@ -123,9 +127,26 @@ Array from_dlpack(const py::capsule& capsule) {
   return Array(std::move(storage), 0, shape, strides, dtype);
 }
 
+// An array over a CUDA device's memory, kept alive by `owner`.
+Array from_cuda(uintptr_t address, const Dims& shape, const Dims& strides, DType dtype, int device,
+                bool writable, const py::object& owner) {
+  auto storage = std::make_shared<Storage>();
+  storage->data = reinterpret_cast<void*>(address);
+  storage->device = device;
+  storage->writable = writable;
+  storage->release = [kept = new py::object(owner), device] {
+    if (!Py_IsInitialized()) return;
+    device_table()->wait(device);
+    py::gil_scoped_acquire gil;
+    delete kept;
+  };
+  return Array(std::move(storage), 0, shape, strides, dtype);
+}
+
 }  // namespace
 
 void bind_dlpack(py::module_& m) {
+  m.def("from_cuda", &from_cuda);
   m.def("to_dlpack", &to_dlpack);
   m.def("from_dlpack", &from_dlpack);
 }

@@ -24,6 +24,7 @@ struct DeviceTable {
   // dst and src are kCpu or a device. Copies from and to ordinary memory are done when it returns.
   bool (*copy)(void* dst, int dst_device, const void* src, int src_device, int64_t bytes);
   void (*select)(int device);  // for the calling thread's next kernels
+  bool (*wait)(int device);    // for all work on the device
   // The first failure since the last call, or null; out_of_memory says of what kind it was.
   const char* (*error)(bool* out_of_memory);
 };

@@ -58,15 +58,14 @@ void bind_streams(py::module_& m) {
         set_current_stream(before);
       },
       py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "synchronize",
-      [](int device) {
-        select(device);
-        note(cudaDeviceSynchronize(), "waiting for the device");
-        synchronize();
-      },
-      py::call_guard<py::gil_scoped_release>());
+  m.def("synchronize", [](int device) { wait(device); }, py::call_guard<py::gil_scoped_release>());
   m.def("check", &check);
+  // Later work on `later` follows what is queued on `earlier` by now.
+  m.def("follow", [](int device, uintptr_t later, uintptr_t earlier) {
+    select(device);
+    follow(pointer<cudaStream_t>(later), pointer<cudaStream_t>(earlier));
+    check();
+  });
   m.def("wait_event", [](uintptr_t stream, uintptr_t event) {
     checked(cudaStreamWaitEvent(pointer<cudaStream_t>(stream), pointer<cudaEvent_t>(event), 0),
             "waiting for an event");

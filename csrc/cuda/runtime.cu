@@ -203,6 +203,23 @@ bool synchronize() {
   return !failed;
 }
 
+bool wait(int device) {
+  select(device);
+  note(cudaDeviceSynchronize(), "waiting for the device");
+  report_fault();
+  return !failed;
+}
+
+void follow(cudaStream_t later, cudaStream_t earlier) {
+  if (later == earlier) return;
+  cudaEvent_t event = nullptr;
+  cudaError_t result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
+  if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
+  note(result, "ordering two streams");
+  if (event) cudaEventDestroy(event);
+}
+
 Fault* fault() { return prepared(selected).fault; }
 
 int fault_name(const char* what) {

@@ -46,6 +46,10 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
 
 // Waits for the current stream; false where something failed, which is noted.
 bool synchronize();
+// Waits for all of a device's streams.
+bool wait(int device);
+// Later work on one stream follows what is queued on another by now.
+void follow(cudaStream_t later, cudaStream_t earlier);
 
 // What a kernel found wrong, written by the first thread that found anything.
 struct Fault {

@@ -8,6 +8,7 @@ operators (arithmetic, reductions, views) are functions of ``fastnn.nn.functiona
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -241,13 +242,59 @@ class Tensor:
 
     # Exchange.
 
-    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: Any = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The tensor for another library, without a copy.
+
+        Args:
+            stream: on a GPU, the consumer's stream, which is made to wait for what is queued here:
+                1 or None for the legacy default stream, 2 for the per-thread one, -1 not to wait.
+
+        Raises:
+            BufferError: the tensor requires a gradient, or another device or a copy is asked for.
+            ValueError: stream 0, which is ambiguous.
+        """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
+        if self.is_cuda and stream != -1:
+            if stream == 0:
+                raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
+            self._followed_by(1 if stream is None else stream)
         return _core.to_dlpack(self._array)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
+        return (2, self._array.device) if self.is_cuda else (1, 0)
+
+    def _followed_by(self, stream: int) -> None:
+        module, device = _device.cuda_module(), self._array.device
+        module.follow(device, stream, module.current_stream(device))
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """NVIDIA's array interface, version 3, of a tensor on a GPU (CuPy, Numba).
+
+        Raises:
+            AttributeError: the tensor is not on a GPU.
+        """
+        if not self.is_cuda or self._requires_grad:
+            raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
+        array, item = self._array, self.element_size()
+        return {
+            "shape": self.shape,
+            "strides": tuple(step * item for step in array.strides),
+            "typestr": _TYPE_STRINGS[array.dtype],
+            "data": (array.pointer, not array.writable),
+            "version": 3,
+            "stream": _device.cuda_module().current_stream(array.device),
+        }
 
     # Autograd.
 
@@ -398,10 +445,46 @@ def from_numpy(values: np.ndarray) -> Tensor:
     return Tensor._wrap(_array_of(values))
 
 
+#: NumPy's names of the dtypes, little-endian; bfloat16 has none and travels as two bytes.
+_TYPE_STRINGS = {
+    "float32": "<f4", "bfloat16": "<V2", "int64": "<i8", "int32": "<i4", "uint8": "|u1",
+    "bool": "|b1",
+}  # fmt: skip
+
+
 def from_dlpack(source: Any) -> Tensor:
-    """A tensor over the memory of any CPU tensor that speaks DLPack, such as PyTorch's."""
-    capsule = source.__dlpack__() if hasattr(source, "__dlpack__") else source
-    return Tensor._wrap(_core.from_dlpack(capsule))
+    """A tensor over the memory of any tensor that speaks DLPack, such as PyTorch's.
+
+    From a GPU, work here waits for what the source has queued on its stream; while a tensor is let go,
+    the device is waited for, since its owner does not know of work here.
+    """
+    if not hasattr(source, "__dlpack__"):
+        return Tensor._wrap(_core.from_dlpack(source))
+    kind, device = source.__dlpack_device__() if hasattr(source, "__dlpack_device__") else (1, 0)
+    if kind != 2:
+        return Tensor._wrap(_core.from_dlpack(source.__dlpack__()))
+    stream = _device.cuda_module().current_stream(device)
+    return Tensor._wrap(_core.from_dlpack(source.__dlpack__(stream=stream)))
+
+
+def _from_cuda_array(source: Any) -> Tensor:
+    """A tensor over the memory of an object with NVIDIA's array interface, on the current device."""
+    face = source.__cuda_array_interface__
+    names = {text: name for name, text in _TYPE_STRINGS.items()}
+    if face["typestr"] not in names or face.get("mask") is not None:
+        raise TypeError(f"as_tensor: expected an array of fastnn's dtypes, got {face['typestr']}")
+    module, device = _device.cuda_module(), _device.current()
+    dtype, shape = names[face["typestr"]], tuple(face["shape"])
+    item = as_dtype(dtype).itemsize
+    if face.get("strides") is None:
+        steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    else:
+        steps = [step // item for step in face["strides"]]
+    if face.get("stream"):
+        module.follow(device, module.current_stream(device), face["stream"])
+    address, read_only = face["data"]
+    array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
+    return Tensor._wrap(array)
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: Any = None) -> Tensor:
@@ -433,9 +516,13 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: An
 
 
 def as_tensor(data: Any, dtype: Any = None) -> Tensor:
-    """``data`` itself if it is a tensor of that dtype; a NumPy array's memory; else a copy."""
+    """``data`` itself if it is a tensor of that dtype; the memory of a NumPy array or of an array
+    on a GPU (``__cuda_array_interface__``); else a copy."""
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
+    if hasattr(data, "__cuda_array_interface__"):
+        out = _from_cuda_array(data)
+        return out if dtype is None else out.to(dtype)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize in (4,):
         out = from_numpy(data)
         return out if dtype is None else out.to(dtype)
