@@ -1,4 +1,5 @@
-"""The emulator of CUDA finds what it is there to find: planted mistakes, under sanitizers."""
+"""The emulator of CUDA finds what it is there to find: planted mistakes, under sanitizers. The device's
+primitives do on it, and on a GPU where there is one, what NumPy says."""
 
 from __future__ import annotations
 
@@ -8,30 +9,37 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import fastnn
+
 ROOT = Path(__file__).parent.parent
-SOURCES = [
-    "csrc/cuda/runtime.cu",
-    "csrc/cuda/emulator/fibers.cpp",
-    "csrc/cuda/emulator/runtime.cpp",
-]
+SOURCES = ["csrc/cuda/runtime.cu", "csrc/cuda/capture.cu"]
+EMULATOR = ["csrc/cuda/emulator/fibers.cpp", "csrc/cuda/emulator/runtime.cpp"]
+
+
+def compiled(program, source, options=()):
+    """A program of tests/emulator for the emulated GPU."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None or not (ROOT / "csrc").exists():
+        pytest.skip("no C++ compiler")
+    command = [
+        compiler, "-std=gnu++17", "-O1", "-g", *options, "-Icsrc", "-DFASTNN_CUDA_EMULATE=1",
+        "-x", "c++", f"tests/emulator/{source}", *SOURCES, *EMULATOR, "-o", str(program),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return program
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """tests/emulator/planted.cu as a program with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None or not (ROOT / "csrc").exists():
-        pytest.skip("no C++ compiler")
-    program = tmp_path_factory.mktemp("emulator") / "planted"
-    command = [
-        compiler, "-std=gnu++17", "-O1", "-g", "-fsanitize=address,undefined", "-Icsrc",
-        "-fno-sanitize-recover=undefined", "-DFASTNN_CUDA_EMULATE=1", "-x", "c++",
-        "tests/emulator/planted.cu", *SOURCES, "-o", str(program),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = compiled(
+        tmp_path_factory.mktemp("emulator") / "planted", "planted.cu",
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    )  # fmt: skip
 
     def run(name):
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
@@ -66,3 +74,49 @@ def test_planted_mistakes_are_found(planted, name, message):
     done = planted(name)
     assert done.returncode != 0, f"{name}: not found"
     assert re.search(message, done.stderr), done.stderr[-2000:]
+
+
+def sample(i):
+    return ((i * 37 + 11) % 64 - 32) / 16.0
+
+
+def primitives_by_numpy():
+    a, b = sample(np.arange(256)).reshape(16, 16), sample(1000 + np.arange(128)).reshape(8, 16)
+    a8, b8 = sample(np.arange(128)).reshape(16, 8), sample(1000 + np.arange(64)).reshape(8, 8)
+    x = sample(np.arange(384)).reshape(3, 32, 4)
+    x[:, 3::4] = 0
+    threads = sample(np.arange(256))
+    steps = 1 + np.arange(32) / 8192
+    return {
+        "mma_bf16": a @ b.T,
+        "mma_bf16_transposed": a @ b.T,
+        "mma_tf32": a8 @ b8.T,
+        "to_tf32": np.floor(steps * 1024 + 0.5) / 1024,
+        "copy_async": x,
+        "sums": [np.full(256, threads.sum()), np.repeat(threads.reshape(8, 32).sum(1), 32),
+                 np.full(256, threads.max())],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["emulated", "gpu"])
+def test_device_primitives_do_what_numpy_says(tmp_path, where):
+    """Exact: the operands are few bits, so every sum is a whole number of sixteenths squared."""
+    if where == "emulated":
+        program = compiled(tmp_path / "primitives", "primitives.cu")
+    else:
+        if shutil.which("nvcc") is None or fastnn.device.cuda_is_emulated():
+            pytest.skip("no GPU, or no nvcc")
+        major, minor = fastnn.cuda.get_device_capability()
+        program = tmp_path / "primitives"
+        command = ["nvcc", "-std=c++17", f"-arch=sm_{major}{minor}", "--expt-relaxed-constexpr",
+                   "-Icsrc", "tests/emulator/primitives.cu", *SOURCES, "-o", str(program)]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    expected = primitives_by_numpy()
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        values = np.ravel(values).astype(np.float32)
+        assert np.array_equal(np.array(found[name], np.float32), values), name

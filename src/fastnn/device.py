@@ -47,6 +47,14 @@ def _load() -> Any:
     return module
 
 
+def cuda_is_emulated() -> bool:
+    """Whether ``"cuda"`` is not available, or the emulated one."""
+    try:
+        return cuda_module().emulated
+    except RuntimeError:
+        return True
+
+
 def current() -> int:
     """Index of the current CUDA device: what ``"cuda"`` means."""
     return _current
