@@ -128,3 +128,21 @@ def test_the_page_is_whole_and_needs_nothing_else():
 
     Balance().feed(text)
     assert Balance.open == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_too(tmp_path, capsys):
+    from fastnn.cli import main
+
+    path = tmp_path / "gpu.json"
+    suites = ["relu", "sgd_step", "infer"]
+    code = main(["bench", *suites, "--quick", "--peer", "none", "--device", "cuda", "--json",
+                 str(path), "--dtype", "float32,tf32"])  # fmt: skip
+    assert code == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["part"] for row in rows} >= {"forward", "latency", "graphed latency"}
+    assert {row["dtype"] for row in rows if row["name"] == "relu"} == {"float32"}
+    assert {row["dtype"] for row in rows if row["suite"] == "infer"} == {"float32", "tf32"}
+    assert all(row["seconds"] > 0 for row in rows)
+    with pytest.raises(ValueError, match="expected dtypes float32 or bfloat16, got 'tf32'"):
+        run.Options(dtypes=("tf32",))

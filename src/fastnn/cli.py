@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help="only this instruction set (default: every one available)",
     )
+    verify.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="cpu (default), or cuda for the GPU's kernels",
+    )
 
     bench = command(
         "bench",
@@ -142,8 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "--peer", default="torch", metavar="LIST", help="of torch,onnxruntime,openvino, or none"
     )
     bench.add_argument(
-        "--dtype", default="float32,bfloat16", metavar="LIST", help="float32, bfloat16 or both"
-    )
+        "--dtype", default="float32,bfloat16", metavar="LIST",
+        help="of float32, bfloat16, and tf32 on a GPU",
+    )  # fmt: skip
+    bench.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     bench.add_argument(
         "--batch", default="16", metavar="LIST", help="of layers and inference, such as 1,16,64"
     )
@@ -316,10 +324,13 @@ def _verify(args: argparse.Namespace) -> int:
     if args.case is not None and names != [args.op]:
         raise ValueError(f"a case belongs to one operator; {args.op!r} is a family")
     levels = [args.isa] if args.isa else fastnn.backends.cpu.available_isas()
+    if fastnn.device.index_of(args.device) >= 0:
+        levels = [fastnn.backends.cpu.active_isa()]
     for level in levels:
         with fastnn.backends.cpu.isa(level):
             pass  # an unknown level is refused before the table begins
-    print(f"{'operator':<34}{'ISA':<10}{'cases':>6}{'error/bound':>13}  pass")
+    kind = "ISA" if args.device == "cpu" else "device"
+    print(f"{'operator':<34}{kind:<10}{'cases':>6}{'error/bound':>13}  pass")
     failures: list[str] = []
     total = 0
     for name in names:
@@ -327,24 +338,25 @@ def _verify(args: argparse.Namespace) -> int:
         lines = op.cases if args.case is None else (args.case,)
         for level in levels:
             with fastnn.backends.cpu.isa(level):
-                results = [_run_case(name, line, op) for line in lines]
+                results = [_run_case(name, line, op, args.device) for line in lines]
                 wrong = [result.explain() for result in results if not result.ok]
             worst = max((result.worst for result in results), default=0.0)
             total += len(results)
             failures += wrong
             verdict = f"NO ({len(wrong)} wrong)" if wrong else "yes"
-            print(f"{name:<34}{level:<10}{len(results):>6}{worst:>13.3f}  {verdict}", flush=True)
+            where = level if args.device == "cpu" else args.device
+            print(f"{name:<34}{where:<10}{len(results):>6}{worst:>13.3f}  {verdict}", flush=True)
     for text in failures:
         print(f"\n{text}")
     print(f"\n{total} cases, {len(failures)} failed")
     return 1 if failures else 0
 
 
-def _run_case(name: str, line: str, op: Op) -> Result:
+def _run_case(name: str, line: str, op: Op, device: str) -> Result:
     from fastnn import verify
 
     try:
-        return verify.run_case(name, line, op)
+        return verify.run_case(name, line, op, device)
     except KeyError as error:
         raise ValueError(f"case {line!r} lacks {error}, which every case of {name} has") from error
 
@@ -374,16 +386,22 @@ def _bench(args: argparse.Namespace) -> int:
     if not batches or min(batches) < 1:
         raise ValueError(f"--batch expects sizes >= 1, such as 1,16,64; got {args.batch!r}")
     options = Options(
-        listed(args.peer), listed(args.dtype), batches, args.filter, args.quick, args.compile
-    )
+        listed(args.peer), listed(args.dtype), batches, args.filter, args.quick, args.compile,
+        args.device,
+    )  # fmt: skip
+    fastnn.device.index_of(args.device)
     chosen(args.suites)  # a wrong name is refused before the minutes of measuring
     for peer in options.missing():
         print(f"{peer} is not installed, or its ONNX exporter is not: it is not timed")
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    peaks = measure_peaks(0.3 if args.quick else 3.0)
+    peaks = measure_peaks(0.3 if args.quick else 3.0, args.device)
+    where = f"{fastnn.get_num_threads()} threads"
+    if args.device != "cpu":
+        where = fastnn.cuda.get_device_name(args.device)
+    tf32 = f"{peaks.tf32:.0f} in TF32, " if peaks.tf32 else ""
     print(
-        f"measured peaks, {fastnn.get_num_threads()} threads: {peaks.float32:.0f} GFLOP/s in "
-        f"float32, {peaks.bfloat16:.0f} in bfloat16, {peaks.copy_gbs:.1f} GB/s copying"
+        f"measured peaks, {where}: {peaks.float32:.0f} GFLOP/s in float32, {tf32}"
+        f"{peaks.bfloat16:.0f} in bfloat16, {peaks.copy_gbs:.1f} GB/s copying"
     )
     print(header())
     rows = []
@@ -391,7 +409,7 @@ def _bench(args: argparse.Namespace) -> int:
         print(format_row(row), flush=True)
         rows.append(row)
     print(*summaries(rows), sep="\n")
-    facts = _facts() | {"date": datetime.date.today().isoformat()}
+    facts = _facts() | {"date": datetime.date.today().isoformat(), "device": where}
     for peer in options.installed():
         if peer in sys.modules:
             facts[peer] = sys.modules[peer].__version__

@@ -10,7 +10,7 @@ import numpy as np
 
 import fastnn
 import fastnn._core as _core
-from fastnn.bench.peaks import Peaks
+from fastnn.bench.peaks import Peaks, precision, stored
 from fastnn.bench.row import Row, measured
 
 if TYPE_CHECKING:
@@ -108,12 +108,14 @@ def rows(peaks: Peaks, options: Options) -> Iterator[Row]:
     """Rows of the table for the options' batch sizes and dtypes; CIFAR's batches are eight times
     as large."""
     seconds = 0.02 if options.quick else 0.3
+    if options.device != "cpu":
+        seconds /= 3  # a GPU gives many more rounds in that time
     for network, layers in LAYERS.items():
         for layer in layers[: 1 if options.quick else None]:
             for base in options.batches[: 1 if options.quick else None]:
                 batch = 1 if options.quick else base * (8 if network.startswith("cifar") else 1)
                 for dtype in options.dtypes:
-                    case = f"{layer.case(batch)}_{'f32' if dtype == 'float32' else 'bf16'}"
+                    case = f"{layer.case(batch)}_{'bf16' if dtype == 'bfloat16' else 'f32'}"
                     if options.wants(f"conv2d {network}", case):
                         yield from _layer(layer, batch, case, dtype, peaks, seconds, options)
 
@@ -125,22 +127,25 @@ def _layer(
     x = rng.standard_normal((batch, layer.channels, layer.size, layer.size), np.float32)
     shape = (layer.outputs, layer.channels // layer.groups, layer.kernel, layer.kernel)
     w = rng.standard_normal(shape, np.float32)
-    ours = [fastnn.tensor(a, dtype=dtype) for a in (x, w)]
+    kind, device = stored(dtype), options.device
+    ours = [fastnn.tensor(a, dtype=kind, device=device) for a in (x, w)]
     y = _conv2d(ours[0], ours[1], layer)
-    g = fastnn.tensor(rng.standard_normal(y.shape, np.float32), dtype=dtype)
+    g = fastnn.tensor(rng.standard_normal(y.shape, np.float32), dtype=kind, device=device)
     calls = _ours(ours[0], ours[1], g, layer)
-    theirs = _torch(x, w, g, dtype, layer) if "torch" in options.installed() else {}
+    theirs = _torch(x, w, g, kind, layer, device) if "torch" in options.installed() else {}
     flops = 2 * y.numel() * shape[1] * layer.kernel**2
     moved = sum(t.numel() * t.dtype.itemsize for t in (*ours, y))
     skip_data = layer.channels == 3  # nobody needs the gradient of an image
     for i, part in enumerate(PASSES):
         if skip_data and part == "backward-data":
             continue
-        yield measured(
-            ("conv", "conv2d", case, part, dtype), calls[i],
-            {label: passes[i] for label, passes in theirs.items()}, peaks, seconds,
-            flops=flops, moved=moved,
-        )  # fmt: skip
+        with precision(dtype, device):
+            row = measured(
+                ("conv", "conv2d", case, part, dtype), calls[i],
+                {label: passes[i] for label, passes in theirs.items()}, peaks, seconds,
+                flops=flops, moved=moved, device=device,
+            )  # fmt: skip
+        yield row
 
 
 def _conv2d(x: fastnn.Tensor, w: fastnn.Tensor, layer: Layer) -> fastnn.Tensor:
@@ -162,7 +167,7 @@ def _ours(
 
 
 def _torch(
-    x: np.ndarray, w: np.ndarray, g: fastnn.Tensor, dtype: str, layer: Layer
+    x: np.ndarray, w: np.ndarray, g: fastnn.Tensor, dtype: str, layer: Layer, device: str
 ) -> dict[str, list[Callable[[], Any]]]:
     """The three passes in PyTorch, in both memory layouts."""
     import torch
@@ -175,8 +180,10 @@ def _torch(
     ):
         kind = getattr(torch, dtype)
         a, b, c = (
-            torch.tensor(np.asarray(v, np.float32)).to(kind).contiguous(memory_format=layout)
-            for v in (x, w, g.numpy())
+            torch.tensor(np.asarray(v, np.float32))
+            .to(device, kind)
+            .contiguous(memory_format=layout)
+            for v in (x, w, g)
         )
         found[label] = _torch_passes(torch, a, b, c, layer)
     return found

@@ -77,7 +77,7 @@ def _roofline(peaks: Peaks, rows: Sequence[Row]) -> str:
         parts.append(f'<polyline class="roof" points="{path}"/>')
     for row in points:
         x, y = at(row.flops / row.moved, row.rate[0])
-        kind = "f32" if row.dtype == "float32" else "bf16"
+        kind = "bf16" if row.dtype == "bfloat16" else "f32"
         label = html.escape(f"{row.name} {row.case} {row.part}: {row.rate[0]:.0f} GFLOP/s")
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{label}</title></circle>'
@@ -95,7 +95,7 @@ def _bars(rows: Sequence[Row]) -> str:
     scale, height = 420 / min(max(widest, 2.0), 8.0), 14
     parts = [f'<svg viewBox="0 0 900 {height * len(shown) + 24}" role="img" aria-label="ratios">']
     for i, (row, ratio) in enumerate(shown):
-        kind = "slow" if ratio < 1 else "f32" if row.dtype == "float32" else "bf16"
+        kind = "slow" if ratio < 1 else "bf16" if row.dtype == "bfloat16" else "f32"
         y = i * height
         label = html.escape(f"{row.name} {row.case} {row.part}")
         parts.append(

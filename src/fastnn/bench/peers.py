@@ -15,7 +15,9 @@ Passes = tuple[Callable[[], Any], Callable[[], Any] | None]
 _OPTIMIZERS = {"sgd_step": "SGD", "adam_step": "Adam", "adagrad_step": "Adagrad"}
 
 
-def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict[str, Passes]:
+def peers(
+    op: str, problem: Problem, dtype: str, inputs: dict[str, Any], device: str = "cpu"
+) -> dict[str, Passes]:
     """Forward and backward of one case in PyTorch, by memory layout; empty if it has no such call.
 
     Args:
@@ -23,6 +25,7 @@ def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict
         problem: of the case.
         dtype: ``"float32"`` or ``"bfloat16"``.
         inputs: our tensors, whose values are copied.
+        device: where.
 
     Returns:
         ``{label: (forward, backward or None)}``
@@ -33,7 +36,7 @@ def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict
 
     torch.set_num_threads(fastnn.get_num_threads())
     if op in _OPTIMIZERS:
-        return _optimizer(op, problem, inputs, torch)
+        return _optimizer(op, problem, inputs, torch, device)
     call = getattr(torch.nn.functional, op, None) or getattr(torch, op, None)
     if call is None:
         return {}
@@ -44,18 +47,19 @@ def peers(op: str, problem: Problem, dtype: str, inputs: dict[str, Any]) -> dict
         layouts["torch channels_last"] = torch.channels_last
     for label, layout in layouts.items():
         try:
-            found[label] = _passes(torch, call, problem, dtype, inputs, layout)
+            found[label] = _passes(torch, call, problem, dtype, inputs, layout, device)
         except (TypeError, RuntimeError, ValueError):
             return {}  # PyTorch has no such option (a fused activation, say): no peer
     return found
 
 
 def _passes(
-    torch: Any, call: Any, problem: Problem, dtype: str, inputs: dict[str, Any], layout: Any
-) -> Passes:
+    torch: Any, call: Any, problem: Problem, dtype: str, inputs: dict[str, Any], layout: Any,
+    device: str,
+) -> Passes:  # fmt: skip
     # None is everywhere the default; leaving it out skips options that only we have.
     arguments = {
-        name: _copied(torch, value, name, problem, dtype, layout)
+        name: _copied(torch, value, name, problem, dtype, layout, device)
         for name, value in (inputs | problem.kwargs).items()
         if value is not None
     }
@@ -77,9 +81,11 @@ def _passes(
     return forward, backward
 
 
-def _copied(torch: Any, value: Any, name: str, problem: Problem, dtype: str, layout: Any) -> Any:
+def _copied(
+    torch: Any, value: Any, name: str, problem: Problem, dtype: str, layout: Any, device: str
+) -> Any:
     if isinstance(value, list):
-        return [_copied(torch, v, name, problem, dtype, layout) for v in value]
+        return [_copied(torch, v, name, problem, dtype, layout, device) for v in value]
     if not hasattr(value, "detach"):
         return value
     array = np.asarray(value.detach())
@@ -89,15 +95,17 @@ def _copied(torch: Any, value: Any, name: str, problem: Problem, dtype: str, lay
         out = out.to(torch.bfloat16)
     if out.ndim == 4:
         out = out.contiguous(memory_format=layout)
-    return out.requires_grad_(value.requires_grad)
+    return out.to(device).requires_grad_(value.requires_grad)
 
 
-def _optimizer(op: str, problem: Problem, inputs: dict[str, Any], torch: Any) -> dict[str, Passes]:
+def _optimizer(
+    op: str, problem: Problem, inputs: dict[str, Any], torch: Any, device: str
+) -> dict[str, Passes]:
     """PyTorch's fused optimizer, with the options that the case gives."""
-    params = [torch.from_numpy(np.array(p.detach(), np.float32)) for p in inputs["params"]]
+    params = [torch.tensor(np.array(p.detach(), np.float32)).to(device) for p in inputs["params"]]
     for p, g in zip(params, inputs["grads"], strict=True):
         p.requires_grad_(True)
-        p.grad = torch.from_numpy(np.array(g.detach(), np.float32))
+        p.grad = torch.tensor(np.array(g.detach(), np.float32)).to(device)
     known = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad"}
     options = {k: v for k, v in problem.kwargs.items() if k in known}
     try:

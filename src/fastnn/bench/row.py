@@ -63,10 +63,10 @@ class Row:
 def measured(
     about: tuple[str, str, str, str, str], ours: Callable[[], Any],
     theirs: Mapping[str, Callable[[], Any]], peaks: Peaks, seconds: float, *,
-    flops: float = 0, moved: float = 0, images: int = 0,
+    flops: float = 0, moved: float = 0, images: int = 0, device: str = "cpu",
 ) -> Row:  # fmt: skip
     """Times ours and the peers in turns; ``about`` is suite, name, case, part and dtype."""
-    found = times([ours, *theirs.values()], seconds)
+    found = times([ours, *theirs.values()], seconds, device=device)
     mine = found[0]
     peers = {name: t.median for name, t in zip(theirs, found[1:], strict=True)}
     extra = {"images per second": images / mine.median} if images else {}
@@ -90,7 +90,7 @@ def format_row(row: Row) -> str:
     best, ratio = row.best_peer, row.ratio
     peer = "-" if best is None else f"{best} {row.peers[best] * 1e3:.3f} ms"
     times_faster = "-" if ratio is None else f"{ratio:.2f}"
-    kind = {"float32": "f32", "bfloat16": "bf16"}[row.dtype]
+    kind = {"float32": "f32", "bfloat16": "bf16", "tf32": "tf32"}[row.dtype]
     return (
         f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} {row.seconds * 1e3:>8.3f} ms "
         f"{row.spread:>4.0%} {rate:>7.1f} {unit:<7} {row.share:>8.1%} {peer:>30} {times_faster:>6}"

@@ -13,11 +13,11 @@ import numpy as np
 
 import fastnn
 from fastnn import verify
-from fastnn.bench import layers, networks
-from fastnn.bench.peaks import Peaks
+from fastnn.bench import layers, networks, networks_gpu
+from fastnn.bench.peaks import Peaks, precision, stored
 from fastnn.bench.peers import peers
 from fastnn.bench.row import Row, measured
-from fastnn.reference.case import Op, Problem, build, parse
+from fastnn.reference.case import Op, Problem, build
 
 PEERS = ("torch", "onnxruntime", "openvino")
 #: Suites that are not simply the operators of a family of that name.
@@ -35,6 +35,7 @@ class Options:
         filter: only rows whose name and case contain this text.
         quick: small sizes and little time: to see that it works.
         compiled: also time PyTorch's compiled networks.
+        device: ``"cpu"``, or a CUDA device, where ``"tf32"`` is a dtype too.
     """
 
     peers: tuple[str, ...] = ("torch",)
@@ -43,14 +44,16 @@ class Options:
     filter: str = ""
     quick: bool = False
     compiled: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        known = ("float32", "bfloat16") + (() if self.device == "cpu" else ("tf32",))
         for peer in self.peers:
             if peer not in PEERS:
                 raise ValueError(f"bench: expected peers among {', '.join(PEERS)}, got {peer!r}")
         for dtype in self.dtypes:
-            if dtype not in ("float32", "bfloat16"):
-                raise ValueError(f"bench: expected dtypes float32 or bfloat16, got {dtype!r}")
+            if dtype not in known:
+                raise ValueError(f"bench: expected dtypes {' or '.join(known)}, got {dtype!r}")
 
     def missing(self) -> list[str]:
         """Peers asked for that are not installed."""
@@ -100,14 +103,15 @@ def _all(
         if suite == "conv":
             yield from layers.rows(peaks, options)
         elif suite in ("train", "infer"):
-            yield from getattr(networks, suite)(peaks, options)
+            where = networks if options.device == "cpu" else networks_gpu
+            yield from getattr(where, suite)(peaks, options)
         for name, op in operators:
             cases = dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench)
             for case in list(cases)[: 1 if options.quick else None]:
                 for dtype in options.dtypes:
-                    typed = case + ("_f32" if dtype == "float32" else "_bf16")
+                    typed = case + ("_bf16" if dtype == "bfloat16" else "_f32")
                     if options.wants(name, typed):
-                        yield from _case(suite, name, op, typed, peaks, options)
+                        yield from _case(suite, name, op, typed, dtype, peaks, options)
 
 
 def chosen(suites: Sequence[str]) -> list[tuple[str, list[tuple[str, Op]]]]:
@@ -136,14 +140,18 @@ def chosen(suites: Sequence[str]) -> list[tuple[str, list[tuple[str, Op]]]]:
 
 
 def _case(
-    suite: str, name: str, op: Op, line: str, peaks: Peaks, options: Options
+    suite: str, name: str, op: Op, line: str, dtype: str, peaks: Peaks, options: Options
 ) -> Iterator[Row]:
-    dtype = parse(line)["dtype"]
-    seconds = 0.02 if options.quick else 0.5
+    seconds = 0.02 if options.quick else 0.5 if options.device == "cpu" else 0.1
     problem = build(op, line)
-    inputs = {key: _tensor(value, key, problem, dtype) for key, value in problem.inputs.items()}
+    if dtype == "tf32" and not problem.flops:
+        return  # products only
+    kind, device = stored(dtype), options.device
+    inputs = {
+        key: _tensor(value, key, problem, kind, device) for key, value in problem.inputs.items()
+    }
     with_torch = "torch" in options.installed()
-    theirs = peers(name, problem, dtype, inputs) if with_torch else {}
+    theirs = peers(name, problem, kind, inputs, device) if with_torch else {}
     call = verify.call_of(name, op)
 
     def forward() -> Any:
@@ -153,11 +161,13 @@ def _case(
     outputs = verify.as_tuple(call(**inputs, **problem.kwargs))
     updated = [inputs[key] for key in problem.mutates]
     read, written = _bytes(list(inputs.values())), _bytes([*outputs, *updated])
-    yield measured(
-        (suite, name, line, "forward", dtype), forward,
-        {label: passes[0] for label, passes in theirs.items()}, peaks, seconds,
-        flops=problem.flops, moved=read + written,
-    )  # fmt: skip
+    with precision(dtype, device):
+        row = measured(
+            (suite, name, line, "forward", dtype), forward,
+            {label: passes[0] for label, passes in theirs.items()}, peaks, seconds,
+            flops=problem.flops, moved=read + written, device=device,
+        )  # fmt: skip
+    yield row
     out = next((o for o in outputs if isinstance(o, fastnn.Tensor) and o.requires_grad), None)
     if out is None:
         return
@@ -172,22 +182,26 @@ def _case(
     backwards: dict[str, Callable[[], Any]] = {
         label: passes[1] for label, passes in theirs.items() if passes[1] is not None
     }
-    yield measured(
-        (suite, name, line, "backward", dtype), backward, backwards, peaks, seconds,
-        flops=factor * problem.flops, moved=read + _bytes([out]) + _bytes(leaves),
-    )  # fmt: skip
+    with precision(dtype, device):
+        row = measured(
+            (suite, name, line, "backward", dtype), backward, backwards, peaks, seconds,
+            flops=factor * problem.flops, moved=read + _bytes([out]) + _bytes(leaves),
+            device=device,
+        )  # fmt: skip
+    yield row
 
 
-def _tensor(value: Any, name: str, problem: Problem, dtype: str) -> Any:
+def _tensor(value: Any, name: str, problem: Problem, dtype: str, device: str) -> Any:
     if isinstance(value, list):
-        return [_tensor(v, name, problem, dtype) for v in value]
+        return [_tensor(v, name, problem, dtype, device) for v in value]
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind != "f":
-        return fastnn.tensor(value)
+        return fastnn.tensor(value, device=device)
     kept = "float32" if name in problem.float32_inputs else dtype
     wants = problem.differentiable and name not in problem.mutates + problem.constants
-    return fastnn.tensor(value.astype(np.float32), dtype=kept, requires_grad=wants)
+    values = value.astype(np.float32)
+    return fastnn.tensor(values, dtype=kept, requires_grad=wants, device=device)
 
 
 def _flat(values: Sequence[Any]) -> list[fastnn.Tensor]:

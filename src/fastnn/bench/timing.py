@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import fastnn
+
 
 @dataclass(frozen=True)
 class Time:
@@ -24,25 +26,48 @@ class Time:
     rounds: int
 
 
-def times(functions: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> list[Time]:
+def times(
+    functions: Sequence[Callable[[], Any]], seconds: float, least: int = 3, device: str = "cpu"
+) -> list[Time]:
     """Times functions that take turns, so that all see the same machine.
+
+    On a GPU a function only queues its work, so each turn is as many calls as take some milliseconds
+    together, and ends when the device has done them.
 
     Args:
         functions: called without arguments.
         seconds: for all rounds together, after one warm-up call of each.
         least: rounds at least, however long they take.
+        device: where the functions' work is done.
     """
-    for function in functions:
+    calls = [1] * len(functions)
+    for i, function in enumerate(functions):
         function()
+        if device != "cpu":
+            function()
+            calls[i] = max(1, min(100, int(3e-3 / _turn(function, 3, device))))
     found: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while len(found[0]) < least or time.perf_counter() < end:
-        for function, own in zip(functions, found, strict=True):
-            start = time.perf_counter()
-            function()
-            own.append(time.perf_counter() - start)
+        for function, own, count in zip(functions, found, calls, strict=True):
+            own.append(_turn(function, count, device))
     result = []
     for own in found:
         low, middle, high = statistics.quantiles(own, n=4)
         result.append(Time(middle, (high - low) / middle, len(own)))
     return result
+
+
+def _turn(function: Callable[[], Any], calls: int, device: str) -> float:
+    """Seconds per call."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - start) / calls
+    fastnn.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    fastnn.cuda.synchronize(device)
+    return (time.perf_counter() - start) / calls

@@ -1,0 +1,144 @@
+"""Whole networks on a GPU: training steps and inference, call by call and as CUDA graphs, beside PyTorch
+(channels_last, cuDNN's benchmark mode, autocast, fused optimizer) and, if asked, its compiled form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import fastnn
+from fastnn import optim
+from fastnn.bench.networks import QUICK, _data, _ours
+from fastnn.bench.peaks import Peaks, precision
+from fastnn.bench.row import Row, measured
+
+if TYPE_CHECKING:
+    from fastnn.bench.run import Options
+
+#: Network, batch, image size, multiply-adds of one image.
+TRAINED = (("resnet50", 128, 224, 4.089e9), ("vgg16", 64, 224, 15.47e9))
+
+Call = Callable[[], Any]
+
+
+def _cases(options: Options, suite: str) -> Iterator[tuple[str, int, int, float, str, str]]:
+    for name, batch, size, work in (QUICK,) if options.quick else TRAINED:
+        for dtype in options.dtypes:
+            case = f"n{batch}h{size}"
+            if options.wants(f"{suite} {name}", case):
+                yield name, batch, size, work, case, dtype
+
+
+def train(peaks: Peaks, options: Options) -> Iterator[Row]:
+    """A step: forward, cross entropy, backward, SGD with momentum; in bfloat16 under autocast."""
+    seconds = 0.1 if options.quick else 4.0
+    for name, batch, size, work, case, dtype in _cases(options, "train"):
+        x, target = _data(batch, size)
+        for part, graphed in (("step", False), ("graphed step", True)):
+            theirs = {}
+            if "torch" in options.installed() and not graphed:
+                theirs = _torch_steps(name, x, target, dtype, options)
+            with precision(dtype, options.device):
+                ours = _step(name, x, target, dtype, options.device, graphed)
+                row = measured(
+                    ("train", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    flops=3 * 2 * work * batch, images=batch, device=options.device,
+                )  # fmt: skip
+            yield row
+            fastnn.cuda.empty_cache(options.device)
+
+
+def _step(name: str, x: Any, target: Any, dtype: str, device: str, graphed: bool) -> Call:
+    model = _ours(name).to(device).train()
+    optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    images, labels = fastnn.tensor(x, device=device), fastnn.tensor(target, device=device)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        with fastnn.autocast(dtype == "bfloat16"):
+            logits = model(images)
+        loss = fastnn.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    if not graphed:
+        return step
+    run = fastnn.cuda.graphed(step)
+    for _ in range(3):
+        run()
+    return run
+
+
+def _torch_steps(name: str, x: Any, target: Any, dtype: str, options: Options) -> dict[str, Call]:
+    import torch
+
+    from fastnn.bench import torch_models
+
+    def make(compile_it: bool) -> Call:
+        model: Any = torch_models.make(name).train().to(options.device)
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+        images = torch.tensor(x).to(options.device).contiguous(memory_format=torch.channels_last)
+        labels = torch.tensor(target).to(options.device)
+        run: Any = torch.compile(model) if compile_it else model
+
+        def step() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
+                logits = run(images)
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    found = {"torch channels_last": make(False)}
+    if options.compiled:
+        found["torch compiled"] = make(True)
+    return found
+
+
+def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
+    """A forward pass without recording, call by call and as a graph."""
+    seconds = 0.1 if options.quick else 2.0
+    for name, batch, size, work, case, dtype in _cases(options, "infer"):
+        x, _ = _data(batch, size)
+        images = fastnn.tensor(x, device=options.device)
+        model = _ours(name).to(options.device).eval()
+
+        def call(images: Any = images, model: Any = model, dtype: str = dtype) -> Any:
+            with fastnn.no_grad(), fastnn.autocast(dtype == "bfloat16"):
+                return model(images)
+
+        graphed = fastnn.cuda.graphed(call)
+        theirs = _torch_call(name, x, dtype, options) if "torch" in options.installed() else {}
+        for part, ours in (("latency", call), ("graphed latency", graphed)):
+            with precision(dtype, options.device):
+                for _ in range(3):
+                    ours()
+                row = measured(
+                    ("infer", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    flops=2 * work * batch, images=batch, device=options.device,
+                )  # fmt: skip
+            yield row
+
+
+def _torch_call(name: str, x: Any, dtype: str, options: Options) -> dict[str, Call]:
+    import torch
+
+    from fastnn.bench import torch_models
+
+    model: Any = torch_models.make(name).eval().to(options.device)
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.tensor(x).to(options.device).contiguous(memory_format=torch.channels_last)
+
+    def call() -> Any:
+        with (
+            torch.inference_mode(),
+            torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"),
+        ):
+            return model(images)
+
+    return {"torch channels_last": call}
