@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_predict_refuses_what_it_cannot_read(trained, tmp_path):
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_resuming_gives_the_same_bits(tmp_path):
-    args = ("train", "digits", "--epochs", "3", "--batch-size", "128", "--quiet", "--out")
+    args = ("train", "digits", "--epochs", "8", "--batch-size", "128", "--quiet", "--out")
     fastnn_(*args, tmp_path / "whole")
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(command(*args, stopped), stderr=subprocess.PIPE, text=True)
@@ -217,7 +218,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_gives_the_same_bits(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "interrupted; 1 of 3 epochs" in said or "interrupted; 2 of 3 epochs" in said
+    assert re.search(r"interrupted; [1-7] of 8 epochs", said), said
     assert f"resume with: fastnn train digits --resume --out {stopped}" in said
     assert "Traceback" not in said
 

@@ -16,6 +16,16 @@ from fastnn.autograd import (
     set_grad_enabled,
 )
 from fastnn.backends import get_num_threads, set_num_threads
+from fastnn.creation import (
+    arange,
+    empty,
+    empty_like,
+    full,
+    ones,
+    ones_like,
+    zeros,
+    zeros_like,
+)
 from fastnn.dtypes import DType, bfloat16, float32, int32, int64, uint8
 from fastnn.dtypes import bool_ as bool
 from fastnn.random import (
@@ -26,21 +36,7 @@ from fastnn.random import (
     randperm,
     set_rng_state,
 )
-from fastnn.tensor import (
-    Tensor,
-    arange,
-    as_tensor,
-    empty,
-    empty_like,
-    from_dlpack,
-    from_numpy,
-    full,
-    ones,
-    ones_like,
-    tensor,
-    zeros,
-    zeros_like,
-)
+from fastnn.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import fastnn._core as _core
+from fastnn.creation import sizes_of
 from fastnn.device import index_of
 from fastnn.dtypes import as_dtype, float32
-from fastnn.tensor import Tensor, _sizes
+from fastnn.tensor import Tensor
 
 
 def manual_seed(seed: int) -> None:
@@ -43,7 +44,7 @@ def rand(
 ) -> Tensor:
     """Uniform values in [0, 1)."""
     return _made(
-        _core.random_uniform(_sizes("rand", sizes), 0.0, 1.0), dtype, device, requires_grad
+        _core.random_uniform(sizes_of("rand", sizes), 0.0, 1.0), dtype, device, requires_grad
     )
 
 
@@ -52,7 +53,7 @@ def randn(
 ) -> Tensor:
     """Standard normal values."""
     return _made(
-        _core.random_normal(_sizes("randn", sizes), 0.0, 1.0), dtype, device, requires_grad
+        _core.random_normal(sizes_of("randn", sizes), 0.0, 1.0), dtype, device, requires_grad
     )
 
 

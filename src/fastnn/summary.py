@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastnn.autograd import no_grad
+from fastnn.creation import zeros
 from fastnn.dtypes import float32
 from fastnn.nn import Conv2d, ConvTranspose2d, Linear, Module
-from fastnn.tensor import Tensor, zeros
+from fastnn.tensor import Tensor
 
 
 @dataclass

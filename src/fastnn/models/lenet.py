@@ -8,8 +8,9 @@ import numpy as np
 
 import fastnn.functional as F
 from fastnn import nn
+from fastnn.creation import empty, ones, zeros
 from fastnn.nn import init
-from fastnn.tensor import Tensor, empty, from_numpy, ones, zeros
+from fastnn.tensor import Tensor, from_numpy
 
 #: Table I of the paper: which of S2's six maps each of C3's sixteen maps sees.
 C3_TABLE = (

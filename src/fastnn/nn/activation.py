@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import fastnn.functional as F
+from fastnn.creation import full
 from fastnn.nn.module import Module, Parameter
-from fastnn.tensor import Tensor, full
+from fastnn.tensor import Tensor
 
 
 class _Activation(Module):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn.functional as F
+from fastnn.creation import empty
 from fastnn.functional.conv import _pair
 from fastnn.nn import init
 from fastnn.nn.module import Module, Parameter
-from fastnn.tensor import Tensor, empty
+from fastnn.tensor import Tensor
 
 Size = int | Sequence[int]
 

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import fastnn.functional as F
+from fastnn.creation import empty
 from fastnn.nn import init
 from fastnn.nn.module import Module, Parameter
-from fastnn.tensor import Tensor, empty
+from fastnn.tensor import Tensor
 
 
 class Linear(Module):

@@ -7,8 +7,9 @@ from typing import Any
 
 import fastnn._core as _core
 import fastnn.functional as F
+from fastnn.creation import ones, zeros
 from fastnn.nn.module import Module, Parameter
-from fastnn.tensor import Tensor, ones, tensor, zeros
+from fastnn.tensor import Tensor, tensor
 
 
 def _counted(batches: Tensor) -> None:
