@@ -365,3 +365,37 @@ def test_exchange_that_cannot_be():
         x.requires_grad_().__dlpack__(stream=-1)
     with pytest.raises(TypeError, match="expected an array of fastnn's dtypes, got <f8"):
         fastnn.as_tensor(Foreign(on_cuda(2), typestr="<f8"))
+
+
+def test_the_training_loop_works_there(tmp_path):
+    from fastnn.data import ArrayDataset
+    from fastnn.train import TrainConfig, fit
+
+    rng = np.random.default_rng(0)
+    data = ArrayDataset(
+        rng.standard_normal((40, 1, 32, 32)).astype(np.float32), rng.integers(0, 10, 40)
+    )
+    files = {}
+    for device in ("cpu", "cuda"):
+        fastnn.manual_seed(0)
+        config = TrainConfig("lenet5", {}, epochs=2, batch_size=16, device=device, lr=0.01)
+        model = fastnn.models.create_model("lenet5")
+        history = fit(model, data, data, config, tmp_path / device, progress=False)
+        assert {p.device for p in model.parameters()} == {"cpu" if device == "cpu" else "cuda:0"}
+        files[device] = history[-1]["loss"]
+    assert files["cpu"] == pytest.approx(files["cuda"], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_compiled_networks_run_there(dtype):
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    ).to("cuda")  # fmt: skip
+    for _ in range(3):
+        net(on_cuda(4, 3, 8, 8))
+    net.eval()
+    x = on_cuda(4, 3, 8, 8)
+    compiled = fastnn.compile(net, x, dtype=dtype)
+    assert "batch_norm" not in str(compiled) and compiled(x).device == "cuda:0"
+    allowed = 1e-4 if dtype is None else 0.1
+    assert np.allclose(compiled(x).cpu().numpy(), net(x).detach().cpu().numpy(), atol=allowed)

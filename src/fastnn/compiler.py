@@ -29,6 +29,7 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import autocast, no_grad
+from fastnn.device import CPU
 from fastnn.nn.module import Module
 from fastnn.tensor import Tensor
 
@@ -201,18 +202,18 @@ class _Program:
             if weight is None or (bias is not None and self._constant(bias) is None):
                 continue
             mean, var, gamma, beta = (
-                None if c is None else c.numpy().astype(np.float64) for c in constants
+                None if c is None else _values(c).astype(np.float64) for c in constants
             )
             assert mean is not None and var is not None
             scale = (1.0 if gamma is None else gamma) / np.sqrt(var + step.args[7])
-            start = 0.0 if bias is None else self._constant(bias).numpy().astype(np.float64)
+            start = 0.0 if bias is None else _values(self._constant(bias)).astype(np.float64)
             shift = (start - mean) * scale + (0.0 if beta is None else beta)
-            folded = weight.numpy() * scale[:, None, None, None]
+            folded = _values(weight) * scale[:, None, None, None]
             args = list(conv.args)
             original = args[_WEIGHT]
             kind = original.dtype if isinstance(original, _core.Array) else "bfloat16"
-            args[_WEIGHT] = _array(folded, kind)
-            args[_BIAS] = _array(shift, "float32")
+            args[_WEIGHT] = _array(folded, kind, weight.device)
+            args[_BIAS] = _array(shift, "float32", weight.device)
             args[_ACTIVATION], args[_RESIDUAL] = step.args[8], step.args[9]
             self._move(i, conv, args)
             self._use_result(i)
@@ -360,9 +361,14 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
 
 
-def _array(values: np.ndarray, dtype: str) -> Any:
+def _values(array: Any) -> np.ndarray:
+    return _core.to_device(array, CPU).numpy()
+
+
+def _array(values: np.ndarray, dtype: str, device: int) -> Any:
     flat = np.ascontiguousarray(values, np.float32)
-    return _core.canonical(_core.astype(_core.clone(_core.from_numpy(flat, False)), dtype))
+    array = _core.canonical(_core.astype(_core.clone(_core.from_numpy(flat, False)), dtype))
+    return _core.to_device(array, device)
 
 
 def _flatten(value: Any, leaves: list[Any]) -> Any:
@@ -399,6 +405,8 @@ class CompiledModel:
         self, model: Module, example: tuple[Tensor, ...], dtype: str | None, chunk: int | None
     ) -> None:
         self._model = copy.deepcopy(model).eval()
+        if example[0].is_cuda:  # chunks are for the caches of cores
+            chunk = 0
         self._dtype, self._chunk, self._by_shape = dtype, chunk or 0, chunk is None
         self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
         self._programs: dict[tuple[Any, ...], tuple[_Program, Any]] = {}

@@ -375,7 +375,7 @@ class Module:
             if name in state:
                 value = state[name]
                 source = value if isinstance(value, Tensor) else tensor(np.asarray(value))
-                _core.copy_into(target._array, source._array)
+                _core.copy_into(target._array, _core.to_device(source._array, target._array.device))
         return LoadResult(missing, unexpected)
 
     # Text.

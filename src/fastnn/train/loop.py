@@ -116,8 +116,8 @@ def train_epoch(
             group["lr"] = rate
         optimizer.zero_grad()
         with _precision(config):
-            logits = model(fastnn.from_numpy(images))
-        target = fastnn.from_numpy(labels)
+            logits = model(fastnn.from_numpy(images).to(config.device))
+        target = fastnn.from_numpy(labels).to(config.device)
         loss = F.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
         value = float(loss.item())
         if not math.isfinite(value):
@@ -153,8 +153,8 @@ def evaluate(
     with fastnn.no_grad():
         for images, labels in batches(data, batch_size):
             with _precision(config):
-                logits = model(fastnn.from_numpy(images))
-            target = fastnn.from_numpy(labels)
+                logits = model(fastnn.from_numpy(images).to(config.device))
+            target = fastnn.from_numpy(labels).to(config.device)
             loss_sum += float(F.cross_entropy(logits, target).item()) * len(labels)
             predicted.append(np.asarray(logits).argmax(1))
     classes = np.concatenate(predicted)
@@ -208,6 +208,7 @@ def fit(
     """
     out = Path(out)
     path = out / "checkpoint.safetensors"
+    model.to(config.device)
     optimizer = make_optimizer(model, config)
     history: list[dict[str, float]] = []
     if resume:
