@@ -399,3 +399,40 @@ def test_compiled_networks_run_there(dtype):
     assert "batch_norm" not in str(compiled) and compiled(x).device == "cuda:0"
     allowed = 1e-4 if dtype is None else 0.1
     assert np.allclose(compiled(x).cpu().numpy(), net(x).detach().cpu().numpy(), atol=allowed)
+
+
+def test_pinned_memory():
+    x = fastnn.randn(3, 4, 5, 2)
+    pinned = x.pin_memory()
+    assert pinned.is_pinned() and not x.is_pinned() and pinned.pin_memory() is not None
+    assert np.array_equal(pinned.numpy(), x.numpy())
+    there = pinned.to("cuda", non_blocking=True)
+    back = (there * 2).to("cpu", non_blocking=True)
+    fastnn.cuda.synchronize()
+    assert back.is_pinned() and np.array_equal(back.numpy(), x.numpy() * 2)
+    with pytest.raises(RuntimeError, match="pin_memory: expected a tensor on the CPU"):
+        there.pin_memory()
+
+
+@pytest.mark.skipif(
+    fastnn.device.cuda_is_emulated() or fastnn.cuda.memory_stats()["free"] < 40 << 30,
+    reason="needs a GPU with 40 GB",
+)
+def test_tensors_of_more_than_2_to_the_31_elements():
+    """Beyond 32-bit indices: the last elements of elementwise, reduced, normed and convolved ones."""
+    n = 2**31 + 4096
+    x = fastnn.ones(n, device="cuda", dtype="bfloat16")
+    x[-5:] = -3.0
+    y = F.relu(x)
+    assert y[-6:].float().tolist() == [1.0, 0, 0, 0, 0, 0]
+    assert y.sum().item() == pytest.approx(n - 5, rel=1e-6)
+    del y
+    images = x[: 2**31].reshape(2**13, 64, 64, 64)
+    del x
+    weight = fastnn.ones(8, 64, 1, 1, device="cuda", dtype="bfloat16")
+    out = F.conv2d(images, weight)
+    assert (out[-1].float() == 64).all().item()
+    pooled = F.max_pool2d(images, 2)
+    assert pooled[-1].float().min().item() == 1
+    normed = F.batch_norm(images, None, None, training=True)
+    assert normed[-1].float().abs().max().item() == 0

@@ -86,6 +86,7 @@ void bind_array(py::module_& m) {
       .def_property_readonly("count", &Array::count)
       .def_property_readonly("pointer",
                              [](const Array& x) { return reinterpret_cast<uintptr_t>(x.raw()); })
+      .def_property_readonly("pinned", [](const Array& x) { return x.storage()->pinned; })
       .def_property_readonly("writable", [](const Array& x) { return x.storage()->writable; })
       .def_property_readonly("owners", [](const Array& x) { return x.storage().use_count(); })
       .def_property_readonly("version", [](const Array& x) { return x.storage()->version.load(); })
@@ -120,7 +121,9 @@ void bind_array(py::module_& m) {
         return ops::full(shape, value, dtype);
       },
       py::arg("shape"), py::arg("value"), py::arg("dtype"), py::arg("device") = kCpu);
-  m.def("to_device", &ops::to_device, NoGil());
+  m.def("to_device", &ops::to_device, NoGil(), py::arg("input"), py::arg("device"),
+        py::arg("later") = false);
+  m.def("pinned", &ops::pinned, NoGil());
   // As empty_like() and full() on the device of x.
   def(m, "empty_like", [](const Array& x, DType dtype) {
     return x.is_dense() ? empty_strided(x.shape(), x.strides(), dtype) : empty(x.shape(), dtype);

@@ -56,6 +56,7 @@ struct Storage {
   std::function<void()> release;    // how a foreign owner is let go; empty for our own blocks
   std::atomic<int64_t> version{0};  // counts in-place changes
   bool writable = true;
+  bool pinned = false;
   KeptWorkspaces kept;  // computed from the contents, for as long as they stay
   Storage() = default;
   Storage(const Storage&) = delete;

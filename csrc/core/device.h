@@ -21,10 +21,15 @@ struct DeviceTable {
   // Memory of a device, ordered on its current stream.
   void* (*allocate)(int device, int64_t bytes);
   void (*deallocate)(int device, void* block, int64_t bytes);
-  // dst and src are kCpu or a device. Copies from and to ordinary memory are done when it returns.
-  bool (*copy)(void* dst, int dst_device, const void* src, int src_device, int64_t bytes);
+  // dst and src are kCpu or a device. Copies from and to ordinary memory are done when it returns,
+  // unless `later`.
+  bool (*copy)(void* dst, int dst_device, const void* src, int src_device, int64_t bytes,
+               bool later);
   void (*select)(int device);  // for the calling thread's next kernels
   bool (*wait)(int device);    // for all work on the device
+  // Ordinary memory that a device copies from and to without staging.
+  void* (*pin)(int64_t bytes);
+  void (*unpin)(void* block);
   // The first failure since the last call, or null; out_of_memory says of what kind it was.
   const char* (*error)(bool* out_of_memory);
 };

@@ -183,7 +183,21 @@ void deallocate(int, void* block, int64_t) {
   if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
 }
 
-bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes) {
+void* pin(int64_t bytes) {
+  void* block = nullptr;
+  if (cudaHostAlloc(&block, static_cast<size_t>(bytes < 1 ? 1 : bytes), 0) == cudaSuccess)
+    return block;
+  cudaGetLastError();
+  return nullptr;
+}
+
+// Copies that are still under way end first.
+void unpin(void* block) {
+  cudaDeviceSynchronize();
+  if (cudaFreeHost(block) != cudaSuccess) cudaGetLastError();
+}
+
+bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes, bool later) {
   const bool host = dst_device < 0 || src_device < 0;
   const int device = dst_device < 0 ? src_device : dst_device;
   const int before = selected;
@@ -192,7 +206,7 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
       cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, current_stream());
   note(result, "a copy between devices");
   bool ok = result == cudaSuccess;
-  if (ok && host) ok = synchronize();
+  if (ok && host && !later) ok = synchronize();
   if (before != device) select(before);
   return ok && !failed;
 }

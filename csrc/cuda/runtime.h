@@ -42,7 +42,10 @@ const char* take_error(bool* out_of_memory);
 
 void* allocate(int device, int64_t bytes);
 void deallocate(int device, void* block, int64_t bytes);
-bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes);
+bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes,
+          bool later = false);
+void* pin(int64_t bytes);
+void unpin(void* block);
 
 // Waits for the current stream; false where something failed, which is noted.
 bool synchronize();

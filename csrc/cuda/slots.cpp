@@ -43,8 +43,8 @@ Slots filled() {
 
 const DeviceTable& table() {
   static const Slots slots = filled();
-  static const DeviceTable table{sizeof(Slots), &slots, allocate, deallocate,
-                                 copy,          select, wait,     take_error};
+  static const DeviceTable table{sizeof(Slots), &slots, allocate, deallocate, copy,
+                                 select,        wait,   pin,      unpin,      take_error};
   return table;
 }
 

@@ -43,8 +43,11 @@ Array clone(const Array& x);
 Array full(const Dims& shape, double value, DType dtype);
 Array full_whole(const Dims& shape, int64_t value, DType dtype);  // of an integer dtype
 
-// x on another device, in the same memory order.
-Array to_device(const Array& x, int device);
+// x on another device, in the same memory order. `later`: copies between pinned memory and a device
+// are not waited for.
+Array to_device(const Array& x, int device, bool later = false);
+// x in pinned memory of the CPU.
+Array pinned(const Array& x);
 
 // x += y for arrays of equal shape and floating dtype; x must be canonical. Sums gradients.
 void accumulate(const Array& x, const Array& y);

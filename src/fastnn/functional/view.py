@@ -8,7 +8,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import record
-from fastnn.device import index_of
+from fastnn.device import cuda_module, index_of
 from fastnn.dtypes import DType, as_dtype
 from fastnn.tensor import Tensor
 
@@ -170,10 +170,14 @@ def clone(input: Tensor) -> Tensor:
     return record("clone", _core.clone(input._array), (input,), (), _copy_backward)
 
 
-def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+def to(
+    input: Tensor, *args: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False
+) -> Tensor:
     """The tensor in another dtype and on another device; itself if nothing changes.
 
-    ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` and ``to(other)`` as in PyTorch.
+    ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` and ``to(other)`` as in PyTorch. With
+    ``non_blocking`` a copy from pinned memory (:meth:`Tensor.pin_memory`) to a GPU, or from a GPU, is
+    only queued: synchronize before the values are read on the CPU.
 
     Raises:
         RuntimeError: the device is not available.
@@ -186,7 +190,7 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tens
         else:
             dtype = arg
     if device is not None:
-        input = _moved(input, index_of(device))
+        input = _moved(input, index_of(device), non_blocking)
     if dtype is None or as_dtype(dtype) is input.dtype:
         return input
     wanted: DType = as_dtype(dtype)
@@ -199,11 +203,11 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tens
     )
 
 
-def _moved(input: Tensor, device: int) -> Tensor:
+def _moved(input: Tensor, device: int, later: bool) -> Tensor:
     here = input._array.device
     if here == device:
         return input
-    moved = _core.to_device(input._array, device)
+    moved = _core.to_device(input._array, device, later)
     return record("to_device", moved, (input,), (here,), _moved_backward)
 
 
@@ -215,7 +219,19 @@ def _to_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     return _core.astype(grad_output, saved[0])
 
 
+def pin_memory(input: Tensor) -> Tensor:
+    """The tensor in memory that a GPU copies from without staging; itself if it is.
+
+    Raises:
+        RuntimeError: CUDA is not available, or the tensor is not on the CPU.
+    """
+    cuda_module()
+    return record("pin_memory", _core.pinned(input._array), (input,), (), _copy_backward)
+
+
 TENSOR_METHODS = {
+    "is_pinned": lambda input: input._array.pinned,
+    "pin_memory": pin_memory,
     "clone": clone,
     "contiguous": contiguous,
     "expand": expand,
