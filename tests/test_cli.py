@@ -210,7 +210,11 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_gives_the_same_bits(tmp_path):
     args = ("train", "digits", "--epochs", "8", "--batch-size", "128", "--quiet", "--out")
     fastnn_(*args, tmp_path / "whole")
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen(command(*args, stopped), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*args, stopped), stderr=subprocess.PIPE, text=True,
+        # Where the tests themselves run in the background, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     metrics, deadline = stopped / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
