@@ -213,15 +213,14 @@ void classes_backward(const ClassParams& p, const float* scale, bool one_scale, 
 
 // One chunk at a time, then over the chunks, in double.
 template <class Term>
-void sum_to(int64_t count, double divisor, float* out, const Term& term) {
-  constexpr int64_t kChunk = 1 << 16;
-  const int64_t chunks = (count + kChunk - 1) / kChunk;
+void sum_to(int64_t count, double divisor, float* out, const Term& term, int64_t chunk = 1 << 16) {
+  const int64_t chunks = (count + chunk - 1) / chunk;
   Workspace memory((chunks + 1) * 8);
   auto* parts = reinterpret_cast<double*>(memory.floats());
-  parallel_ranges(count, kChunk, [&](int64_t begin, int64_t end) {
+  parallel_ranges(count, chunk, [&](int64_t begin, int64_t end) {
     double sum = 0;
     for (int64_t i = begin; i < end; ++i) sum += term(i);
-    parts[begin / kChunk] = sum;
+    parts[begin / chunk] = sum;
   });
   double sum = 0;
   for (int64_t i = 0; i < chunks; ++i) sum += parts[i];
@@ -238,43 +237,64 @@ void sum_label_weights(const ClassParams& p, float* out) {
   });
 }
 
-void pairs(PairLoss kind, float a, const float* x, const float* t, const float* weight,
-           const float* pos_weight, int64_t count, float* loss) {
-  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end, [&](int64_t i, int n) {
-      const vfloat v = load_any(x + i, n), target = load_any(t + i, n), d = v - target;
-      vfloat y;
-      switch (kind) {
-        case PairLoss::mse:
-          y = d * d;
-          break;
-        case PairLoss::l1:
-          y = vabs(d);
-          break;
-        case PairLoss::smooth_l1:
-          y = select(vabs(d) < a, 0.5f * d * d / a, vabs(d) - 0.5f * a);
-          break;
-        default: {
-          // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
-          const vfloat rest = vlog1p(vexp(-vabs(v)));
-          const vfloat hit = ones_or(pos_weight, i, n) * target * (rest + vmax(-v, vfloat{}));
-          y = (hit + (1.0f - target) * (rest + vmax(v, vfloat{}))) * ones_or(weight, i, n);
-        }
-      }
-      store_any(loss + i, y, n);
-    });
+// The loss of elements i .. i + n - 1.
+template <class T>
+FASTNN_INLINE vfloat pair_losses(const PairParams& p, const T* x, const T* t, int64_t i, int n) {
+  const vfloat v = load_any(x + i, n), target = load_any(t + i, n), d = v - target;
+  switch (p.kind) {
+    case PairLoss::mse:
+      return d * d;
+    case PairLoss::l1:
+      return vabs(d);
+    case PairLoss::smooth_l1:
+      return select(vabs(d) < p.a, 0.5f * d * d / p.a, vabs(d) - 0.5f * p.a);
+    default: {
+      // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
+      const vfloat rest = vlog1p(vexp(-vabs(v)));
+      const vfloat hit = ones_or(p.pos_weight, i, n) * target * (rest + vmax(-v, vfloat{}));
+      return (hit + (1.0f - target) * (rest + vmax(v, vfloat{}))) * ones_or(p.weight, i, n);
+    }
+  }
+}
+
+template <class T>
+void pairs_typed(const PairParams& p, float* loss) {
+  const T* const x = static_cast<const T*>(p.x);
+  const T* const t = static_cast<const T*>(p.t);
+  parallel_ranges(p.count, kGrain, [&](int64_t begin, int64_t end) {
+    vector_loop(begin, end,
+                [&](int64_t i, int n) { store_any(loss + i, pair_losses(p, x, t, i, n), n); });
   });
 }
 
-void pairs_backward(PairLoss kind, float a, const float* x, const float* t, const float* weight,
-                    const float* pos_weight, const float* scale, bool one_scale, int64_t count,
-                    float* grad_x) {
-  parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
+template <class T>
+void pairs_total_typed(const PairParams& p, double divisor, float* out) {
+  // Short runs in float, one sum per lane, joined in double.
+  constexpr int64_t kRun = 1024;
+  const T* const x = static_cast<const T*>(p.x);
+  const T* const t = static_cast<const T*>(p.t);
+  sum_to((p.count + kRun - 1) / kRun, divisor, out,
+         [&](int64_t run) {
+           const int64_t begin = run * kRun, end = begin + kRun < p.count ? begin + kRun : p.count;
+           vfloat total{};
+           vector_loop(begin, end, [&](int64_t i, int n) {
+             total += filled(pair_losses(p, x, t, i, n), n, 0.0f);
+           });
+           return static_cast<double>(sum(total));
+         },
+         kGrain / kRun + 1);
+}
+
+template <class T>
+void pairs_backward_typed(const PairParams& p, const float* scale, bool one_scale, T* grad_x) {
+  const T* const x = static_cast<const T*>(p.x);
+  const T* const t = static_cast<const T*>(p.t);
+  parallel_ranges(p.count, kGrain, [&](int64_t begin, int64_t end) {
     vector_loop(begin, end, [&](int64_t i, int n) {
       const vfloat v = load_any(x + i, n), target = load_any(t + i, n), d = v - target;
       const vfloat sign = select(d > 0, set1(1.0f), select(d < 0, set1(-1.0f), d));
       vfloat y;
-      switch (kind) {
+      switch (p.kind) {
         case PairLoss::mse:
           y = 2.0f * d;
           break;
@@ -282,11 +302,11 @@ void pairs_backward(PairLoss kind, float a, const float* x, const float* t, cons
           y = sign;
           break;
         case PairLoss::smooth_l1:
-          y = select(vabs(d) < a, d / a, sign);
+          y = select(vabs(d) < p.a, d / p.a, sign);
           break;
         default: {
-          const vfloat hit = ones_or(pos_weight, i, n) * target * vsigmoid(-v);
-          y = ((1.0f - target) * vsigmoid(v) - hit) * ones_or(weight, i, n);
+          const vfloat hit = ones_or(p.pos_weight, i, n) * target * vsigmoid(-v);
+          y = ((1.0f - target) * vsigmoid(v) - hit) * ones_or(p.weight, i, n);
         }
       }
       store_any(grad_x + i, y * (one_scale ? set1(scale[0]) : load_any(scale + i, n)), n);
@@ -294,10 +314,25 @@ void pairs_backward(PairLoss kind, float a, const float* x, const float* t, cons
   });
 }
 
+void pairs(const PairParams& p, float* loss) {
+  p.dtype == DType::float32 ? pairs_typed<float>(p, loss) : pairs_typed<bfloat16>(p, loss);
+}
+void pairs_total(const PairParams& p, double divisor, float* out) {
+  p.dtype == DType::float32 ? pairs_total_typed<float>(p, divisor, out)
+                            : pairs_total_typed<bfloat16>(p, divisor, out);
+}
+void pairs_backward(const PairParams& p, const float* scale, bool one_scale, void* grad_x) {
+  if (p.dtype == DType::float32)
+    pairs_backward_typed(p, scale, one_scale, static_cast<float*>(grad_x));
+  else
+    pairs_backward_typed(p, scale, one_scale, static_cast<bfloat16*>(grad_x));
+}
+
 }  // namespace
 
 void fill_loss(Slots& slots) {
-  slots.loss = {classes, classes_backward, sum_label_weights, total, pairs, pairs_backward};
+  slots.loss = {classes, classes_backward, sum_label_weights, total,
+                pairs,   pairs_total,      pairs_backward};
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

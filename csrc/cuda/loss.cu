@@ -137,78 +137,88 @@ void total(const float* x, int64_t count, double divisor, float* out) {
   sum_to(Element{x}, count, divisor, out);
 }
 
+template <class T>
 struct Pair {
-  PairLoss kind;
-  float a;
-  const float* x;
-  const float* t;
-  const float* weight;
-  const float* pos_weight;
+  PairParams p;
 
   FASTNN_MEMBER float loss(int64_t i) const {
-    const float v = x[i], d = v - t[i];
-    switch (kind) {
+    const float v = to_float(static_cast<const T*>(p.x)[i]),
+                t = to_float(static_cast<const T*>(p.t)[i]), d = v - t;
+    switch (p.kind) {
       case PairLoss::mse:
         return d * d;
       case PairLoss::l1:
         return fabsf(d);
       case PairLoss::smooth_l1:
-        return fabsf(d) < a ? 0.5f * d * d / a : fabsf(d) - 0.5f * a;
+        return fabsf(d) < p.a ? 0.5f * d * d / p.a : fabsf(d) - 0.5f * p.a;
       default: {
         // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
-        const float rest = log1pf(expf(-fabsf(v))), hit = pos_weight ? pos_weight[i] : 1.0f;
-        const float y =
-            hit * t[i] * (rest + fmaxf(-v, 0.0f)) + (1.0f - t[i]) * (rest + fmaxf(v, 0.0f));
-        return (v != v ? v : y) * (weight ? weight[i] : 1.0f);
+        const float rest = log1pf(expf(-fabsf(v))), hit = p.pos_weight ? p.pos_weight[i] : 1.0f;
+        const float y = hit * t * (rest + fmaxf(-v, 0.0f)) + (1.0f - t) * (rest + fmaxf(v, 0.0f));
+        return (v != v ? v : y) * (p.weight ? p.weight[i] : 1.0f);
       }
     }
   }
   FASTNN_MEMBER float slope(int64_t i) const {
-    const float v = x[i], d = v - t[i], sign = d > 0 ? 1.0f : d < 0 ? -1.0f : d;
-    switch (kind) {
+    const float v = to_float(static_cast<const T*>(p.x)[i]),
+                t = to_float(static_cast<const T*>(p.t)[i]), d = v - t;
+    const float sign = d > 0 ? 1.0f : d < 0 ? -1.0f : d;
+    switch (p.kind) {
       case PairLoss::mse:
         return 2.0f * d;
       case PairLoss::l1:
         return sign;
       case PairLoss::smooth_l1:
-        return fabsf(d) < a ? d / a : sign;
+        return fabsf(d) < p.a ? d / p.a : sign;
       default: {
-        const float hit = (pos_weight ? pos_weight[i] : 1.0f) * t[i] / (1.0f + expf(v));
-        return ((1.0f - t[i]) / (1.0f + expf(-v)) - hit) * (weight ? weight[i] : 1.0f);
+        const float hit = (p.pos_weight ? p.pos_weight[i] : 1.0f) * t / (1.0f + expf(v));
+        return ((1.0f - t) / (1.0f + expf(-v)) - hit) * (p.weight ? p.weight[i] : 1.0f);
       }
     }
   }
+  FASTNN_MEMBER double operator()(int64_t i) const { return loss(i); }  // a term of sum_to()
 };
 
+template <class T>
 struct Pairs {
-  Pair pair;
+  Pair<T> pair;
   float* loss;
   __device__ void operator()(int64_t i) const { loss[i] = pair.loss(i); }
 };
+template <class T>
 struct PairsBackward {
-  Pair pair;
+  Pair<T> pair;
   const float* scale;
   bool one_scale;
-  float* grad_x;
+  T* grad_x;
   __device__ void operator()(int64_t i) const {
-    grad_x[i] = pair.slope(i) * scale[one_scale ? 0 : i];
+    from_float(grad_x[i], pair.slope(i) * scale[one_scale ? 0 : i]);
   }
 };
 
-void pairs(PairLoss kind, float a, const float* x, const float* t, const float* weight,
-           const float* pos_weight, int64_t count, float* loss) {
-  each(count, Pairs{{kind, a, x, t, weight, pos_weight}, loss});
+void pairs(const PairParams& p, float* loss) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    each(p.count, Pairs<T>{{p}, loss});
+  });
 }
-void pairs_backward(PairLoss kind, float a, const float* x, const float* t, const float* weight,
-                    const float* pos_weight, const float* scale, bool one_scale, int64_t count,
-                    float* grad_x) {
-  each(count, PairsBackward{{kind, a, x, t, weight, pos_weight}, scale, one_scale, grad_x});
+void pairs_total(const PairParams& p, double divisor, float* out) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    sum_to(Pair<T>{p}, p.count, divisor, out);
+  });
+}
+void pairs_backward(const PairParams& p, const float* scale, bool one_scale, void* grad_x) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    each(p.count, PairsBackward<T>{{p}, scale, one_scale, static_cast<T*>(grad_x)});
+  });
 }
 
 }  // namespace
 
 void fill_loss(Slots& slots) {
-  slots.loss = {classes, classes_backward, label_weight, total, pairs, pairs_backward};
+  slots.loss = {classes, classes_backward, label_weight, total, pairs, pairs_total, pairs_backward};
 }
 
 }  // namespace fastnn::cuda

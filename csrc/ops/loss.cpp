@@ -91,8 +91,8 @@ const char* class_op(bool log_probabilities) {
 }
 
 struct Pairs {
-  PairLoss kind;
   Array x, t, weight, pos_weight;
+  PairParams p{};
 };
 
 Pairs prepare_pairs(const std::string& name, const Array& input, const Array& target, double a,
@@ -108,22 +108,20 @@ Pairs prepare_pairs(const std::string& name, const Array& input, const Array& ta
   check(target.shape() == input.shape(), op, ": target expects the input's shape ",
         input.shape().str(), ", got ", target.shape().str());
   check(a >= 0, op, ": beta expects a value >= 0, got ", a);
-  Pairs p{static_cast<PairLoss>(kind),
-          canonical(astype(input, DType::float32)),
-          canonical(astype(target, DType::float32)),
-          {},
-          {}};
-  for (auto [given, kept] : {std::pair(weight, &p.weight), std::pair(pos_weight, &p.pos_weight)})
+  const DType dtype = input.dtype() == target.dtype() ? input.dtype() : DType::float32;
+  Pairs c{canonical(astype(input, dtype)), canonical(astype(target, dtype)), {}, {}, {}};
+  for (auto [given, kept] : {std::pair(weight, &c.weight), std::pair(pos_weight, &c.pos_weight)})
     if (given) {
       check_floating(op, "weight", *given);
       check(given->shape() == input.shape(), op, ": weights expect the input's shape ",
             input.shape().str(), ", got ", given->shape().str());
       *kept = canonical(astype(*given, DType::float32));
     }
-  return p;
+  const auto pointer = [](const Array& x) { return x.defined() ? x.data<float>() : nullptr; };
+  c.p = {static_cast<PairLoss>(kind), static_cast<float>(a), c.x.raw(),  c.t.raw(), dtype,
+         pointer(c.weight),           pointer(c.pos_weight), c.x.count()};
+  return c;
 }
-
-const float* pointer(const Array& x) { return x.defined() ? x.data<float>() : nullptr; }
 
 }  // namespace
 
@@ -160,29 +158,31 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
 Array pair_loss(const std::string& kind, const Array& input, const Array& target, double a,
                 const Array* weight, const Array* pos_weight, const std::string& reduction) {
   const Reduction how = reduction_named(kind.c_str(), reduction);
-  const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
-  Array losses = empty(p.x.shape(), DType::float32);
-  kernels().loss.pairs(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t), pointer(p.weight),
-                       pointer(p.pos_weight), p.x.count(), losses.data<float>());
-  if (how == Reduction::none) return losses;
-  return total(losses, how == Reduction::sum ? 1.0 : static_cast<double>(p.x.count()));
+  const Pairs c = prepare_pairs(kind, input, target, a, weight, pos_weight);
+  if (how == Reduction::none) {
+    Array losses = empty(c.x.shape(), DType::float32);
+    kernels().loss.pairs(c.p, losses.data<float>());
+    return losses;
+  }
+  Array out = empty({}, DType::float32);
+  kernels().loss.pairs_total(c.p, how == Reduction::sum ? 1.0 : static_cast<double>(c.p.count),
+                             out.data<float>());
+  return out;
 }
 
 Array pair_loss_backward(const std::string& kind, const Array& grad_output, const Array& input,
                          const Array& target, double a, const Array* weight,
                          const Array* pos_weight, const std::string& reduction) {
   const Reduction how = reduction_named(kind.c_str(), reduction);
-  const Pairs p = prepare_pairs(kind, input, target, a, weight, pos_weight);
+  const Pairs c = prepare_pairs(kind, input, target, a, weight, pos_weight);
   Array g = canonical(astype(grad_output, DType::float32));
   if (how == Reduction::none)
-    check(g.shape() == p.x.shape(), kind, ": grad_output expects shape ", p.x.shape().str(),
+    check(g.shape() == c.x.shape(), kind, ": grad_output expects shape ", c.x.shape().str(),
           ", got ", g.shape().str());
   else if (how == Reduction::mean)
-    g = arithmetic("mean", Arithmetic::div, g, Operand::of(static_cast<double>(p.x.count())), {});
-  Array grad_input = empty(p.x.shape(), DType::float32);
-  kernels().loss.pairs_backward(p.kind, static_cast<float>(a), pointer(p.x), pointer(p.t),
-                                pointer(p.weight), pointer(p.pos_weight), g.data<float>(),
-                                how != Reduction::none, p.x.count(), grad_input.data<float>());
+    g = arithmetic("mean", Arithmetic::div, g, Operand::of(static_cast<double>(c.p.count)), {});
+  Array grad_input = empty(c.x.shape(), c.p.dtype);
+  kernels().loss.pairs_backward(c.p, g.data<float>(), how != Reduction::none, grad_input.raw());
   return astype(grad_input, input.dtype());
 }
 

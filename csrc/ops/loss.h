@@ -19,6 +19,18 @@ struct ClassParams {
   bool log_probabilities;  // x holds log probabilities (nll_loss): no softmax
 };
 
+// Losses of each pair of an input and a target, both of one floating dtype.
+struct PairParams {
+  PairLoss kind;
+  float a;  // smooth_l1's beta
+  const void* x;
+  const void* t;
+  DType dtype;
+  const float* weight;  // of bce, like x; or null
+  const float* pos_weight;
+  int64_t count;
+};
+
 struct LossSlots {
   // Loss of each row.
   void (*classes)(const ClassParams&, float* loss);
@@ -28,13 +40,11 @@ struct LossSlots {
   void (*label_weight)(const ClassParams&, float* total);
   // total[0] = sum of x / divisor, accumulated in double or as exactly.
   void (*total)(const float* x, int64_t count, double divisor, float* total);
-  // Loss of each element; a is smooth_l1's beta; weight and pos_weight are bce's, or null.
-  void (*pairs)(PairLoss, float a, const float* x, const float* t, const float* weight,
-                const float* pos_weight, int64_t count, float* loss);
+  void (*pairs)(const PairParams&, float* loss);
+  // As total() of what pairs() gives, in one pass.
+  void (*pairs_total)(const PairParams&, double divisor, float* total);
   // grad_x = scale[i] * d loss / d x, with scale[0] for all where `one_scale`.
-  void (*pairs_backward)(PairLoss, float a, const float* x, const float* t, const float* weight,
-                         const float* pos_weight, const float* scale, bool one_scale, int64_t count,
-                         float* grad_x);
+  void (*pairs_backward)(const PairParams&, const float* scale, bool one_scale, void* grad_x);
 };
 
 namespace ops {
