@@ -7,6 +7,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,59 @@ def test_planted_mistakes_are_found(planted, name, message):
     done = planted(name)
     assert done.returncode != 0, f"{name}: not found"
     assert re.search(message, done.stderr), done.stderr[-2000:]
+
+
+EVERY_CASE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("fastnn._cuda_emulated", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+import fastnn
+spec.loader.exec_module(module)
+sys.modules["fastnn._cuda_emulated"] = module
+from fastnn.verify import all_cases, run_case
+results = [run_case(name, line, op, "cuda") for name, op, line in all_cases()]
+wrong = [result.explain() for result in results if not result.ok]
+print("cases", len(results), *wrong, sep="\\n")
+sys.exit(bool(wrong))
+"""
+
+
+@pytest.mark.slow
+def test_no_kernel_leaves_its_memory(tmp_path):
+    """Every operator's cases on the emulated GPU, its module built with AddressSanitizer and
+    UndefinedBehaviorSanitizer: device and shared memory are blocks of exactly their size."""
+    pybind11 = pytest.importorskip("pybind11")
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if shutil.which("g++") is None or not Path(runtime.stdout.strip()).is_absolute():
+        pytest.skip("no g++ with AddressSanitizer")
+    flags = ["-std=gnu++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden",
+             "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
+             "-DFASTNN_CUDA_EMULATE=1", "-DFASTNN_CUDA_MODULE=_cuda_emulated", "-Icsrc",
+             f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]  # fmt: skip
+    sources = [*(ROOT / "csrc/cuda").glob("*.c*"), *(ROOT / "csrc/cuda/emulator").glob("*.cpp")]
+
+    def compile_one(source):
+        target = tmp_path / f"{source.parent.name}-{source.stem}.o"
+        command = ["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    module = tmp_path / "_cuda_emulated.so"
+    link = ["g++", "-shared", "-fsanitize=address,undefined", "-o", str(module), *objects]
+    subprocess.run(link, check=True, timeout=300)
+    environment = {
+        **os.environ, "FASTNN_CUDA_EMULATE": "1", "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": runtime.stdout.strip(),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_CASE, str(module)],
+        capture_output=True, text=True, timeout=900, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert done.stdout.startswith("cases")
 
 
 def sample(i):

@@ -14,6 +14,7 @@
 #include "cuda/emulator/recorder.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if !defined(__x86_64__)
@@ -166,6 +167,9 @@ void prepare(Fiber& f) {
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (f.stack == MAP_FAILED) abort();
   }
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(f.stack, kStack);  // frames of threads that ended without returning
+#endif
   f.state = State::ready;
   f.exchanges = 0;
   f.group = 0;
