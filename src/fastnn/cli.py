@@ -284,7 +284,17 @@ def _facts() -> dict[str, object]:
         "cores": os.cpu_count(),
         "FASTNN_CUDA at build": _core.cuda_option,
         "CUDA": _core.cuda_status,
+        "CUDA devices": _gpus(),
     }
+
+
+def _gpus() -> str:
+    """The GPUs, or why there are none."""
+    try:
+        count = fastnn.device.cuda_module().device_count()
+    except RuntimeError as error:
+        return f"none: {str(error).partition(': ')[2]}"
+    return ", ".join(fastnn.cuda.get_device_name(i) for i in range(count))
 
 
 def _processor() -> str:
