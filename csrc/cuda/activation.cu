@@ -1,6 +1,6 @@
 // Activations: one read and one write per element (backward: two reads), 16 bytes at a time, so the
 // floor is the device's copy bandwidth. Formulas are those of the CPU (cpu/activation.cpp).
-#include "cuda/device/device.h"
+#include "cuda/device/teams.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -168,45 +168,29 @@ void prelu(const void* x, const float* weight, void* y, int64_t pixels, int64_t 
   });
 }
 
-// One block per channel and part of the pixels; parts are summed by a second kernel.
+// Sums of g x where x < 0, for every channel.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    prelu_weight_kernel(const T* g, const T* x, int64_t pixels, int64_t C, float* parts) {
-  const int64_t c = blockIdx.x;
-  float sum = 0;
-  for (int64_t p = blockIdx.y * kThreads + threadIdx.x; p < pixels; p += gridDim.y * kThreads) {
-    const float v = to_float(x[p * C + c]);
-    if (v < 0) sum += to_float(g[p * C + c]) * v;
-  }
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) parts[blockIdx.y * C + c] = sum;
-}
-
-struct AddParts {
-  const float* parts;
-  float* out;
+struct PreluReader {
+  using State = OneSum;
+  const T* g;
+  const T* x;
   int64_t C;
-  int count;
-  __device__ void operator()(int64_t c) const {
-    float sum = out[c];
-    for (int i = 0; i < count; ++i) sum += parts[i * C + c];
-    out[c] = sum;
+  PreluReader from(int64_t) const { return *this; }
+  FASTNN_MEMBER void add(OneSum (&state)[1], int64_t, int64_t pixel, int64_t c) const {
+    const float v = to_float(x[pixel * C + c]);
+    if (v < 0) state[0].sum += to_float(g[pixel * C + c]) * v;
   }
 };
 
 void prelu_backward(const void* g, const void* x, const float* weight, void* grad_x,
                     float* grad_weight, int64_t pixels, int64_t C, DType dtype) {
-  const int parts = static_cast<int>(pixels < 32 * kThreads ? 1 : 32);
-  Workspace sums(parts * C * 4);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const grad = static_cast<const T*>(g);
     const T* const in = static_cast<const T*>(x);
     each(pixels * C, Prelu<T>{grad, in, weight, static_cast<T*>(grad_x), C});
-    launch(prelu_weight_kernel<T>, dim3(static_cast<unsigned>(C), static_cast<unsigned>(parts)),
-           kThreads, 0, grad, in, pixels, C, sums.as<float>());
+    reduce_columns<1>(PreluReader<T>{grad, in, C}, OneSumWriter{grad_weight}, 1, pixels, C);
   });
-  each(C, AddParts{sums.as<float>(), grad_weight, C, parts});
 }
 
 template <class T>

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/conv_operands.h"
+#include "cuda/device/teams.h"
 #include "cuda/device/tile.h"
 #include "cuda/gather_gemm.h"
 
@@ -108,19 +109,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
       }
 }
 
-template <class T>
-struct AddSplits {
-  const float* sums;
-  T* out;
-  int64_t count;
-  int splits;
-  __device__ void operator()(int64_t i) const {
-    float sum = 0;
-    for (int s = 0; s < splits; ++s) sum += sums[s * count + i];
-    from_float(out[i], sum);
-  }
-};
-
 template <class Tile>
 void run(WeightGradient p, void* grad_weight) {
   using T = typename Tile::T;
@@ -144,7 +132,7 @@ void run(WeightGradient p, void* grad_weight) {
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
               static_cast<unsigned>(p.groups)),
          Tile::kThreads, Tile::kStages * 2 * A::kElements * sizeof(T), p);
-  each(count, AddSplits<T>{p.sums, static_cast<T*>(grad_weight), count, static_cast<int>(splits)});
+  each(count, AddParts<T>{p.sums, static_cast<T*>(grad_weight), count, splits});
 }
 
 template <class T, Math math>
@@ -186,43 +174,33 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
                                 : run_sized<float, Math::exact>(g, grad_weight);
 }
 
-// 32 channels side by side, 8 pixels at a time; parts[part][channel].
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const T* x, int64_t pixels, int64_t channels, int64_t split, float* parts) {
-  using Sums = float[8][32];
-  FASTNN_SHARED(Sums, sums);
-  const int lane = static_cast<int>(threadIdx.x) % 32, line = static_cast<int>(threadIdx.x) / 32;
-  const int64_t c = int64_t{blockIdx.x} * 32 + lane, begin = blockIdx.y * split,
-                end = begin + split < pixels ? begin + split : pixels;
-  float sum = 0;
-  if (c < channels)
-    for (int64_t pixel = begin + line; pixel < end; pixel += 8)
-      sum += to_float(x[pixel * channels + c]);
-  sums[line][lane] = sum;
-  __syncthreads();
-  if (line == 0 && c < channels) {
-    float total = 0;
-    for (int i = 0; i < 8; ++i) total += sums[i][lane];
-    parts[blockIdx.y * channels + c] = total;
+template <class T, int N>
+struct SumReader {
+  using State = OneSum;
+  const T* x;
+  int64_t C;
+  SumReader from(int64_t) const { return *this; }
+  FASTNN_MEMBER void add(OneSum (&state)[N], int64_t, int64_t pixel, int64_t c) const {
+    float v[N];
+    load_floats(x + pixel * C + c, v);
+    for (int n = 0; n < N; ++n) state[n].sum += v[n];
   }
-}
+};
 
 void bias_gradient(const void* grad_output, int64_t pixels, int64_t channels, DType dtype,
                    float* grad_bias) {
-  if (channels == 0) return;
-  const int64_t split = pixels > int64_t{1024} * 512 ? (pixels + 1023) / 1024 : 512;
-  const int64_t splits = pixels ? (pixels + split - 1) / split : 1;
-  Workspace parts(splits * channels * 4);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    launch(column_sums_kernel<T>,
-           dim3(static_cast<unsigned>((channels + 31) / 32), static_cast<unsigned>(splits)),
-           kThreads, 0, static_cast<const T*>(grad_output), pixels, channels, split,
-           parts.as<float>());
+    const T* const g = static_cast<const T*>(grad_output);
+    with_pack<T>(
+        channels,
+        [&](auto pack) {
+          constexpr int N = decltype(pack)::value;
+          reduce_columns<N>(SumReader<T, N>{g, channels}, OneSumWriter{grad_bias}, 1, pixels,
+                            channels);
+        },
+        g);
   });
-  each(channels,
-       AddSplits<float>{parts.as<float>(), grad_bias, channels, static_cast<int>(splits)});
 }
 
 }  // namespace

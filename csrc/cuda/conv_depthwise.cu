@@ -4,6 +4,7 @@
 // pixel, tap by tap, from L1 and L2. Floor: one read of the input and one write of the output. The
 // gradient of the weight is a sum over pixels for each (tap, channel): blocks take 32 channels, one
 // tap and a part of the pixels, and a second kernel adds the parts in order.
+#include "cuda/conv_operands.h"
 #include "cuda/device/device.h"
 #include "ops/slots.h"
 
@@ -140,18 +141,6 @@ __global__ void __launch_bounds__(kThreads)
     parts[(blockIdx.z * p.C + c) * p.KH * p.KW + tap] = total;
   }
 }
-
-template <class T>
-struct AddParts {
-  const float* parts;
-  T* out;
-  int64_t count, splits;
-  __device__ void operator()(int64_t i) const {
-    float sum = 0;
-    for (int64_t s = 0; s < splits; ++s) sum += parts[s * count + i];
-    from_float(out[i], sum);
-  }
-};
 
 void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
                      void* grad_weight) {

@@ -16,6 +16,8 @@ namespace {
 void gather(Gather p, DType dtype) {
   if (p.rows() == 0 || p.columns == 0) return;
   if (p.vectors == 0) p.vectors = 1, p.tap_count = 0;  // a product over nothing
+  p.pairs = p.columns % 2 == 0 &&
+            aligned(static_cast<const char*>(p.output), static_cast<const char*>(p.residual));
   const bool tensor_cores = capability() >= 80;
   if (dtype == DType::bfloat16)
     tensor_cores ? gather_sized<bfloat16, Math::tensor>(p) : gather_sized<bfloat16, Math::exact>(p);

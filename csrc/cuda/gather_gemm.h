@@ -41,6 +41,7 @@ struct Gather {
   const float* bias;     // per column of every group, or null
   const void* residual;  // like the output, or null
   bool relu;
+  bool pairs;  // whether outputs are aligned two by two
   int groups;
 
   __host__ __device__ int64_t rows() const { return images * down * across; }
@@ -56,6 +57,18 @@ struct GatherRow {
     image = row / p.across / p.down;
   }
 };
+
+// N neighbouring outputs: bias, residual, relu, store.
+template <class T, int N>
+FASTNN_DEVICE void finish(const Gather& p, const float (&sums)[N], int64_t channel, int64_t to) {
+  float y[N], r[N] = {};
+  if (p.residual) load_floats(static_cast<const T*>(p.residual) + to, r);
+  for (int n = 0; n < N; ++n) {
+    y[n] = sums[n] + (p.bias ? p.bias[channel + n] : 0.0f) + r[n];
+    if (p.relu) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
+  }
+  store_floats(static_cast<T*>(p.output) + to, y);
+}
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_kernel(Gather p) {
@@ -121,8 +134,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
   });
 
   const typename Tile::Place at;
-  T* const output = static_cast<T*>(p.output);
-  const T* const residual = static_cast<const T*>(p.residual);
   const int64_t channels = p.columns * p.groups;
 #pragma unroll
   for (int i = 0; i < Tile::kPiecesDown; ++i)
@@ -135,18 +146,16 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
           (r.image * p.out_height + p.first_down + r.i * p.out_down) * p.out_width +
           p.first_across + r.j * p.out_across;
 #pragma unroll
-      for (int j = 0; j < Tile::kPiecesAcross; ++j)
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          const int64_t column = column0 + at.column + 8 * j + 2 * at.t + n;
-          if (column >= p.columns) continue;
-          const int64_t channel = group * p.columns + column, to = pixel * channels + channel;
-          float y = sums[i][j][2 * half + n];
-          if (p.bias) y += p.bias[channel];
-          if (residual) y += to_float(residual[to]);
-          if (p.relu) y = y < 0 ? 0.0f : y;  // a NaN stays
-          from_float(output[to], y);
-        }
+      for (int j = 0; j < Tile::kPiecesAcross; ++j) {
+        const int64_t column = column0 + at.column + 8 * j + 2 * at.t;
+        const float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+        const int64_t channel = group * p.columns + column, to = pixel * channels + channel;
+        if (p.pairs && column < p.columns)
+          finish<T, 2>(p, pair, channel, to);
+        else
+          for (int n = 0; n < 2; ++n)
+            if (column + n < p.columns) finish<T, 1>(p, {pair[n]}, channel + n, to + n);
+      }
     }
 }
 

@@ -10,15 +10,6 @@
 namespace fastnn::cuda {
 namespace {
 
-// f(pack) with the channels that a thread takes at a time: a pack, or one.
-template <class T, class F, class... P>
-void with_pack(int64_t C, const F& f, const P*... pointers) {
-  if (C % kPack<T> == 0 && aligned(pointers...))
-    f(std::integral_constant<int, kPack<T>>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
 template <class T, int N>
 struct MomentsReader {
   using State = Moments;

@@ -108,6 +108,15 @@ bool aligned(const P*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
+// f(pack) with the channels that a thread takes at a time: a pack, or one.
+template <class T, class F, class... P>
+void with_pack(int64_t C, const F& f, const P*... pointers) {
+  if (C % kPack<T> == 0 && aligned(pointers...))
+    f(std::integral_constant<int, kPack<T>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
 // Calls f with a value of T for a floating dtype: the kernel's element type.
 template <class F>
 void with_type(DType dtype, const F& f) {

@@ -57,7 +57,16 @@ void with_team(int64_t rows, int64_t D, const F& f) {
     f(Team<32>{}, grid);
 }
 
-// A pair of sums.
+// States of column reductions.
+struct OneSum {
+  float sum = 0;
+  FASTNN_MEMBER void add(const OneSum& other) { sum += other.sum; }
+};
+struct OneSumWriter {
+  float* out;
+  OneSumWriter from(int64_t segment, int64_t C) const { return {out + segment * C}; }
+  FASTNN_MEMBER void write(int64_t at, const OneSum& state) const { out[at] = state.sum; }
+};
 struct TwoSums {
   float a = 0, b = 0;
   FASTNN_MEMBER void add(const TwoSums& other) {
