@@ -13,6 +13,7 @@ namespace fastnn::cuda {
 
 constexpr int64_t kLiveBytes = 64 << 10;
 constexpr int64_t kLiveAlignment = 16;
+constexpr int64_t kFirstValue = kLiveAlignment;  // after the random offset
 
 // The memory of one graph; lives until the graph is destroyed and no array uses it.
 struct Pool {
@@ -47,10 +48,10 @@ struct Graph {
   cudaGraphExec_t exec = nullptr;
   int device = 0;
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
-  // Live values one after the other, then the random offset; on the device, and what it gets next.
+  // The random offset, then live values one after the other; on the device, and what it gets next.
   char* live = nullptr;
   std::vector<char> next;
-  int64_t used = 0;
+  int64_t used = kFirstValue;
   std::vector<void*> freed;  // after the recording
 };
 
@@ -58,7 +59,7 @@ namespace {
 
 thread_local Graph* recording = nullptr;
 thread_local Graph* rehearsed = nullptr;
-thread_local int64_t rehearsed_bytes = 0;
+thread_local int64_t rehearsed_bytes = kFirstValue;
 
 int64_t aligned_size(int64_t size) {
   return (size + kLiveAlignment - 1) / kLiveAlignment * kLiveAlignment;
@@ -70,9 +71,9 @@ void begin_capture() {
   if (recording) return note_text("graph: this thread is recording one already");
   auto graph = std::make_unique<Graph>();
   graph->device = current_device();
-  graph->live = static_cast<char*>(allocate(current_device(), kLiveBytes + 8));
+  graph->live = static_cast<char*>(allocate(current_device(), kLiveBytes));
   if (!graph->live) return;
-  graph->next.resize(kLiveBytes + 8);
+  graph->next.resize(kLiveBytes);
   const cudaError_t result =
       cudaStreamBeginCapture(current_stream(), cudaStreamCaptureModeThreadLocal);
   note(result, "beginning a recording");
@@ -117,8 +118,8 @@ void abandon_capture() {
 }
 
 void replay(Graph* graph) {
-  note(cudaMemcpyAsync(graph->live, graph->next.data(), graph->next.size(), cudaMemcpyDefault,
-                       current_stream()),
+  note(cudaMemcpyAsync(graph->live, graph->next.data(), static_cast<size_t>(graph->used),
+                       cudaMemcpyDefault, current_stream()),
        "renewing a graph's values");
   note(cudaGraphLaunch(graph->exec, current_stream()), "replaying a graph");
 }
@@ -144,20 +145,20 @@ const void* live_value(const void* value, int64_t size) {
 }
 
 const uint64_t* later_offset() {
-  return recording ? reinterpret_cast<const uint64_t*>(recording->live + kLiveBytes) : nullptr;
+  return recording ? reinterpret_cast<const uint64_t*>(recording->live) : nullptr;
 }
 
 bool rehearsing() { return rehearsed != nullptr; }
 
 void begin_rehearsal(Graph* graph) {
   rehearsed = graph;
-  rehearsed_bytes = 0;
+  rehearsed_bytes = kFirstValue;
 }
 
 bool end_rehearsal(uint64_t later) {
   Graph* const graph = rehearsed;
   rehearsed = nullptr;
-  std::memcpy(graph->next.data() + kLiveBytes, &later, sizeof(later));
+  std::memcpy(graph->next.data(), &later, sizeof(later));
   return rehearsed_bytes == graph->used;
 }
 

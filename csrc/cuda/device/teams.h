@@ -47,6 +47,7 @@ struct Team {
 // Calls f with a team for rows of D elements, and the blocks to launch.
 template <class F>
 void with_team(int64_t rows, int64_t D, const F& f) {
+  if (rows == 0) return;
   const int64_t most = int64_t{multiprocessors()} * 32;
   const bool wide = D > 2048;
   const int64_t blocks = wide ? rows : (rows + Team<32>::kTeams - 1) / Team<32>::kTeams;
