@@ -436,3 +436,11 @@ def test_tensors_of_more_than_2_to_the_31_elements():
     assert pooled[-1].float().min().item() == 1
     normed = F.batch_norm(images, None, None, training=True)
     assert normed[-1].float().abs().max().item() == 0
+
+
+def test_sizes_beyond_the_kernels_integers_are_refused():
+    x, w = on_cuda(1, 8, 3, 3), on_cuda(4, 8, 1, 1)
+    far = 2**31 - 1
+    with pytest.raises(RuntimeError, match=r"conv2d: on a GPU, .* are limited to 2\^29"):
+        F.conv2d(x, w, stride=far, padding=far)
+    assert F.conv2d(x, w).shape == (1, 4, 3, 3)

@@ -145,7 +145,7 @@ void run_sized(const WeightGradient& p, void* grad_weight) {
 
 void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
                      void* grad_weight) {
-  if (p.C == 0 || p.OC == 0) return;
+  if (p.C == 0 || p.OC == 0 || !sizes_fit(p)) return;
   const PaddedPixels x(input, p.N * p.H * p.W, p.groups, p.group_inputs(), p.dtype);
   const PaddedPixels dy(grad_output, p.N * p.OH * p.OW, p.groups, p.group_outputs(), p.dtype);
   std::vector<Tap> taps;

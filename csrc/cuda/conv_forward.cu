@@ -28,6 +28,7 @@ void gather(Gather p, DType dtype) {
 
 void forward(const ConvParams& p, const void* input, const void* weight, const ConvEpilogue& e,
              void* output) {
+  if (!sizes_fit(p)) return;
   const PaddedPixels x(input, p.N * p.H * p.W, p.groups, p.group_inputs(), p.dtype);
   const PackedWeight w(weight, p, false, nullptr, p.KH * p.KW);
   std::vector<Tap> taps;
@@ -70,6 +71,7 @@ struct Phase {
 
 void backward_data(const ConvParams& p, const void* grad_output, const void* weight,
                    const ConvEpilogue& e, void* grad_input) {
+  if (!sizes_fit(p)) return;
   const PaddedPixels dy(grad_output, p.N * p.OH * p.OW, p.groups, p.group_outputs(), p.dtype);
   Gather g{};
   g.source = dy.data();

@@ -35,6 +35,19 @@ struct PackWeight {
 
 }  // namespace
 
+bool sizes_fit(const ConvParams& p) {
+  constexpr int64_t kMost = 1 << 29;
+  for (int64_t size :
+       {p.H, p.W, p.pad_top, p.pad_left, (p.OH - 1) * p.stride_h, (p.OW - 1) * p.stride_w,
+        (p.KH - 1) * p.dilation_h, (p.KW - 1) * p.dilation_w})
+    if (size > kMost) {
+      note_text("conv2d: on a GPU, sizes, padding and windows of images are limited to 2^29, got " +
+                std::to_string(size));
+      return false;
+    }
+  return true;
+}
+
 PaddedPixels::PaddedPixels(const void* x, int64_t pixels, int64_t groups, int64_t channels,
                            DType dtype)
     : data_(x),
