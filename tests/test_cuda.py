@@ -444,3 +444,21 @@ def test_sizes_beyond_the_kernels_integers_are_refused():
     with pytest.raises(RuntimeError, match=r"conv2d: on a GPU, .* are limited to 2\^29"):
         F.conv2d(x, w, stride=far, padding=far)
     assert F.conv2d(x, w).shape == (1, 4, 3, 3)
+
+
+@pytest.mark.parametrize("line", ["n3c2049_d1_f32", "n2c5000_d1_bf16"])
+def test_long_rows_are_shared_by_a_whole_block(line):
+    result = run_case("layer_norm", line, device="cuda")
+    assert result.ok, result.explain()
+
+
+def test_nan_and_infinities_in_max_pooling_are_the_cpus():
+    x = fastnn.randn(2, 8, 6, 6)
+    x[0, 1, 2, 3], x[1, 0, 0, 0], x[1, 7, 4:] = float("nan"), float("inf"), -float("inf")
+    x[0, 5, 0, :2] = float("nan")
+    for here, there in zip(
+        F.max_pool2d(x, 3, 2, 1, return_indices=True),
+        F.max_pool2d(x.to("cuda"), 3, 2, 1, return_indices=True),
+        strict=True,
+    ):
+        assert np.array_equal(here.numpy(), there.cpu().numpy(), equal_nan=True)
