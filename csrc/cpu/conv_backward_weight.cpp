@@ -25,7 +25,8 @@ namespace {
 
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
-constexpr int64_t kUnitFloats = 512 << 10;  // of one x panel
+constexpr int64_t kUnitFloats = 512 << 10;   // of one x panel
+constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
 // How one group's work is cut.
 struct Plan {
@@ -34,6 +35,7 @@ struct Plan {
   int64_t partials, parts;  // of the sum, and of the blocks of x columns
   int64_t row, size;        // floats of one output channel's weights, and of one partial sum
   int64_t x_blocks, unit_pixels;
+  int64_t g_block, g_size;  // floats of a block of the g panel, and of all of it
 };
 
 template <class T>
@@ -44,41 +46,71 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
             ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
             dh, dw};
   if (a.x.in.pointwise()) a.x.in.flatten();
-  // Vectors of x are read whole: the tensor itself serves where they end with its channels. Pixels
-  // of many channels lie a power of two apart as often as not, so that a column of them shares a
-  // few sets of the cache: they are copied to planes of one block each.
-  const bool planes = ic > 2 * NR && ic % NR == 0;
-  plan_input<T>(a.x, kUnitPixels, kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
   a.oc = p.group_outputs();
   a.block_m = even_block(a.oc);
   a.row = taps * ic;
   a.size = a.oc * a.row;
-  const int64_t units = a.x.count();
-  a.partials = clamp(kPartialFloats / a.size, 1, units < 16 ? units : 16);
+  // Vectors of x are read whole: the tensor itself serves where they end with its channels. Pixels
+  // of many channels lie a power of two apart as often as not, so that a column of them shares a
+  // few sets of the cache: they are copied to planes of one block each.
+  const bool planes = ic > 2 * NR && ic % NR == 0;
+  const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
+  plan_input<T>(a.x, ahead ? clamp(kUnitFloats / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
+                kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
+  a.partials = clamp(kPartialFloats / a.size, 1, clamp(a.x.count(), 1, 16));
+  if (a.x.in.pointwise()) {  // as many units for each partial sum
+    a.x.segments = ceil_div(a.x.segments, a.partials) * a.partials;
+    a.x.cols = ceil_div(a.x.in.GW, a.x.segments);
+    a.x.panel_cols = a.x.cols;
+    a.x.segments = ceil_div(a.x.in.GW, a.x.cols);
+    a.partials = clamp(a.partials, 1, a.x.segments);
+  }
   a.x_blocks = a.x.tap_count * block_count(a.x.k);
+  // Panels that one thread fills and reads stay in its cache: more parts only for more threads.
   a.parts = 1;
-  while (a.partials * a.parts < 16 && a.parts * 2 <= a.x_blocks) a.parts *= 2;
+  while (a.partials * a.parts < 2 * get_num_threads() && a.parts * 2 <= a.x_blocks) a.parts *= 2;
   a.unit_pixels = a.x.images * a.x.rows * a.x.cols;
+  a.g_block = a.unit_pixels * a.block_m + LANES;
+  a.g_size = a.g_block * ceil_div(a.oc, a.block_m);
   return a;
 }
 
 // g panel: [block of block_m channels][pixel of the unit][channels of the block], in float32.
+// Turned in pieces of a few pixels: reading is nearly sequential, and few pages are written at a
+// time. A cache line keeps blocks from lying a power of two apart.
+constexpr int64_t kPackPixels = 8;
+
 template <class T>
-void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g, int64_t block,
+void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g, int64_t piece,
                    float* panel) {
-  const int64_t first = block * a.block_m, m = clamp(a.oc - first, 0, a.block_m);
   const int64_t H = a.x.in.GH, W = a.x.in.GW;  // of the output, pixels in one row if pointwise
-  float* to = panel + first * a.unit_pixels;
-  for (int64_t image = u.image; image < u.image + u.images; ++image)
-    for (int64_t row = u.row; row < u.row + u.rows; ++row) {
-      const T* from = g + ((image * H + row) * W + u.col) * p.OC + first;
-      for (int64_t col = 0; col < u.cols; ++col, from += p.OC, to += m) copy_values(to, from, m);
-    }
+  const int64_t pixels = u.images * u.rows * u.cols, begin = piece * kPackPixels;
+  const int64_t count = clamp(pixels - begin, 0, kPackPixels);
+  const T* from[kPackPixels];
+  for (int64_t q = 0; q < count; ++q) {
+    const int64_t row = (begin + q) / u.cols, image = u.image + row / u.rows;
+    from[q] = g + ((image * H + u.row + row % u.rows) * W + u.col + (begin + q) % u.cols) * p.OC;
+  }
+  for (int64_t first = 0; first < a.oc; first += a.block_m, panel += a.g_block) {
+    const int64_t m = clamp(a.oc - first, 0, a.block_m);
+    for (int64_t q = 0; q < count; ++q) copy_values(panel + (begin + q) * m, from[q] + first, m);
+  }
 }
+
+// Memory under the next unit's pixels, a share for each kernel call; none if it has no bytes.
+struct NextUnit {
+  const char *x, *g;
+  int64_t x_bytes, g_bytes, share;
+  Ahead piece(int64_t call) const {
+    const int64_t at = call * share;
+    return {at < x_bytes ? x + at : g + (at - x_bytes), share ? 64 : 0};
+  }
+};
 
 // Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
 inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* g, int64_t first,
-                     int64_t last, bool add, float* sum) {
+                     int64_t last, bool add, float* sum, const NextUnit& next) {
+  int64_t call = 0;
   const int64_t per_tap = block_count(a.x.k), m_blocks = ceil_div(a.oc, a.block_m);
   // Blocks of x outside keeps x in cache, and g of this many channels; few pixels keep all of x
   // there, and rows of the weight are then written one after the other.
@@ -96,10 +128,11 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
                                a.x.image_stride,
                                a.x.row_stride,
                                a.x.col_stride,
-                               g + channel * a.unit_pixels,
+                               g + i * a.g_block,
                                u.images,
                                u.rows,
-                               u.cols};
+                               u.cols,
+                               next.piece(call++)};
         outer_kernels[m - 1][vectors - 1](strip, sum + channel * a.row + tap * a.x.k + n, a.row,
                                           tail, add);
       }
@@ -132,17 +165,16 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   }
   for (int64_t group = 0; group < p.groups; ++group) {
     const Plan a = plan(p, x, group, dh, dw);
-    const int64_t units = a.x.count(), m_blocks = ceil_div(oc, a.block_m);
+    const int64_t units = a.x.count(), pieces = ceil_div(a.unit_pixels, kPackPixels);
     const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
-    const int64_t g_size = oc * a.unit_pixels;
     const bool in_place = a.partials == 1 && sizeof(T) == sizeof(float);
-    Workspace panels(a.partials * (x_size + g_size) * 4);
+    Workspace panels(a.partials * (x_size + a.g_size) * 4);
     Workspace own(in_place ? 0 : a.partials * a.size * 4);
     float* const sums = in_place ? reinterpret_cast<float*>(gw + group * a.size) : own.floats();
 
     const auto fill = [&](int64_t partial, int64_t unit, int64_t piece) {
       const Tile u = a.x.tile(unit);
-      float* x_panel = panels.floats() + partial * (x_size + g_size);
+      float* x_panel = panels.floats() + partial * (x_size + a.g_size);
       if (piece < lines)
         fill_line<T>(a.x, u, piece, x_panel);
       else
@@ -150,24 +182,33 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     };
     const auto multiply = [&](int64_t partial, int64_t part, int64_t unit, bool add) {
       const Tile u = a.x.tile(unit);
-      const float* panel = panels.floats() + partial * (x_size + g_size);
+      const float* panel = panels.floats() + partial * (x_size + a.g_size);
       const float* from = a.x.source == Source::direct ? direct_base<float>(a.x, u) : panel;
+      NextUnit next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
+      if (a.x.in.pointwise() && a.parts == 1 && unit + 1 < units) {
+        const int64_t pixel = u.col + u.cols;
+        next.x = reinterpret_cast<const char*>(x + pixel * p.C + group * ic);
+        next.g = reinterpret_cast<const char*>(g + pixel * p.OC + group * oc);
+        next.x_bytes = u.cols * p.C * int64_t{sizeof(T)};
+        next.g_bytes = u.cols * p.OC * int64_t{sizeof(T)};
+        next.share = (next.x_bytes + next.g_bytes) / (a.x_blocks * ceil_div(oc, a.block_m));
+      }
       add_unit(a, u, from, panel + x_size, a.x_blocks * part / a.parts,
-               a.x_blocks * (part + 1) / a.parts, add, sums + partial * a.size);
+               a.x_blocks * (part + 1) / a.parts, add, sums + partial * a.size, next);
     };
     const auto begin = [&](int64_t partial) { return units * partial / a.partials; };
     if (a.parts == 1) {
       parallel_for_dynamic(a.partials, [&](int64_t partial) {
         for (int64_t unit = begin(partial); unit < begin(partial + 1); ++unit) {
-          for (int64_t piece = 0; piece < lines + m_blocks; ++piece) fill(partial, unit, piece);
+          for (int64_t piece = 0; piece < lines + pieces; ++piece) fill(partial, unit, piece);
           multiply(partial, 0, unit, unit > begin(partial));
         }
       });
     } else {
       for (int64_t round = 0; round < ceil_div(units, a.partials); ++round) {
-        parallel_for(a.partials * (lines + m_blocks), [&](int64_t task) {
-          const int64_t partial = task / (lines + m_blocks), unit = begin(partial) + round;
-          if (unit < begin(partial + 1)) fill(partial, unit, task % (lines + m_blocks));
+        parallel_for(a.partials * (lines + pieces), [&](int64_t task) {
+          const int64_t partial = task / (lines + pieces), unit = begin(partial) + round;
+          if (unit < begin(partial + 1)) fill(partial, unit, task % (lines + pieces));
         });
         parallel_for_dynamic(a.partials * a.parts, [&](int64_t task) {
           const int64_t partial = task / a.parts, unit = begin(partial) + round;

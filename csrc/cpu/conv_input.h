@@ -209,6 +209,7 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.row_stride = in.step_h * pitch * pixel;
   t.image_stride = t.across ? in.K : (as_is ? in.H : t.panel_rows) * pitch * pixel;
   t.plane = t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
+  if (t.width < in.K) t.plane += 64 / sizeof(P);  // not a power of two apart
   t.panel_size = as_is ? 0 : t.plane * (in.K / t.width);
   for (int i = 0; i < in.tap_count; ++i)
     t.taps[i] = as_is ? (in.dh[i] * pitch + in.dw[i]) * pixel
@@ -246,29 +247,56 @@ FASTNN_INLINE void zero_values(P* to, int64_t n) {
   __builtin_memset(static_cast<void*>(to), 0, sizeof(P) * static_cast<size_t>(n));
 }
 
-// One row of a padded panel (of one plane, whose first channel is given): panel_cols pixels from
-// (row, col) on, zero outside the image.
+#if defined(FASTNN_ISA_amx)
+// Pixels of three values become pixels of four, eight at a time.
+FASTNN_INLINE void widen_pixels(bfloat16* to, const bfloat16* from, int64_t pixels) {
+  alignas(64) static constexpr uint16_t kFrom[32] = {0,  1, 2,  0,  3,  4,  5,  0,  6,  7,  8,
+                                                     0,  9, 10, 11, 0,  12, 13, 14, 0,  15, 16,
+                                                     17, 0, 18, 19, 20, 0,  21, 22, 23, 0};
+  const __m512i order = _mm512_load_si512(kFrom);
+  for (; pixels > 0; pixels -= 8, from += 24, to += 32) {
+    const int64_t n = pixels < 8 ? pixels : 8;
+    const __m512i values =
+        _mm512_maskz_loadu_epi16(static_cast<__mmask32>((int64_t{1} << 3 * n) - 1), from);
+    _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((int64_t{1} << 4 * n) - 1),
+                             _mm512_maskz_permutexvar_epi16(0x77777777, order, values));
+  }
+}
+#endif
+
+// One row of a padded panel: panel_cols pixels from (row, col) on, zero outside the image. Planes
+// are written side by side, so that the input is read as it lies.
 template <class T, class P>
-void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t channel,
-                 P* to) {
+void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P* to) {
   const InputGrid& in = t.in;
-  const int64_t pixel = t.across ? t.images * in.K : t.width;
+  const int64_t pixel = t.across ? t.images * in.K : t.width, planes = in.K / t.width;
   const bool inside = row >= 0 && row < in.H;
   const int64_t first = inside ? clamp(-col, 0, t.panel_cols) : t.panel_cols;
   const int64_t last = clamp(in.W - col, first, t.panel_cols);
   const auto zeros = [&](int64_t from, int64_t end) {
-    if (!t.across) return zero_values(to + from * pixel, (end - from) * pixel);
-    for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, t.width);
+    for (int64_t i = 0; i < planes; ++i)
+      if (t.across)
+        for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, t.width);
+      else
+        zero_values(to + i * t.plane + from * pixel, (end - from) * pixel);
   };
   zeros(0, first);
   zeros(last, t.panel_cols);
-  const T* from = static_cast<const T*>(in.a) + in.a_channel + channel +
+  const T* from = static_cast<const T*>(in.a) + in.a_channel +
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
   if (in.a_pixel == t.width && !t.across && !in.missing)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
+#if defined(FASTNN_ISA_amx)
+  if constexpr (kSame<T, bfloat16> && kSame<P, bfloat16>)
+    if (pixel == 4 && in.missing && in.a_pixel == 3)
+      return widen_pixels(to + first * pixel, from, last - first);
+#endif
   for (int64_t c = first; c < last; ++c, from += in.a_pixel) {
-    copy_values(to + c * pixel, from, t.width - in.missing);
-    if (in.missing) to[c * pixel + t.width - 1] = P{};
+    for (int64_t i = 0; i + 1 < planes; ++i)
+      copy_values(to + i * t.plane + c * pixel, from + i * t.width, t.width);
+    P* end = to + (planes - 1) * t.plane + c * pixel;
+    copy_values(end, from + (planes - 1) * t.width, t.width - in.missing);
+    if (in.missing) end[t.width - 1] = P{};
   }
 }
 
@@ -312,11 +340,9 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   if (padded) {
     const int64_t pixel = t.across ? t.images * t.in.K : t.width;
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
-      for (int64_t channel = 0; channel < t.in.K; channel += t.width)
-        padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
-                       tile.col * t.in.step_w + t.low_w, channel,
-                       panel + channel / t.width * t.plane + image * t.image_stride +
-                           row * t.panel_cols * pixel);
+      padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
+                     tile.col * t.in.step_w + t.low_w,
+                     panel + image * t.image_stride + row * t.panel_cols * pixel);
   } else if (row < tile.rows) {
     gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols,
                      panel + image * t.image_stride + row * t.row_stride);

@@ -137,7 +137,8 @@ void run(const Winograd& c) {
             for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * c.K;
             product_kernels[rows - 1][vectors - 1](
                 from, &no_offset, 1, c.K, c.u + p * u_plane + block * NR * c.K,
-                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES);
+                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES,
+                Ahead::nothing(v));
           }
         }
       for (int64_t t = 0; t < tiles; ++t)

@@ -82,8 +82,15 @@ inline void run_task(const ConvParams& p, const float* x, const float* g, Range 
         const int vectors = left > LANES ? NV : 1;
         const int last = static_cast<int>(clamp(left - (vectors - 1) * LANES, 1, LANES));
         for (int64_t m = 0; m < outputs; m += kBlock) {
-          const OuterStrip strip{v + point * v_plane + n,          0, 0, ic.size(),
-                                 w + point * w_plane + m * kChunk, 1, 1, count};
+          const OuterStrip strip{v + point * v_plane + n,
+                                 0,
+                                 0,
+                                 ic.size(),
+                                 w + point * w_plane + m * kChunk,
+                                 1,
+                                 1,
+                                 count,
+                                 Ahead::nothing(v)};
           outer_kernels[kBlock - 1][vectors - 1](strip,
                                                  sums + (point * outputs + m) * ic.size() + n,
                                                  ic.size(), last, first > tiles.first);

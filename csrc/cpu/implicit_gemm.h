@@ -24,7 +24,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kPanelFloats = 96 << 10;
+// Panels are larger where B is too large for L2: every tile reads all of it.
+constexpr int64_t kPanelFloats = 96 << 10, kLargePanelFloats = 320 << 10, kLargeB = 384 << 10;
 
 struct TapGrid {
   InputGrid in;
@@ -77,7 +78,8 @@ void run_grid(TapGrid g) {
   flatten(g);
   InputTiles t;
   t.in = g.in;
-  plan_input<T>(t, 32 * MR, kPanelFloats);
+  const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
+  plan_input<T>(t, 32 * MR, large ? kLargePanelFloats : kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * parts < 16 && parts * 2 <= blocks) parts *= 2;
@@ -92,15 +94,17 @@ void run_grid(TapGrid g) {
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];
     const float* at[MR];
-    // Rows of a pointwise product over the tensor itself come from memory the first time; the next
-    // ones are brought meanwhile.
-    const bool fetch = t.source == Source::direct && t.tap_count == 1;
-    const int64_t first_block = blocks * part / parts;
+    const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
+    // A pointwise product over the tensor itself reads every pixel once: all column blocks before
+    // the next pixels, which are brought from memory meanwhile. Elsewhere B is read once, and the
+    // panel is in L2.
+    const bool once = t.source == Source::direct && t.tap_count == 1;
+    const int64_t group = once ? last_block - first_block : 1;
+    // The pixels after a block of them, a share for each kernel call.
+    Ahead next = Ahead::nothing(sums);
+    if (once && t.col_stride == t.k) next.step = ceil_div(block_m * int64_t{sizeof(float)}, group);
     int64_t where[MR];
-    for (int64_t block = first_block; block < blocks * (part + 1) / parts; ++block) {
-      const int vectors = block_vectors(g.columns, block);
-      const float* b = static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
-      const int64_t left = g.columns - block * NR;
+    for (int64_t start = first_block; start < last_block; start += group) {
       int64_t image = 0, i = 0, j = 0;  // of the next pixel
       for (int64_t p = 0; p < pixels; p += block_m) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
@@ -115,13 +119,16 @@ void run_grid(TapGrid g) {
             }
           }
         }
-        if (fetch && block == first_block)
-          for (int r = 0; r < m; ++r)
-            for (int64_t k = 0; k < t.k; k += 16)
-              __builtin_prefetch(at[r] + block_m * t.col_stride + k);
-        product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums);
-        store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR, left < NR ? left : NR,
-                   g.epilogue, y);
+        if (next.step) next.from = at[0] + block_m * t.k;
+        for (int64_t block = start; block < start + group; ++block) {
+          const int vectors = block_vectors(g.columns, block);
+          const float* b = static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
+          const int64_t left = g.columns - block * NR;
+          product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
+          store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
+                     left < NR ? left : NR, g.epilogue, y);
+          next.from = static_cast<const char*>(next.from) + next.step * t.k;
+        }
       }
     }
   });

@@ -4,24 +4,42 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
+// U steps of the reduction, rows outside: there are more pointers than registers to hold them.
+template <int M, int V, int U>
+FASTNN_INLINE void steps(const float* const (&a)[M], int64_t i, const float* b,
+                         vfloat (&acc)[M][V]) {
+  vfloat column[U][V];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) column[u][v] = load(b + (u * V + v) * LANES);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+    const float* const row = a[m] + i;
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      const vfloat value = set1(row[u]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[m][v] += value * column[u][v];
+    }
+  }
+}
+
 template <int M, int V>
 void product(const float* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
-             const float* b, float* tile) {
+             const float* b, float* tile, Ahead ahead) {
+  constexpr int U = V == 1 ? 4 : 1;  // tiles of one vector have registers for more of B
   vfloat acc[M][V] = {};
   for (int64_t t = 0; t < tap_count; ++t) {
     const float* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
-    for (int64_t i = 0; i < k; ++i, b += V * LANES) {
-      vfloat column[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) column[v] = load(b + v * LANES);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const vfloat value = set1(a[m][i]);
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) acc[m][v] += value * column[v];
-      }
+    int64_t i = 0;
+    for (; i + U <= k; i += U, b += U * V * LANES) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      ahead.from = static_cast<const char*>(ahead.from) + U * ahead.step;
+      steps<M, V, U>(a, i, b, acc);
     }
+    for (; i < k; ++i, b += V * LANES) steps<M, V, 1>(a, i, b, acc);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -41,10 +59,13 @@ void outer(const OuterStrip& s, float* tile, int64_t pitch, int last, bool add) 
                               : load_any(tile + m * pitch + v * LANES, last);
   }
   const float* g = s.g;
+  Ahead ahead = s.ahead;
   for (int64_t image = 0; image < s.images; ++image)
     for (int64_t row = 0; row < s.rows; ++row) {
       const float* x = s.x + image * s.x_image + row * s.x_row;
       for (int64_t col = 0; col < s.cols; ++col, x += s.x_col, g += M) {
+        __builtin_prefetch(ahead.from, 0, 2);
+        ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
         vfloat column[V];
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) column[v] = load(x + v * LANES);

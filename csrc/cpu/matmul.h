@@ -27,9 +27,16 @@ constexpr int MR = 6;
 constexpr int NV = 2;
 constexpr int NR = NV * LANES;
 
+// Memory that a kernel brings into L2 while it multiplies: one prefetch per step of its reduction.
+struct Ahead {
+  const void* from;
+  int64_t step;  // bytes
+  static Ahead nothing(const void* cached) { return {cached, 0}; }
+};
+
 // Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES].
 using ProductKernel = void (*)(const float* const* rows, const int64_t* taps, int64_t tap_count,
-                               int64_t k, const float* b, float* tile);
+                               int64_t k, const float* b, float* tile, Ahead ahead);
 
 // A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order. The
 // tile has row pitch `pitch` and `last` columns in its last vector (x is read in whole vectors);
@@ -39,6 +46,7 @@ struct OuterStrip {
   int64_t x_image, x_row, x_col;
   const float* g;
   int64_t images, rows, cols;
+  Ahead ahead;
 };
 using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, int last,
                              bool add);

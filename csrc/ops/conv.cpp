@@ -14,8 +14,8 @@ namespace {
 constexpr const char* kWinogradModes[] = {"auto", "off", "always"};
 enum { kAuto, kOff, kAlways };
 
-// Sums over fewer channels have a bound that its transforms may exceed, and no time to gain.
-constexpr int64_t kWinogradChannels = 32;
+// Sums over fewer channels have a bound that its transforms may exceed; they gain no time.
+constexpr int64_t kWinogradChannels = 16;
 
 int winograd_mode_of(const char* asked_by, const std::string& name) {
   for (int i = 0; i < 3; ++i)
@@ -39,7 +39,7 @@ bool winograd_applies(const ConvParams& p) {
          p.pad_top <= 2 && p.pad_left <= 2 && p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
-constexpr double kFlopsPerByte = 16;
+constexpr double kFlopsPerByte = 14;
 
 // Whether it computes the gradient with respect to the weight: its multiply-adds, a third dearer
 // for the transforms, and the 36 sums per weight written and read twice, against the direct ones.
@@ -61,7 +61,8 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
   constexpr double kL2Floats = 256 << 10;
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
   const double pixels = static_cast<double>(p.N * rows * cols);
-  double best = 2 * 9 * pixels * pair;
+  // The direct kernel of few columns loads as much as it multiplies.
+  double best = (columns > 16 ? 1 : 1.25) * 2 * 9 * pixels * pair;
   int tile = 0;
   for (int size : {4, 2}) {
     const double points = (size + 2) * (size + 2);

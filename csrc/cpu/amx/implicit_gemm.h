@@ -2,9 +2,11 @@
 //
 //   task = tile of grid points (conv_input.h) x range of blocks of 32 columns
 //     for each block of 32 columns: B in pairs, [tap][step][half][depth / 2][16 columns][2]
-//       for each slice of the reduction whose B fits L1 (kSliceSteps):
+//       for each slice of the reduction whose B stays close (kSliceSteps):
 //         for each pair of pixel blocks: 2 x 2 tiles over the slice; sums wait in L2 between slices
-//       epilogue of the block
+//
+// A step of 2 x 2 tiles takes the multiplier 64 cycles and the core eight instructions. In the rest
+// of them it finishes the pair of pixel blocks before, row by row, and prefetches the next task.
 //
 // A pixel block is 16 (or fewer) grid points at one distance in memory: of a row, of a tile that is
 // one long row, or the same point of 16 images. Blocks that do not divide their line overlap: some
@@ -18,9 +20,10 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 constexpr int64_t kTilePixels = 1024;
-constexpr int64_t kInputValues = 256 << 10;  // under a tile of a pointwise grid
+constexpr int64_t kInputValues = 96 << 10;   // under a tile of one tap
+constexpr int64_t kOutputValues = 64 << 10;  // and of all its columns
 constexpr int64_t kPanelValues = 640 << 10;
-constexpr int64_t kSliceSteps = 20;  // 40 KiB of B
+constexpr int64_t kSliceSteps = 32;  // 64 KiB of B
 constexpr int kColumns = 2 * kTile;  // of a block
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
@@ -38,23 +41,68 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
   return {steps, static_cast<int>(t.k / steps)};
 }
 
+// One finished row of up to 32 columns: y = relu(sums + bias + residual).
+FASTNN_INLINE void store_row(const float* sums, int64_t at, int64_t channel, int64_t count,
+                             const ConvEpilogue& e, bfloat16* y) {
+  if (count < kColumns) return store_tile(sums, kColumns, 1, &at, channel, count, e, y);
+  vfloat low = load(sums), high = load(sums + LANES);
+  if (e.bias) low += load(e.bias + channel), high += load(e.bias + channel + LANES);
+  if (e.residual) {
+    const auto* residual = static_cast<const bfloat16*>(e.residual) + at + channel;
+    low += load(residual), high += load(residual + LANES);
+  }
+  if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
+  _mm512_storeu_si512(y + at + channel, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+// What the other units of the core do while the tiles multiply, some of it after every step: bring
+// input of a later task into L2, and finish the rows of the pixel blocks before.
+struct Meanwhile {
+  const char* line;
+  const char* last_line;
+  int64_t lines;  // per step
+  const ConvEpilogue& epilogue;
+  bfloat16* y;
+  int block_rows;  // of a pixel block; the next one's begin kTile rows on
+  const float* sums = nullptr;
+  const int64_t* where = nullptr;
+  int64_t channel = 0, count = 0;
+  int row = 0, rows = 0;
+
+  __attribute__((always_inline)) inline void finish(int64_t n) {
+    for (; n > 0 && row < rows; --n, ++row) {
+      const int slot = row < block_rows ? row : row - block_rows + kTile;
+      store_row(sums + slot * kColumns, where[slot], channel, count, epilogue, y);
+    }
+  }
+  __attribute__((always_inline)) inline void step(int64_t finished) {
+    for (int64_t i = 0; i < lines && line < last_line; ++i, line += 64)
+      __builtin_prefetch(line, 0, 2);
+    finish(finished);
+  }
+};
+
 // One pixel block pair times one slice of a column block. a, b of step s of tap t:
 //   a + taps[t] + s * depth,  b + (t * steps + s) * NB * depth * 16
 template <int MA, int NB>
 void product(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, const int64_t* taps,
-             int64_t tap_count, int64_t steps, int depth, const bfloat16* b, float* c, bool add) {
+             int64_t tap_count, int64_t steps, int depth, const bfloat16* b, float* c, bool add,
+             Meanwhile& meanwhile) {
   load_sums<MA, NB>(c, add);
   const int64_t size = depth * kTile;
+  const int64_t finished = ceil_div(meanwhile.rows - meanwhile.row, tap_count * steps);
   for (int64_t t = 0; t < tap_count; ++t) {
     const bfloat16* x0 = a0 + taps[t];
     const bfloat16* x1 = a1 + taps[t];
-    for (int64_t s = 0; s < steps; ++s, x0 += depth, x1 += depth, b += NB * size)
+    for (int64_t s = 0; s < steps; ++s, x0 += depth, x1 += depth, b += NB * size) {
       multiply<MA, NB>(x0, x1, a_bytes, b, b + size);
+      meanwhile.step(finished);
+    }
   }
   store_sums<MA, NB>(c);
 }
 using Product = void (*)(const bfloat16*, const bfloat16*, int64_t, const int64_t*, int64_t,
-                         int64_t, int, const bfloat16*, float*, bool);
+                         int64_t, int, const bfloat16*, float*, bool, Meanwhile&);
 constexpr Product kProducts[2][2] = {{product<1, 1>, product<1, 2>},
                                      {product<2, 1>, product<2, 2>}};
 
@@ -83,22 +131,6 @@ inline PixelBlocks pixel_blocks(const InputTiles& t, const Tile& tile) {
   p.rows =
       static_cast<int>(p.lines == 1 && p.length >= kTile ? kTile : ceil_div(p.length, p.per_line));
   return p;
-}
-
-// One finished block of 32 columns, as store_tile() but with whole cache lines.
-FASTNN_INLINE void store_lines(const float* sums, int rows, const int64_t* where, int64_t channel,
-                               const ConvEpilogue& e, bfloat16* y) {
-  vfloat b0{}, b1{};
-  if (e.bias) b0 = load(e.bias + channel), b1 = load(e.bias + channel + LANES);
-  const auto* residual = static_cast<const bfloat16*>(e.residual);
-  for (int r = 0; r < rows; ++r) {
-    const int64_t at = where[r] + channel;
-    vfloat low = load(sums + r * kColumns) + b0, high = load(sums + r * kColumns + LANES) + b1;
-    if (residual) low += load(residual + at), high += load(residual + at + LANES);
-    if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
-    const auto line = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-    _mm512_storeu_si512(y + at, line);
-  }
 }
 
 // Where the points of every pixel block are: the first in the panel, all of them in the output.
@@ -141,57 +173,49 @@ struct Task {
   float* sums;          // per pixel block, 16 x 32
 };
 
-// Brings the next two pixel blocks, `values` of each row, where the tensor itself is read for the
-// first time: rows of a tile are too far apart for the processor to foresee.
-inline void fetch_rows(const Task& k, int64_t block, int64_t offset, int64_t values) {
-  const int64_t end = clamp(k.p.count(), 0, block + 2);
-  for (; block < end; ++block)
-    for (int r = 0; r < k.p.rows; ++r) {
-      const bfloat16* row = k.at[block] + r * k.p.point_stride + offset;
-      for (int64_t i = 0; i < values; i += 32) __builtin_prefetch(row + i);
-    }
-}
-
-// One block of up to 32 columns. `fetch`: the input is not in the cache yet.
-inline void run_columns(const Task& k, int64_t block, bool fetch) {
+// The pixel block pair i times slice [first, first + n) of a block of up to 32 columns; the
+// epilogue after the last slice.
+inline void run_pair(const Task& k, int64_t block, int64_t i, int64_t first, int64_t n, bool single,
+                     int64_t kept, bool last, Meanwhile& meanwhile) {
   const TapGrid& g = k.g;
   const Steps steps = steps_of(k.t);
   const int64_t left = g.columns - block * kColumns, count = clamp(left, 1, kColumns);
-  const int halves = count > kTile ? 2 : 1;
-  const int64_t step_size = halves * steps.depth * kTile, a_bytes = k.p.point_stride * 2;
-  const bfloat16* b = static_cast<const bfloat16*>(g.b) +
-                      block * kColumns * steps.depth * steps.per_tap * k.t.tap_count;
-  const int64_t blocks = k.p.count();
+  const int halves = count > kTile ? 2 : 1, two = i + 1 < k.p.count();
+  const bfloat16* const b = static_cast<const bfloat16*>(g.b) +
+                            block * kColumns * steps.depth * steps.per_tap * k.t.tap_count +
+                            first * (single ? 1 : steps.per_tap) * halves * steps.depth * kTile;
+  const int64_t offset = single ? first * steps.depth : 0;
+  // Sums of the pair before are still being read.
+  float* const sums = k.sums + (kept ? i * kept : meanwhile.sums == k.sums ? 4 * kTileFloats : 0);
+  kProducts[two][halves - 1](k.at[i] + offset, k.at[i + two] + offset, k.p.point_stride * 2,
+                             single ? k.t.taps : k.t.taps + first, single ? 1 : n,
+                             single ? n : steps.per_tap, steps.depth, b, sums, first > 0,
+                             meanwhile);
+  if (!last) return;
+  meanwhile.sums = sums, meanwhile.where = k.where + i * kTile;
+  meanwhile.channel = g.y_channel + block * kColumns, meanwhile.count = count;
+  meanwhile.row = 0, meanwhile.rows = (1 + two) * k.p.rows;
+}
+
+// Column blocks [begin, end). As many as have B in L1 together take turns, so that lines of the
+// output that lie side by side are written together; one whose B is larger is cut into slices.
+inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
   // Slices are runs of taps, or of steps where there is a single tap.
+  const int64_t per_tap = steps_of(k.t).per_tap, blocks = k.p.count();
   const bool single = k.t.tap_count == 1;
-  const int64_t units = single ? steps.per_tap : k.t.tap_count, unit = single ? 1 : steps.per_tap;
-  const int64_t slices = ceil_div(units * unit, kSliceSteps);
-  const int64_t per_slice = ceil_div(units, clamp(slices, 1, units));
+  const int64_t units = single ? per_tap : k.t.tap_count, unit = single ? 1 : per_tap;
+  const int64_t slices = clamp(ceil_div(units * unit, kSliceSteps), 1, units);
+  const int64_t per_slice = ceil_div(units, slices);
   const int64_t kept = per_slice < units ? 2 * kTileFloats : 0;  // sums of one pixel block
-  for (int64_t first = 0; first < units; first += per_slice) {
-    const int64_t n = clamp(units - first, 1, per_slice);
-    const int64_t* const taps = single ? k.t.taps : k.t.taps + first;
-    const bfloat16* const slice = b + first * unit * step_size;
-    const int64_t offset = single ? first * steps.depth : 0;
-    for (int64_t i = 0; i < blocks; i += 2) {
-      if (fetch) fetch_rows(k, i + 2, offset, n * unit * steps.depth);
-      const int two = i + 1 < blocks;
-      kProducts[two][halves - 1](k.at[i] + offset, k.at[i + two] + offset, a_bytes, taps,
-                                 single ? 1 : n, single ? n : steps.per_tap, steps.depth, slice,
-                                 k.sums + i * kept, first > 0);
-      if (first + per_slice < units) continue;
-      if (count == kColumns) {
-        for (int64_t j = i; j <= i + two; ++j)
-          store_lines(k.sums + (kept ? j : j - i) * 2 * kTileFloats, k.p.rows, k.where + j * kTile,
-                      g.y_channel + block * kColumns, g.epilogue, static_cast<bfloat16*>(g.y));
-        continue;
-      }
-      for (int64_t j = i; j <= i + two; ++j)
-        store_tile(k.sums + (kept ? j : j - i) * 2 * kTileFloats, kColumns, k.p.rows,
-                   k.where + j * kTile, g.y_channel + block * kColumns, count, g.epilogue,
-                   static_cast<bfloat16*>(g.y));
+  const int64_t together = kept ? 1 : clamp(kSliceSteps / (units * unit), 1, end - begin);
+  for (int64_t group = begin; group < end; group += together)
+    for (int64_t first = 0; first < units; first += per_slice) {
+      const int64_t n = clamp(units - first, 1, per_slice);
+      for (int64_t i = 0; i < blocks; i += 2)
+        for (int64_t block = group; block < clamp(end, 0, group + together); ++block)
+          run_pair(k, block, i, first, n, single, kept, first + per_slice >= units, meanwhile);
     }
-  }
+  meanwhile.finish(meanwhile.rows);
 }
 
 // The grid's tiles; B has to be packed for the steps that they give.
@@ -199,9 +223,12 @@ inline InputTiles plan_tiles(TapGrid& g) {
   flatten(g);
   InputTiles t;
   t.in = g.in;
-  // More and smaller tiles of deep inputs, rather than several threads on the columns of one.
-  const int64_t pixels =
-      g.in.tap_count > 1 ? kTilePixels : clamp(kInputValues / g.in.K, 128, kTilePixels);
+  const bool strided = g.in.step_h * g.in.step_w * g.y_row_step * g.y_col_step > 1;
+  int64_t pixels = strided && g.in.K >= 64 ? kTilePixels / 2 : kTilePixels;
+  if (g.in.tap_count == 1) {
+    const int64_t input = kInputValues / g.in.K, output = kOutputValues / g.columns;
+    pixels = clamp((input < output ? input : output) / 32 * 32, 64, pixels);
+  }
   plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, true, true);
   return t;
 }
@@ -209,24 +236,33 @@ inline InputTiles plan_tiles(TapGrid& g) {
 inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const int64_t tiles = t.count(), blocks = ceil_div(g.columns, kColumns);
   int64_t parts = 1;
-  while (tiles * parts < 16 && parts * 2 <= blocks) parts *= 2;
-  const int64_t call = new_call();
+  const int64_t call = new_call(), threads = get_num_threads();
+  while (tiles * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
+  const bool once = t.source == Source::direct && t.tap_count == 1 && g.in.GH == 1;
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     const Tile tile = t.tile(task / parts);
     const bfloat16* const panel = tile_input<bfloat16, bfloat16>(t, task / parts, call);
     const PixelBlocks p = pixel_blocks(t, tile);
     const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
-    auto* const sums = static_cast<float*>(thread_scratch((p.count() + 1) * per_block, 1));
-    auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 1) * 2 * kTileFloats);
+    auto* const sums = static_cast<float*>(thread_scratch((p.count() + 3) * per_block, 1));
+    auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
     place_blocks(g, t, tile, p, panel, at, where);
     shape_tiles(p.rows, steps_of(t).depth);
     const Task k{g, t, tile, p, at, where, sums};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
-    const bool fetch = t.source == Source::direct && t.tap_count == 1;
-    for (int64_t block = first; block < last; ++block)
-      run_columns(k, block, fetch && block == first);
+    Meanwhile meanwhile{nullptr, nullptr, 0, g.epilogue, static_cast<bfloat16*>(g.y), p.rows};
+    // Tasks are handed out in order: this thread's next one, most likely.
+    const int64_t later = (task + threads) / parts;
+    if (once && later != task / parts && later < tiles) {
+      const Tile next = t.tile(later);
+      meanwhile.line = reinterpret_cast<const char*>(direct_base<bfloat16>(t, next));
+      meanwhile.last_line = meanwhile.line + next.cols * t.col_stride * 2;
+      const int64_t products = (last - first) * ceil_div(p.count(), 2) * steps_of(t).per_tap;
+      meanwhile.lines = ceil_div(ceil_div(next.cols * t.col_stride, 32), products);
+    }
+    run_columns(k, first, last, meanwhile);
     release_tiles();
   });
 }
