@@ -65,6 +65,8 @@ struct Plan {
   int64_t pixel_bytes() const {
     return 2 * (ceil_div(values, value_parts) * (gathered ? 1 : planes) + ceil_div(oc, oc_parts));
   }
+  // Values of one group of 16 output channels; a cache line more, against powers of two.
+  int64_t group_size() const { return rows * steps * depth * kTile + 32; }
   int64_t sum_floats() const {  // of all tasks of one partial sum
     return ceil_div(groups * taps, 2) * oc_pairs * 4 * kTileFloats;
   }
@@ -248,31 +250,47 @@ inline void fill_planes(const Plan& a, const Tile& u, int64_t first, int64_t las
   }
 }
 
-// Pairs of output channels [first, last), a multiple of 16 apart, of one unit.
+// Pairs of output channels [first, last), a multiple of 16 apart, of one unit: eight pixels at a
+// time, which reads g nearly in order and writes whole runs of each group.
 inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t pixel,
                        int64_t first, int64_t last, bfloat16* to) {
-  const int64_t row_size = a.steps * a.depth * kTile, group_size = a.rows * row_size;
-  for (int64_t i = 0; i < a.rows; ++i)
-    for (int64_t pair = 0; pair < a.steps * a.depth; pair += 2) {
-      const bfloat16* from[2];
-      for (int64_t s = 0; s < 2; ++s) {
-        const int64_t j = (pair + s) / a.images, n = (pair + s) % a.images;
+  constexpr int kPixels = 8;
+  const int64_t row_size = a.steps * a.depth * kTile, group_size = a.group_size();
+  const vuint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto low = reinterpret_cast<__m512i>(((lane + 32) << 16) | lane);
+  const auto high = reinterpret_cast<__m512i>(((lane + 48) << 16) | (lane + 16));
+  const int64_t ahead = ceil_div(kPixels, a.images) * pixel;
+  for (int64_t i = 0; i < a.rows; ++i) {
+    int64_t j = 0, n = 0;
+    for (int64_t start = 0; start < a.steps * a.depth; start += kPixels) {
+      const bfloat16* from[kPixels];
+      const int64_t count = clamp(a.steps * a.depth - start, 0, kPixels);
+      for (int64_t q = 0; q < count; ++q) {
         const bool there = i < u.rows && j < u.cols && n < u.images;
-        from[s] = there ? g + (((u.image + n) * a.in.GH + u.row + i) * a.in.GW + u.col + j) * pixel
+        from[q] = there ? g + (((u.image + n) * a.in.GH + u.row + i) * a.in.GW + u.col + j) * pixel
                         : nullptr;
+        if (++n == a.images) n = 0, ++j;
       }
-      bfloat16* out = to + i * row_size + pair * kTile;
-      for (int64_t c = first; c < last; c += kTile, out += group_size) {
-        const auto mask = static_cast<__mmask16>((1 << clamp(a.oc - c, 0, kTile)) - 1);
-        const auto load_row = [&](const bfloat16* row) {
-          return row ? __builtin_convertvector(
-                           reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, row + c)), vuint)
-                     : vuint{};
-        };
-        const vuint both = load_row(from[0]) | load_row(from[1]) << 16;
-        __builtin_memcpy(out, &both, sizeof(both));
+      bfloat16* out = to + i * row_size + start * kTile;
+      for (int64_t c = first; c < last; c += 2 * kTile, out += 2 * group_size) {
+        const auto mask =
+            static_cast<__mmask32>((int64_t{1} << clamp(a.oc - c, 0, 2 * kTile)) - 1);
+        for (int64_t q = 0; q < count; q += 2) {
+          __m512i row[2];
+          for (int64_t s = 0; s < 2; ++s) {
+            row[s] = _mm512_setzero_si512();
+            if (!from[q + s]) continue;
+            row[s] = _mm512_maskz_loadu_epi16(mask, from[q + s] + c);
+            __builtin_prefetch(from[q + s] + c + ahead);  // the next eight, most likely
+          }
+          _mm512_storeu_si512(out + q * kTile, _mm512_permutex2var_epi16(row[0], low, row[1]));
+          if (c + kTile < last)
+            _mm512_storeu_si512(out + q * kTile + group_size,
+                                _mm512_permutex2var_epi16(row[0], high, row[1]));
+        }
       }
     }
+  }
 }
 
 // C += A B over the rows of a unit.
@@ -308,7 +326,7 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
   const int64_t kept = (groups.last - groups.first) * kTile;
   const int64_t first_oc = pairs.first * 2 * kTile;
   const int64_t last_oc = clamp(ceil_div(a.oc, kTile) * kTile, 0, pairs.last * 2 * kTile);
-  const int64_t row_size = a.steps * a.depth * kTile, group_size = a.rows * row_size;
+  const int64_t group_size = a.group_size();
   auto* const x = static_cast<bfloat16*>(thread_scratch(
       2 * (a.planes * kept * a.line + (last_oc - first_oc) / kTile * group_size), 0));
   bfloat16* const b = x + a.planes * kept * a.line;
