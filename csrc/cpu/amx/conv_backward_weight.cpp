@@ -28,7 +28,7 @@ namespace {
 
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kTaskFloats = 128 << 10;   // of one task's sums
-constexpr int64_t kPanelBytes = 1 << 20;     // of one unit
+constexpr int64_t kPanelBytes = 512 << 10;   // of one unit
 constexpr int64_t kUnitPixels = 2048;
 constexpr int64_t kTasks = 8;
 
@@ -120,10 +120,12 @@ inline void plan(const ConvParams& p, const bfloat16* x, int64_t group, const in
     (v >= o ? a.value_parts : a.oc_parts) *= 2;
     return true;
   };
-  while (a.sum_floats() / (a.value_parts * a.oc_parts) > kTaskFloats && split()) {
+  // Several taps use a panel longer: both may be larger.
+  const int64_t many = taps > 1 ? 2 : 1;
+  while (a.sum_floats() / (a.value_parts * a.oc_parts) > many * kTaskFloats && split()) {
   }
   // A unit: as many images as fill the steps of a row, then rows, then more images.
-  const int64_t pixels = clamp(kPanelBytes / a.pixel_bytes(), 64, kUnitPixels);
+  const int64_t pixels = clamp(many * kPanelBytes / a.pixel_bytes(), 64, kUnitPixels);
   a.cols = ceil_div(in.GW, ceil_div(in.GW, pixels));
   a.images = clamp(ceil_div(56, a.cols), 1, in.N);
   a.rows = clamp(pixels / (a.cols * a.images), 1, in.GH);
@@ -155,7 +157,8 @@ inline void plan(const ConvParams& p, const bfloat16* x, int64_t group, const in
   while (a.partials * 2 <= a.units() && a.partials * 2 * a.sum_floats() <= kPartialFloats &&
          a.partials * a.value_parts * a.oc_parts < kTasks)
     a.partials *= 2;
-  while (a.partials * a.value_parts * a.oc_parts < kTasks && split()) {
+  // The ranges change no result: as few as the threads need, for each packs its operands itself.
+  while (a.partials * a.value_parts * a.oc_parts < 2 * get_num_threads() && split()) {
   }
 }
 
@@ -273,8 +276,7 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
       }
       bfloat16* out = to + i * row_size + start * kTile;
       for (int64_t c = first; c < last; c += 2 * kTile, out += 2 * group_size) {
-        const auto mask =
-            static_cast<__mmask32>((int64_t{1} << clamp(a.oc - c, 0, 2 * kTile)) - 1);
+        const auto mask = static_cast<__mmask32>((int64_t{1} << clamp(a.oc - c, 0, 2 * kTile)) - 1);
         for (int64_t q = 0; q < count; q += 2) {
           __m512i row[2];
           for (int64_t s = 0; s < 2; ++s) {
@@ -293,23 +295,40 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
   }
 }
 
+// Input and gradient of the next unit, brought into L2 between the products of this one.
+struct NextLines {
+  const char *x, *x_end, *g, *g_end;
+  int64_t per_step;
+  __attribute__((always_inline)) inline void fetch() {
+    for (int64_t i = 0; i < per_step; ++i)
+      if (x < x_end) {
+        __builtin_prefetch(x, 0, 2);
+        x += 64;
+      } else if (g < g_end) {
+        __builtin_prefetch(g, 0, 2);
+        g += 64;
+      }
+  }
+};
+
 // C += A B over the rows of a unit.
 template <int MA, int NB>
 void outer(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, int64_t a_row,
            const bfloat16* b0, const bfloat16* b1, int64_t rows, int64_t steps, int64_t depth,
-           float* c, bool add) {
+           float* c, bool add, NextLines& next) {
   load_sums<MA, NB>(c, add);
   for (int64_t i = 0; i < rows; ++i, a0 += a_row, a1 += a_row) {
     const bfloat16 *x0 = a0, *x1 = a1;
     for (int64_t s = 0; s < steps; ++s, b0 += depth * kTile, b1 += depth * kTile) {
       multiply<MA, NB>(x0, x1, a_bytes, b0, b1);
       x0 += depth, x1 += depth;
+      next.fetch();
     }
   }
   store_sums<MA, NB>(c);
 }
 using Outer = void (*)(const bfloat16*, const bfloat16*, int64_t, int64_t, const bfloat16*,
-                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool);
+                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool, NextLines&);
 constexpr Outer kOuters[2][2] = {{outer<1, 1>, outer<1, 2>}, {outer<2, 1>, outer<2, 2>}};
 
 // The ranges of one task: groups of plane rows and pairs of 16 output channels.
@@ -341,6 +360,18 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
       const int plane = a.gathered ? 0 : a.plane_of[tap];
       return x + (plane * kept + group * kTile) * a.line + a.offset[tap];
     };
+    NextLines next{};
+    if (a.in.GH == 1 && index + 1 < units.last && a.value_parts * a.oc_parts <= 2) {
+      const Tile later = a.unit(index + 1);
+      const auto* from =
+          static_cast<const bfloat16*>(a.in.a) + a.in.a_channel + later.col * a.in.a_pixel;
+      next.x = reinterpret_cast<const char*>(from);
+      next.x_end = reinterpret_cast<const char*>(from + later.cols * a.in.a_pixel);
+      next.g = reinterpret_cast<const char*>(g + later.col * g_pixel);
+      next.g_end = reinterpret_cast<const char*>(g + (later.col + later.cols) * g_pixel);
+      next.per_step = ceil_div((next.x_end - next.x + next.g_end - next.g) / 64,
+                               (pairs.last - pairs.first) * blocks * u.rows * a.steps);
+    }
     for (int64_t pair = pairs.first; pair < pairs.last; ++pair) {
       const int64_t n = (pair - pairs.first) * 2;
       const int two_b = pair * 2 * kTile + kTile < last_oc;
@@ -349,7 +380,7 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
         const int two_a = r + 1 < count;
         kOuters[two_a][two_b](rows_of(r), rows_of(r + two_a), a.line * 2, a.plane_cols * a.images,
                               b + n * group_size, b + (n + two_b) * group_size, u.rows, a.steps,
-                              a.depth, c, index > units.first);
+                              a.depth, c, index > units.first, next);
       }
     }
   }
