@@ -7,8 +7,6 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr float kInverseSqrt2 = 0.70710678118654752f;
-constexpr float kInverseSqrt2Pi = 0.39894228040143268f;
 constexpr float kSqrt2OverPi = 0.79788456080286536f;
 constexpr float kGeluCubic = 0.044715f;
 
@@ -49,7 +47,7 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
     case Activation::elu:
       return map(x, y, count, [=](vfloat v) { return b * select(v < 0, a * vexpm1(v), v); });
     case Activation::gelu:
-      return map(x, y, count, [](vfloat v) { return 0.5f * v * (1.0f + verf(v * kInverseSqrt2)); });
+      return map(x, y, count, [](vfloat v) { return v * vnormal(v).below; });
     case Activation::gelu_tanh:
       return map(x, y, count, [](vfloat v) {
         return 0.5f * v * (1.0f + vtanh(kSqrt2OverPi * (v + kGeluCubic * v * v * v)));
@@ -85,8 +83,8 @@ void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T
       });
     case Activation::gelu:
       return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        const vfloat below = 0.5f * (1.0f + verf(v * kInverseSqrt2));
-        return grad * (below + v * kInverseSqrt2Pi * vexp(-0.5f * v * v));
+        const Normal normal = vnormal(v);
+        return grad * (normal.below + v * normal.density);
       });
     case Activation::gelu_tanh:
       return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
@@ -96,18 +94,19 @@ void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T
       });
     case Activation::silu:
       return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        const vfloat s = vsigmoid(v);
-        return grad * s * (1.0f + v * (1.0f - s));
+        const Sigmoid s = vsigmoids(v);
+        return grad * s.value * (1.0f + v * s.rest);
       });
     case Activation::sigmoid:
       return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        const vfloat s = vsigmoid(v);
-        return grad * s * (1.0f - s);
+        const Sigmoid s = vsigmoids(v);
+        return grad * s.value * s.rest;
       });
     case Activation::tanh:
       return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        const vfloat t = vtanh(v);
-        return grad * (1.0f - t * t);
+        // 1 - tanh^2 = 4 e / (1 + e)^2 with e = exp(-2 |v|): nothing cancels.
+        const Sigmoid s = vsigmoids(v + v);
+        return grad * 4.0f * s.value * s.rest;
       });
     case Activation::softplus:
       return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {

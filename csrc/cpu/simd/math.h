@@ -19,6 +19,23 @@ FASTNN_INLINE vfloat horner(vfloat x, const float (&coefficients)[N]) {
   return y;
 }
 
+// 1 / x for normal x whose reciprocal is normal, within two units in the last place: an estimate of
+// 14 bits and one step of Newton's, a quarter of a division's time.
+FASTNN_INLINE vfloat vreciprocal(vfloat x) {
+#if defined(FASTNN_ISA_avx512)
+  const vfloat r = _mm512_maskz_rcp14_ps(0xffff, x);
+  return r + r * (1.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// exp(r) - 1 - r over r^2, |r| <= ln 2 / 2.
+FASTNN_INLINE vfloat exp_tail(vfloat r) {
+  return horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                    1.6666665459e-1f, 5.0000001201e-1f});
+}
+
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2. Without an instruction for it, the factor 2^n is applied in
 // two halves, so that results up to the largest float and down to the smallest normal one need no
 // special case.
@@ -28,9 +45,7 @@ FASTNN_INLINE vfloat vexp(vfloat x) {
   const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
   const vfloat n = (x * 1.44269504088896341f + magic) - magic;
   const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  const vfloat p = horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
-                              4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
-  const vfloat y = p * r * r + r + 1.0f;
+  const vfloat y = exp_tail(r) * r * r + r + 1.0f;
 #if defined(FASTNN_ISA_avx512)
   return _mm512_maskz_scalef_ps(0xffff, y, n);  // 2^n, overflow and all, in one instruction
 #else
@@ -64,59 +79,62 @@ FASTNN_INLINE vfloat vlog(vfloat x) {
   return select((x < 0) | (x != x), set1(__builtin_nanf("")), y);
 }
 
-// log(1 + x), accurate for small x: log(u) x / (u - 1) with u = 1 + x rounded.
+// log(1 + x) for x in [0, 1]: 2 artanh(s) with s = x / (2 + x), an odd series in s.
 FASTNN_INLINE vfloat vlog1p(vfloat x) {
-  const vfloat u = x + 1.0f;
-  const vfloat rounded = u - 1.0f;
-  const vfloat y = vlog(u) * (x / rounded);
-  return select(rounded == 0, x, select(u == __builtin_inff(), u, y));
+  const vfloat s = x * vreciprocal(2.0f + x), z = s * s;
+  const vfloat odd = horner(z, {0.1401231587f, 0.1399955451f, 0.2001084983f, 0.3333320618f});
+  return 2.0f * (s + s * z * odd);
 }
 
-// exp(x) - 1, accurate for small x: (u - 1) x / log(u) with u = exp(x) rounded (Kahan).
+// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1), by half of it: 2^(n - 1) is in range where the result
+// is.
 FASTNN_INLINE vfloat vexpm1(vfloat x) {
-  const vfloat u = vexp(x), rest = u - 1.0f;
-  const vfloat y = rest * (x / vlog(u));
-  return select(rest == 0, x, select((u == 0) | (u == __builtin_inff()) | (x < -20.0f), rest, y));
+  x = vmin(set1(89.0f), x);
+  x = vmax(set1(-80.0f), x);
+  const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
+  const vfloat n = (x * 1.44269504088896341f + magic) - magic;
+  const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const vfloat p = exp_tail(r) * r * r + r;
+  const vfloat half = as_float((__builtin_convertvector(n, vint) + 126) << 23);
+  const vfloat y = half * p + (half - 0.5f);
+  return y + y;
 }
 
 FASTNN_INLINE vfloat with_sign_of(vfloat magnitude, vfloat sign) {
   return as_float(as_int(magnitude) | (as_int(sign) & static_cast<int32_t>(0x80000000u)));
 }
 
+// (1 - e) / (1 + e) with e = exp(-2 |x|).
 FASTNN_INLINE vfloat vtanh(vfloat x) {
-  const vfloat a = vabs(x), z = x * x;
-  const vfloat large = 1.0f - 2.0f / (vexp(a + a) + 1.0f);
-  const vfloat tiny = horner(z, {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f,
-                                 1.33314422036e-1f, -3.33332819422e-1f}) *
-                          z * x +
-                      x;
-  return select(a < 0.625f, tiny, with_sign_of(large, x));
+  const vfloat m = vexpm1(-2.0f * vabs(x));
+  return with_sign_of(-m * vreciprocal(2.0f + m), x);
 }
 
-FASTNN_INLINE vfloat vsigmoid(vfloat x) {
-  // exp of a negative number: no overflow, and a small result keeps its relative accuracy.
-  const vfloat e = vexp(-vabs(x));
-  return select(x < 0, e, set1(1.0f)) / (1.0f + e);
+// The logistic function and its complement, 1 - it: both with their full relative accuracy, for
+// exp is taken of a negative number.
+struct Sigmoid {
+  vfloat value, rest;
+};
+FASTNN_INLINE Sigmoid vsigmoids(vfloat x) {
+  const vfloat e = vexp(-vabs(x)), larger = vreciprocal(1.0f + e), smaller = e * larger;
+  return {select(x < 0, smaller, larger), select(x < 0, larger, smaller)};
 }
+FASTNN_INLINE vfloat vsigmoid(vfloat x) { return vsigmoids(x).value; }
 
-FASTNN_INLINE vfloat verf(vfloat x) {
-  const vfloat a = vabs(x), z = x * x;
-  const vfloat inner =
-      x * horner(z, {7.853861353153693e-5f, -8.010193625184903e-4f, 5.188327685732524e-3f,
-                     -2.685381193529856e-2f, 1.128358514861418e-1f, -3.761262582423300e-1f,
-                     1.128379165726710e+0f});
-  const vfloat inverse = 1.0f / a, y = inverse * inverse;
-  const vfloat middle =
-      horner(y, {2.326819970068386e-2f, -1.387039388740657e-1f, 3.687424674597105e-1f,
-                 -5.824733027278666e-1f, 6.210004621745983e-1f, -4.944515323274145e-1f,
-                 3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f});
-  const vfloat outer =
-      horner(y, {-1.047766399936249e+1f, 1.297719955372516e+1f, -7.495518717768503e+0f,
-                 2.921019019210786e+0f, -1.015265279202700e+0f, 4.218463358204948e-1f,
-                 -2.820767439740514e-1f, 5.641895067754075e-1f});
-  const vfloat tail = vexp(-z) * inverse * select(a < 2.0f, middle, outer);
-  const vfloat far = with_sign_of(select(a > 10.0f, set1(1.0f), 1.0f - tail), x);
-  return select(x != x, x, select(a <= 1.0f, inner, far));
+// The normal distribution of x and its density: with t = 1 / (1 + 0.34 |x|), the tail beyond |x| is
+// exp(-x^2 / 2) times a polynomial in t (the form of Abramowitz and Stegun, 7.1.26; coefficients
+// fitted to a relative error of 4e-8).
+struct Normal {
+  vfloat below, density;
+};
+FASTNN_INLINE Normal vnormal(vfloat x) {
+  const vfloat a = vmin(set1(40.0f), vabs(x)), e = vexp(-0.5f * a * a);
+  const vfloat t = vreciprocal(1.0f + 0.34f * a);
+  const vfloat tail =
+      e * t *
+      horner(t, {-0.0256372001f, 0.1372403055f, -0.2686678767f, 0.1973266453f, -0.04155086353f,
+                 0.1140948161f, 0.1154981852f, 0.1360734254f, 0.1356225759f});
+  return {select(x < 0, tail, 1.0f - tail), e * 0.39894228040143268f};
 }
 
 }  // namespace
