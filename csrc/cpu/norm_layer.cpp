@@ -1,8 +1,9 @@
 // Layer norm over contiguous rows, and local response norm over the channels of a pixel.
 //
-// Layer norm: a row is in cache for its second pass (squared deviations) and third (output). The
-// weight gradient sums rows in fixed chunks, added in order. Local response norm: squares go to a
-// zero-padded row, so that the window sum needs no edge cases; the power is exp(-beta log(.)).
+// Layer norm: a row is in cache for its second pass (deviations from a first mean, and their
+// squares) and third (output). The weight gradient sums rows in fixed chunks, added in order. Local
+// response norm: squares go to a zero-padded row, so that the window sum needs no edge cases; the
+// power is exp(-beta log(.)).
 #include "core/allocator.h"
 #include "cpu/simd/math.h"
 #include "ops/slots.h"
@@ -10,17 +11,19 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-template <class T, class Value>
-FASTNN_INLINE float row_sum(int64_t D, const Value& value) {
-  vfloat total{};
-  float rest = 0;
-  const int64_t whole = D / LANES * LANES;
-  for (int64_t i = 0; i < whole; i += LANES) total += value(i, LANES);
-  if (whole < D) {
-    const vfloat v = value(whole, static_cast<int>(D - whole));
-    for (int64_t i = 0; i < D - whole; ++i) rest += v[i];
-  }
-  return sum(total) + rest;
+// Sums over i < D of value(i, lanes), in four accumulators a row: one would wait for itself. Lanes
+// beyond a tail of values have to be zero.
+template <int N, class Value>
+FASTNN_INLINE void row_sums(int64_t D, float (&sums)[N], const Value& value) {
+  vfloat total[4][N] = {};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= D; i += 4 * LANES)
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) value(i + u * LANES, LANES, total[u]);
+  for (; i < D; i += LANES)
+    value(i, static_cast<int>(D - i < LANES ? D - i : LANES), total[i / LANES % 4]);
+  for (int n = 0; n < N; ++n)
+    sums[n] = sum((total[0][n] + total[1][n]) + (total[2][n] + total[3][n]));
 }
 
 template <class T>
@@ -30,16 +33,20 @@ void layer_typed(const T* x, int64_t rows, int64_t D, float eps, const float* we
     for (int64_t r = begin; r < end; ++r) {
       const T* row = x + r * D;
       const float count = static_cast<float>(D);
-      const float first = row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n); });
-      const float rough = first / count;
+      float first[1], away[2];
+      row_sums(D, first,
+               [&](int64_t i, int n, vfloat* total) { total[0] += load_any(row + i, n); });
+      const float rough = first[0] / count;
       // The deviations' own sum is the error of the first mean; see norm.cpp.
-      const float rest =
-          row_sum<T>(D, [&](int64_t i, int n) { return load_any(row + i, n) - rough; });
-      const float m = rough + rest / count;
-      const float m2 = row_sum<T>(D, [&](int64_t i, int n) {
-        const vfloat away = load_any(row + i, n) - m;
-        return away * away;
+      alignas(64) float rough_lanes[LANES];
+      store(rough_lanes, set1(rough));
+      row_sums(D, away, [&](int64_t i, int n, vfloat* total) {
+        const vfloat v = load_any(row + i, n) - load_any(rough_lanes, n);
+        total[0] += v;
+        total[1] += v * v;
       });
+      const float m = rough + away[0] / count, lost = away[0] * (away[0] / count);
+      const float m2 = away[1] < lost ? 0.0f : away[1] - lost;
       const float inverse = 1.0f / __builtin_sqrtf(m2 / count + eps);
       mean[r] = m;
       invstd[r] = inverse;
@@ -71,11 +78,14 @@ void layer_backward_typed(const T* g, const T* x, int64_t rows, int64_t D, const
         const vfloat v = load_any(grad + i, n);
         return weight ? v * load_any(weight + i, n) : v;
       };
-      const float first = row_sum<T>(D, weighted) / static_cast<float>(D);
-      const float second =
-          row_sum<T>(
-              D, [&](int64_t i, int n) { return weighted(i, n) * (load_any(row + i, n) - m); }) *
-          inverse * inverse / static_cast<float>(D);
+      float sum_of[2];
+      row_sums(D, sum_of, [&](int64_t i, int n, vfloat* total) {
+        const vfloat v = weighted(i, n);
+        total[0] += v;
+        total[1] += v * (load_any(row + i, n) - m);  // v is zero beyond a tail
+      });
+      const float first = sum_of[0] / static_cast<float>(D);
+      const float second = sum_of[1] * inverse * inverse / static_cast<float>(D);
       vector_loop(0, D, [&](int64_t i, int n) {
         const vfloat away = load_any(row + i, n) - m;
         store_any(grad_x + r * D + i, (weighted(i, n) - first - away * second) * inverse, n);
