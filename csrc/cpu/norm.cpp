@@ -17,6 +17,31 @@ int64_t chunk_pixels(const NormShape& s) {
   return fit < 16 ? 16 : fit;
 }
 
+// body(rows, c, i, n) for the vectors of channels c of whole pixels [begin, end): of rows.count
+// pixels at once, whose values are at i, i + C, ... What belongs to a channel is loaded once for
+// them. Rows of many channels are taken one by one: memory is read and written in order.
+constexpr int64_t kFewChannels = 96;
+
+// A vector of a stream, of which what follows is brought meanwhile.
+template <class T>
+FASTNN_INLINE vfloat load_ahead(const T* p, int n) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
+  return load_any(p, n);
+}
+
+template <int N>
+struct Rows {
+  static constexpr int count = N;
+};
+template <class Body>
+FASTNN_INLINE void each_row(int64_t C, int64_t begin, int64_t end, const Body& body) {
+  int64_t pixel = begin;
+  for (; C <= kFewChannels && pixel + 4 * C <= end; pixel += 4 * C)
+    vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED { body(Rows<4>{}, c, pixel + c, n); });
+  for (; pixel < end; pixel += C)
+    vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED { body(Rows<1>{}, c, pixel + c, n); });
+}
+
 template <class T>
 void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m2) {
   const int64_t C = s.C, step = chunk_pixels(s), chunks = (s.P + step - 1) / step;
@@ -29,18 +54,26 @@ void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m
     float* square = sum + C;
     float* rest = square + C;
     __builtin_memset(sum, 0, sizeof(float) * static_cast<size_t>(3 * C));
-    for (int64_t p = 0; p < n; ++p)
-      vector_loop(0, C, [&](int64_t c, int l) {
-        store_any(sum + c, load_any(sum + c, l) + load_any(from + p * C + c, l), l);
-      });
+    each_row(C, 0, n * C, [&](auto rows, int64_t c, int64_t i, int l) FASTNN_INLINED {
+      vfloat total = load_any(sum + c, l);
+#pragma GCC unroll 4
+      for (int u = 0; u < rows.count; ++u) total += load_ahead(from + i + u * C, l);
+      store_any(sum + c, total, l);
+    });
     const float inverse = 1.0f / static_cast<float>(n);
     for (int64_t c = 0; c < C; ++c) sum[c] *= inverse;
-    for (int64_t p = 0; p < n; ++p)
-      vector_loop(0, C, [&](int64_t c, int l) {
-        const vfloat away = load_any(from + p * C + c, l) - load_any(sum + c, l);
-        store_any(rest + c, load_any(rest + c, l) + away, l);
-        store_any(square + c, load_any(square + c, l) + away * away, l);
-      });
+    each_row(C, 0, n * C, [&](auto rows, int64_t c, int64_t i, int l) FASTNN_INLINED {
+      const vfloat m = load_any(sum + c, l);
+      vfloat total = load_any(rest + c, l), squares = load_any(square + c, l);
+#pragma GCC unroll 4
+      for (int u = 0; u < rows.count; ++u) {
+        const vfloat away = load_any(from + i + u * C, l) - m;
+        total += away;
+        squares += away * away;
+      }
+      store_any(rest + c, total, l);
+      store_any(square + c, squares, l);
+    });
     // Where the mean is far from zero the first sum was rounded coarsely; what the deviations still
     // add up to is its error (the corrected two-pass algorithm of Chan, Golub and LeVeque, 1983).
     for (int64_t c = 0; c < C; ++c) {
@@ -49,21 +82,24 @@ void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m
       square[c] -= rest[c] * error;
     }
   });
-  for (int64_t segment = 0; segment < s.S; ++segment)
-    for (int64_t c = 0; c < C; ++c) {
-      float count = 0, average = 0, spread = 0;
+  parallel_for(s.S, [&](int64_t segment) {
+    vector_loop(0, C, [&](int64_t c, int l) {
+      float count = 0;
+      vfloat average{}, spread{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* part = parts.floats() + (segment * chunks + chunk) * 3 * C;
+        const float* part = parts.floats() + (segment * chunks + chunk) * 3 * C + c;
         const int64_t begin = chunk * step;
         const float n = static_cast<float>(begin + step < s.P ? step : s.P - begin);
-        const float delta = part[c] - average, total = count + n;
-        spread += part[C + c] + delta * delta * (count * n / total);
+        const float total = count + n;
+        const vfloat delta = load_any(part, l) - average;
+        spread += load_any(part + C, l) + delta * delta * (count * n / total);
         average += delta * (n / total);
         count = total;
       }
-      mean[segment * C + c] = average;
-      m2[segment * C + c] = spread;
-    }
+      store_any(mean + segment * C + c, average, l);
+      store_any(m2 + segment * C + c, spread, l);
+    });
+  });
 }
 
 // body(segment, first element, last element) over chunks of whole pixels.
@@ -82,28 +118,39 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
                          const float* bias, const T* residual, bool relu, T* y) {
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
-    for (int64_t pixel = begin; pixel < end; pixel += s.C)
-      vector_loop(0, s.C, [&](int64_t c, int n) {
-        const int64_t i = pixel + c;
-        vfloat v = (load_any(x + i, n) - load_any(mean + at + c, n)) * load_any(scale + at + c, n) +
-                   load_any(bias + at + c, n);
+    each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
+      const vfloat m = load_any(mean + at + c, n), factor = load_any(scale + at + c, n);
+      const vfloat shift = load_any(bias + at + c, n);
+#pragma GCC unroll 4
+      for (int u = 0; u < rows.count; ++u) {
+        const int64_t i = first + u * s.C;
+        vfloat v = (load_ahead(x + i, n) - m) * factor + shift;
         if (residual) v += load_any(residual + i, n);
         if (relu) v = select(v < 0, vfloat{}, v);
         store_any(y + i, v, n);
-      });
+      }
+    });
   });
+}
+
+// What the gradient needs of one vector of channels: the mean, and the mask's coefficients.
+struct ChannelMask {
+  vfloat mean, scale, bias;
+};
+FASTNN_INLINE ChannelMask channel_mask(const NormMask& mask, const float* mean, int64_t c, int n) {
+  if (!mask.scale || mask.y) return {load_any(mean + c, n), vfloat{}, vfloat{}};
+  return {load_any(mean + c, n), load_any(mask.scale + c, n), load_any(mask.bias + c, n)};
 }
 
 // The gradient where the output of a fused relu was positive (or there is none); `away` is x -
 // mean.
 template <class T>
-FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, vfloat away, int64_t i, int64_t c,
-                            int n) {
-  const vfloat v = load_any(g + i, n);
+FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, const ChannelMask& channel,
+                            vfloat away, int64_t i, int n) {
+  const vfloat v = load_ahead(g + i, n);
   if (mask.y) return select(load_any(static_cast<const T*>(mask.y) + i, n) <= 0, vfloat{}, v);
   if (!mask.scale) return v;
-  const vfloat y = away * load_any(mask.scale + c, n) + load_any(mask.bias + c, n);
-  return select(y <= 0, vfloat{}, v);
+  return select(away * channel.scale + channel.bias <= 0, vfloat{}, v);
 }
 
 template <class T>
@@ -115,15 +162,21 @@ void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const N
     const int64_t chunk = (begin / C - segment * s.P) / step;
     float* sums = parts.floats() + (segment * chunks + chunk) * 2 * C;
     __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(2 * C));
-    for (int64_t pixel = begin; pixel < end; pixel += C)
-      vector_loop(0, C, [&](int64_t c, int n) {
-        const vfloat away = load_any(x + pixel + c, n) - load_any(mean + segment * C + c, n);
-        const vfloat grad = passed(g, mask, away, pixel + c, segment * C + c, n);
-        store_any(sums + c, load_any(sums + c, n) + grad, n);
-        store_any(sums + C + c, load_any(sums + C + c, n) + grad * away, n);
-      });
+    each_row(C, begin, end, [&](auto rows, int64_t c, int64_t i, int n) FASTNN_INLINED {
+      const ChannelMask channel = channel_mask(mask, mean, segment * C + c, n);
+      vfloat first = load_any(sums + c, n), second = load_any(sums + C + c, n);
+#pragma GCC unroll 4
+      for (int u = 0; u < rows.count; ++u) {
+        const vfloat away = load_ahead(x + i + u * C, n) - channel.mean;
+        const vfloat grad = passed(g, mask, channel, away, i + u * C, n);
+        first += grad;
+        second += grad * away;
+      }
+      store_any(sums + c, first, n);
+      store_any(sums + C + c, second, n);
+    });
   });
-  for (int64_t segment = 0; segment < s.S; ++segment)
+  parallel_for(s.S, [&](int64_t segment) {
     vector_loop(0, C, [&](int64_t c, int n) {
       vfloat first{}, second{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -134,6 +187,7 @@ void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const N
       store_any(sum_g + segment * C + c, first, n);
       store_any(sum_gx + segment * C + c, second, n);
     });
+  });
 }
 
 template <class T>
@@ -142,17 +196,19 @@ void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const 
                               T* grad_x, T* grad_residual) {
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
-    for (int64_t pixel = begin; pixel < end; pixel += s.C)
-      vector_loop(0, s.C, [&](int64_t c, int n) {
-        const int64_t i = pixel + c;
-        const vfloat away = load_any(x + i, n) - load_any(mean + at + c, n);
-        const vfloat grad = passed(g, mask, away, i, at + c, n);
-        store_any(grad_x + i,
-                  grad * load_any(a + at + c, n) + away * load_any(b + at + c, n) +
-                      load_any(d + at + c, n),
-                  n);
+    each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
+      const ChannelMask channel = channel_mask(mask, mean, at + c, n);
+      const vfloat factor = load_any(a + at + c, n), slope = load_any(b + at + c, n);
+      const vfloat shift = load_any(d + at + c, n);
+#pragma GCC unroll 4
+      for (int u = 0; u < rows.count; ++u) {
+        const int64_t i = first + u * s.C;
+        const vfloat away = load_ahead(x + i, n) - channel.mean;
+        const vfloat grad = passed(g, mask, channel, away, i, n);
+        store_any(grad_x + i, grad * factor + away * slope + shift, n);
         if (grad_residual) store_any(grad_residual + i, grad, n);
-      });
+      }
+    });
   });
 }
 

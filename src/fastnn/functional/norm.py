@@ -129,11 +129,18 @@ def group_norm(
     """
     if input.ndim == 3:
         return squeeze(group_norm(unsqueeze(input, 2), num_groups, weight, bias, eps), 2)
+    return _grouped(input, num_groups, weight, bias, eps)[0]
+
+
+def _grouped(
+    input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Any]:
+    """Group norm, and the moments it used: ``.mean`` and ``.invstd`` of shape (N, num_groups)."""
     result = _core.group_norm(input._array, num_groups, _array(weight), _array(bias), eps)
     saved = (
         input._array, num_groups, _array(weight), _array(bias), result.mean, result.invstd,
     )  # fmt: skip
-    return record("group_norm", result.y, (input, weight, bias), saved, _group_backward)
+    return record("group_norm", result.y, (input, weight, bias), saved, _group_backward), result
 
 
 def _group_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
@@ -185,16 +192,20 @@ def instance_norm(
             "instance_norm: expected more than 1 pixel per channel when using input statistics, "
             f"got input of shape {input.shape}"
         )
-    out = group_norm(input, input.shape[1], weight, bias, eps)
+    if input.ndim == 3:
+        wide = unsqueeze(input, 2)
+        return squeeze(
+            instance_norm(wide, running_mean, running_var, weight, bias, True, momentum, eps), 2
+        )
+    out, moments = _grouped(input, input.shape[1], weight, bias, eps)
     if running_mean is not None and running_var is not None and input.numel():
         with no_grad():
-            from fastnn.functional.reduce import mean, var
+            from fastnn.functional.reduce import mean
 
-            dims = tuple(range(2, input.ndim))
-            flat = to(input.detach(), "float32")
+            spread = Tensor._wrap(moments.invstd) ** -2 - eps
             for running, now in (
-                (running_mean, mean(mean(flat, dims), 0)),
-                (running_var, mean(var(flat, dims), 0)),
+                (running_mean, mean(Tensor._wrap(moments.mean), 0)),
+                (running_var, mean(spread, 0) * (pixels / (pixels - 1))),
             ):
                 running.copy_(running * (1 - momentum) + now * momentum)
     return out
