@@ -49,12 +49,19 @@ struct DepthwiseRow {
   const ConvEpilogue* e;
   int64_t c, at, step;  // channel; output 0 and the distance of the next, both at that channel
   T* y;
+  // Rows that the next task reads for the first time, brought meanwhile; at the channel.
+  int64_t new_rows = 0;
+  const T* next = nullptr;
 };
 
 template <bool Checked, int B, int KW, int S, class T>
 FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int lanes) {
   vfloat sum[B] = {};
   const int64_t first = i * S + d.start;
+  for (int64_t r = 0; r < d.new_rows; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < B * S; ++j)
+      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C, 0, 2);
   for (int64_t r = 0; r < d.rows; ++r) {
     vfloat w[KW];
 #pragma GCC unroll 8
@@ -146,15 +153,18 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
     DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, 0, 0, C, y};
     const T* in[kMaxRows];
     const float* from[kMaxRows];
+    const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
+    const T* const next = x + (n * p.H + below) * p.W * C;
+    if (below >= 0 && below < p.H) d.new_rows = below + 1 < p.H ? p.stride_h : 1;
     for (int64_t kh = 0; kh < p.KH; ++kh) {
       const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
       if (h < 0 || h >= p.H) continue;
       in[d.rows] = x + (n * p.H + h) * p.W * C;
       from[d.rows++] = turned.floats() + kh * p.KW * C;
     }
-    vector_loop(0, C, [&](int64_t c, int lanes) {
+    vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
       for (int64_t r = 0; r < d.rows; ++r) d.in[r] = in[r] + c, d.w[r] = from[r] + c;
-      d.c = c, d.at = task * p.OW * C + c;
+      d.c = c, d.at = task * p.OW * C + c, d.next = next + c;
       run_row(p.KW, p.stride_w, d, lanes);
     });
   });
@@ -241,13 +251,21 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   });
 }
 
-// Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image.
+// Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image. What the
+// next row adds to the input and to g is brought meanwhile.
 template <bool Checked, int B, int KH, int KW, int S, class T>
-FASTNN_INLINE void weight_block(const T* const* in, const T* g, int64_t first, int64_t width,
-                                int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
+FASTNN_INLINE void weight_block(const T* const* in, const T* g, int64_t g_row, int64_t first,
+                                int64_t width, int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
   vfloat grad[B];
 #pragma GCC unroll 4
-  for (int b = 0; b < B; ++b) grad[b] = load_any(g + b * C, lanes);
+  for (int b = 0; b < B; ++b) {
+    __builtin_prefetch(g + (g_row + b) * C, 0, 2);
+    grad[b] = load_any(g + b * C, lanes);
+  }
+  if (in[KH - 1])
+#pragma GCC unroll 8
+    for (int j = 0; j < B * S * S; ++j)
+      __builtin_prefetch(in[KH - 1] + ((1 + j / (B * S)) * width + first + j % (B * S)) * C, 0, 2);
 #pragma GCC unroll 5
   for (int r = 0; r < KH; ++r) {
     if (!in[r]) continue;
@@ -268,7 +286,7 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
                   float* sums) {
   constexpr int B = 4;
   const int64_t C = p.C;
-  vector_loop(0, C, [&](int64_t c, int lanes) {
+  vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
     vfloat sum[KH][KW] = {};
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.OH, oh = row % p.OH;
@@ -282,12 +300,13 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
       for (; i + B <= p.OW; i += B) {
         const int64_t first = i * S - p.pad_left;
         if (first >= 0 && first + (B - 1) * S + KW <= p.W)
-          weight_block<false, B, KH, KW, S>(in, grad + i * C, first, p.W, C, lanes, sum);
+          weight_block<false, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
         else
-          weight_block<true, B, KH, KW, S>(in, grad + i * C, first, p.W, C, lanes, sum);
+          weight_block<true, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
       }
       for (; i < p.OW; ++i)
-        weight_block<true, 1, KH, KW, S>(in, grad + i * C, i * S - p.pad_left, p.W, C, lanes, sum);
+        weight_block<true, 1, KH, KW, S>(in, grad + i * C, p.OW, i * S - p.pad_left, p.W, C, lanes,
+                                         sum);
     }
     for (int r = 0; r < KH; ++r)
       for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
@@ -298,7 +317,7 @@ template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   const int64_t C = p.C, taps = p.KH * p.KW, rows = p.N * p.OH;
   const int64_t chunks = rows < 32 ? rows : 32;
-  Workspace partial((chunks * taps * C + 1) * 4);
+  Workspace partial((chunks + (chunks == 0)) * taps * C * 4 + 4);
   parallel_for(chunks, [&](int64_t chunk) {
     float* sums = partial.floats() + chunk * taps * C;
     const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
@@ -328,12 +347,14 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
       }
     }
   });
+  vector_loop(0, taps * C, [&](int64_t i, int n) {
+    vfloat total{};
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      total += load_any(partial.floats() + chunk * taps * C + i, n);
+    store_any(partial.floats() + i, total, n);
+  });
   for (int64_t c = 0; c < C; ++c)
-    for (int64_t t = 0; t < taps; ++t) {
-      float total = 0;
-      for (int64_t i = 0; i < chunks; ++i) total += partial.floats()[(i * taps + t) * C + c];
-      from_float(gw[c * taps + t], total);
-    }
+    for (int64_t t = 0; t < taps; ++t) from_float(gw[c * taps + t], partial.floats()[t * C + c]);
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e, void* y) {

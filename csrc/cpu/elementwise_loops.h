@@ -13,8 +13,6 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-#define FASTNN_INLINED __attribute__((always_inline))
-
 typedef void (*RowCall)(const void* row, char* out, const char* const* in, int64_t n);
 
 // Once, out of line, for all operators: a row is long enough for a call.

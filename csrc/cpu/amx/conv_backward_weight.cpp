@@ -299,7 +299,7 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
 struct NextLines {
   const char *x, *x_end, *g, *g_end;
   int64_t per_step;
-  __attribute__((always_inline)) inline void fetch() {
+  FASTNN_INLINED inline void fetch() {
     for (int64_t i = 0; i < per_step; ++i)
       if (x < x_end) {
         __builtin_prefetch(x, 0, 2);

@@ -69,13 +69,13 @@ struct Meanwhile {
   int64_t channel = 0, count = 0;
   int row = 0, rows = 0;
 
-  __attribute__((always_inline)) inline void finish(int64_t n) {
+  FASTNN_INLINED inline void finish(int64_t n) {
     for (; n > 0 && row < rows; --n, ++row) {
       const int slot = row < block_rows ? row : row - block_rows + kTile;
       store_row(sums + slot * kColumns, where[slot], channel, count, epilogue, y);
     }
   }
-  __attribute__((always_inline)) inline void step(int64_t finished) {
+  FASTNN_INLINED inline void step(int64_t finished) {
     for (int64_t i = 0; i < lines && line < last_line; ++i, line += 64)
       __builtin_prefetch(line, 0, 2);
     finish(finished);

@@ -247,6 +247,9 @@ FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
 }
 #endif
 
+// For lambdas and members that a loop calls for every vector, too large to be inlined unasked.
+#define FASTNN_INLINED __attribute__((always_inline))
+
 // body(i, n) over [begin, end) in steps of LANES; n < LANES for the last, partial step.
 template <class Body>
 FASTNN_INLINE void vector_loop(int64_t begin, int64_t end, const Body& body) {
