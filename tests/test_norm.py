@@ -112,3 +112,48 @@ def test_a_nan_stays_in_its_channel(isa):
     x[0, 1, 0, 0] = float("nan")
     bad = np.isnan(F.batch_norm(x, training=True).numpy()).all((0, 2, 3))
     assert bad.tolist() == [False, True, False]
+
+
+@PROPERTY
+@given(
+    n=st.integers(1, 20), c=st.integers(1, 40), oc=st.sampled_from([16, 32, 64, 96]),
+    h=st.integers(1, 21), w=st.integers(1, 21), k=st.sampled_from([1, 3]), s=st.integers(1, 2),
+    far=st.sampled_from([0.0, 30.0]),
+)  # fmt: skip
+def test_moments_from_the_convolution_before_are_the_outputs(n, c, oc, h, w, k, s, far):
+    """bfloat16 convolutions keep the moments of what they stored; batch norm then gives what it gives
+    for a copy, about whose origin it knows nothing."""
+    rng = np.random.default_rng(n * 31 + h)
+    x = fastnn.tensor(rng.standard_normal((n, c, h, w)).astype(np.float32)).to(fastnn.bfloat16)
+    weight = fastnn.tensor(
+        rng.standard_normal((oc, c, k, k)).astype(np.float32) / np.sqrt(c * k * k)
+    )
+    weight = weight.to(fastnn.bfloat16).requires_grad_()
+    bias = fastnn.tensor(np.full(oc, far, np.float32))
+    y = F.conv2d(x, weight, bias, stride=s, padding=k // 2)
+    if y.shape[0] * y.shape[2] * y.shape[3] == 1:
+        return
+    kept = [fastnn.zeros(oc), fastnn.ones(oc)]
+    plain = [fastnn.zeros(oc), fastnn.ones(oc)]
+    got = F.batch_norm(y, *kept, training=True, momentum=1.0)
+    want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0)
+    values = y.detach().float().numpy().astype(np.float64)
+    spread = values.std((0, 2, 3)) + 1e-3
+    assert np.abs(kept[0].numpy() - values.mean((0, 2, 3))).max() <= 1e-5 * (spread + far).max()
+    assert np.allclose(kept[1].numpy(), plain[1].numpy(), rtol=1e-4, atol=1e-6)
+    apart = np.abs(got.detach().float().numpy() - want.float().numpy())
+    assert (apart <= 2**-7 * np.abs(want.float().numpy()) + 1e-4).all()
+
+
+def test_moments_are_forgotten_when_the_convolutions_output_changes():
+    x = fastnn.randn(4, 32, 8, 8).to(fastnn.bfloat16)
+    weight = fastnn.randn(32, 32, 3, 3).to(fastnn.bfloat16).requires_grad_()
+    for change in ("in place", "numpy"):
+        y = F.conv2d(x, weight, padding=1).detach()
+        if change == "in place":
+            y.mul_(0).add_(3)
+        else:
+            y.numpy()[...] = fastnn.full((4, 32, 8, 8), 3.0).to(fastnn.bfloat16).numpy()
+        mean = fastnn.zeros(32)
+        F.batch_norm(y, mean, fastnn.ones(32), training=True, momentum=1.0)
+        assert np.array_equal(mean.numpy(), np.full(32, 3, np.float32)), change

@@ -54,6 +54,7 @@ py::array to_numpy(const Array& x) {
     shape.push_back(x.size(i));
     strides.push_back(x.strides()[i] * item_size(x.dtype()));
   }
+  x.storage()->kept.clear();  // NumPy writes without our notice
   py::array out(numpy_dtype(x.dtype()), shape, strides, x.raw(), py::cast(x));
   if (!x.storage()->writable) out.attr("setflags")(py::arg("write") = false);
   return out;

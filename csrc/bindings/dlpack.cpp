@@ -78,6 +78,7 @@ py::capsule to_dlpack(const Array& x) {
         "express; export a .clone()");
   auto* out = new Exported{{}, x, x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
+  x.storage()->kept.clear();  // others write without our notice
   t.data = x.raw();
   t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};
   t.ndim = x.rank();

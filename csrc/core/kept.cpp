@@ -13,6 +13,11 @@ void KeptWorkspaces::check_version(int64_t version) {
   version_ = version;
 }
 
+void KeptWorkspaces::clear() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  blocks_.clear();
+}
+
 std::shared_ptr<KeptBlock> KeptWorkspaces::find(uint64_t key) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = blocks_.find(key);

@@ -21,6 +21,8 @@ class KeptWorkspaces {
   void check_version(int64_t version);
   std::shared_ptr<KeptBlock> find(uint64_t key);
   void keep(uint64_t key, std::shared_ptr<KeptBlock> block);
+  // Forgets everything: somebody else may write to the storage from now on.
+  void clear();
 
  private:
   std::mutex mutex_;

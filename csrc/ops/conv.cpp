@@ -162,7 +162,8 @@ std::string winograd() { return kWinogradModes[winograd_mode().load()]; }
 
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
-             const std::string& activation, const Array* residual, bool keep_packed) {
+             const std::string& activation, const Array* residual, bool keep_packed,
+             bool want_moments) {
   check_same_dtype("conv2d", input, weight);
   ConvParams p = settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
   p.dtype = input.dtype();
@@ -180,14 +181,23 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   const Array x = canonical(input), w = canonical(weight);
   p.kept = keep_packed ? kept_with(w) : nullptr;
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
-  const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
-                              activation == "relu"};
+  ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
+                        activation == "relu"};
+  std::shared_ptr<KeptBlock> block;
+  ConvMoments moments{};
+  if (want_moments && y.device() == kCpu) {
+    block = std::make_shared<KeptBlock>(2 * p.OC * int64_t{sizeof(float)});
+    moments.mean = static_cast<float*>(block->data);
+    moments.m2 = moments.mean + p.OC;
+    epilogue.moments = &moments;
+  }
   const ConvSlots& slots = kernels().conv;
   if (const int tile = winograd_tile(p, p.OH, p.OW, p.C, p.OC))
     slots.winograd_forward(p, tile, x.raw(), w.raw(), epilogue, y.raw());
   else
     (p.is_depthwise() ? slots.depthwise_forward : slots.forward)(p, x.raw(), w.raw(), epilogue,
                                                                  y.raw());
+  if (moments.filled) kept_with(y)->keep(kMomentsKey, block);
   return y;
 }
 

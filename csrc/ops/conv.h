@@ -23,11 +23,20 @@ struct ConvParams {
   bool is_depthwise() const { return groups == C && groups == OC; }
 };
 
+// The moments of a convolution's output as stored, for the batch norm after it. A kernel that can
+// compute them while it stores fills them and says so.
+struct ConvMoments {
+  float* mean;  // OC
+  float* m2;    // OC: sums of squared deviations
+  bool filled;
+};
+
 // What happens to the sum before it is stored: y = relu(sum + bias + residual), parts optional.
 struct ConvEpilogue {
   const float* bias = nullptr;     // OC
   const void* residual = nullptr;  // like the output
   bool relu = false;
+  ConvMoments* moments = nullptr;  // of forward alone
 };
 
 struct ConvSlots {
@@ -63,10 +72,13 @@ void set_winograd(const std::string& mode);
 std::string winograd();
 
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
-// activation is "" or "relu". `keep_packed` keeps what kernels make of the weight with it.
+// activation is "" or "relu". `keep_packed` keeps what kernels make of the weight with it;
+// `want_moments` keeps the output's moments with it, where a kernel has them for nothing
+// (kept_moments() in norm.h).
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
-             const std::string& activation, const Array* residual, bool keep_packed = false);
+             const std::string& activation, const Array* residual, bool keep_packed = false,
+             bool want_moments = false);
 // Plus `so_far`, of the input's shape, if given.
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,

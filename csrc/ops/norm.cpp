@@ -1,5 +1,6 @@
 #include "ops/norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -26,6 +27,17 @@ NormShape pixels_of(const Array& x, bool per_image) {
 }
 
 Array constant(int64_t count, float value) { return full({count}, value, DType::float32); }
+
+// Moments that the convolution before kept with its output.
+bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
+  KeptWorkspaces* const kept = kept_with(x);
+  const std::shared_ptr<KeptBlock> block = kept ? kept->find(kMomentsKey) : nullptr;
+  if (!block || block->bytes != 2 * C * int64_t{sizeof(float)}) return false;
+  const auto* const from = static_cast<const float*>(block->data);
+  std::copy_n(from, C, mean);
+  std::copy_n(from + C, C, m2);
+  return true;
+}
 
 }  // namespace
 
@@ -68,7 +80,8 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   float* mean = out.mean.data<float>();
   Array m2 = constant(training ? s.C : 0, 0), scale = empty({s.C}), shift = empty({s.C});
   const NormSlots& slots = kernels().norm;
-  if (training && s.P) slots.channel_moments(s, x.raw(), mean, m2.data<float>());
+  if (training && s.P && !kept_moments(x, s.C, mean, m2.data<float>()))
+    slots.channel_moments(s, x.raw(), mean, m2.data<float>());
   slots.finish_batch({training, static_cast<double>(s.P), factor, eps, m2.data<float>(),
                       pointer(old_mean), pointer(old_var), pointer(w), pointer(b), mean,
                       out.invstd.data<float>(), scale.data<float>(), shift.data<float>()},

@@ -21,6 +21,10 @@ struct NormMask {
   const float* bias = nullptr;
 };
 
+// Where the moments of an array's C channels are kept with it: C means, then C sums of squared
+// deviations (KeptWorkspace).
+constexpr uint64_t kMomentsKey = 0x6d6f6d656e7473;
+
 struct NormSlots {
   // Per segment and channel: mean, and sum of squared deviations from it.
   void (*channel_moments)(const NormShape&, const void* x, float* mean, float* m2);

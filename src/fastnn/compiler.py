@@ -109,9 +109,10 @@ class _Tracer:
         def replace(owner: Any, name: str) -> None:
             call = getattr(owner, name)
 
-            def noted(*args: Any) -> Any:
+            def noted(*args: Any, **hints: Any) -> Any:
+                # Keywords say what to keep with a result, never what it is; a program has its own.
                 if threading.get_ident() != self.thread:
-                    return call(*args)
+                    return call(*args, **hints)
                 return self.note(name, call, args)
 
             originals.append((owner, name, call))

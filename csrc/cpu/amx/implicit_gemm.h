@@ -13,6 +13,7 @@
 // points are computed twice, alike.
 #pragma once
 
+#include "core/allocator.h"
 #include "cpu/amx/tiles.h"
 #include "cpu/implicit_gemm.h"
 
@@ -41,10 +42,9 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
   return {steps, static_cast<int>(t.k / steps)};
 }
 
-// One finished row of up to 32 columns: y = relu(sums + bias + residual).
-FASTNN_INLINE void store_row(const float* sums, int64_t at, int64_t channel, int64_t count,
-                             const ConvEpilogue& e, bfloat16* y) {
-  if (count < kColumns) return store_tile(sums, kColumns, 1, &at, channel, count, e, y);
+// One finished row of 32 columns: y = relu(sums + bias + residual). Returns it as stored.
+FASTNN_INLINE __m512i store_row(const float* sums, int64_t at, int64_t channel,
+                                const ConvEpilogue& e, bfloat16* y) {
   vfloat low = load(sums), high = load(sums + LANES);
   if (e.bias) low += load(e.bias + channel), high += load(e.bias + channel + LANES);
   if (e.residual) {
@@ -52,8 +52,16 @@ FASTNN_INLINE void store_row(const float* sums, int64_t at, int64_t channel, int
     low += load(residual), high += load(residual + LANES);
   }
   if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
-  _mm512_storeu_si512(y + at + channel, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+  const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+  _mm512_storeu_si512(y + at + channel, row);
+  return row;
 }
+
+// Sums of one block of 32 columns over the points of a tile: of the distance to the first point's
+// value, which nothing cancels in, and of its square.
+struct TileMoments {
+  float first[kColumns], sum[kColumns], square[kColumns];
+};
 
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
 // input of a later task into L2, and finish the rows of the pixel blocks before.
@@ -68,11 +76,47 @@ struct Meanwhile {
   const int64_t* where = nullptr;
   int64_t channel = 0, count = 0;
   int row = 0, rows = 0;
+  TileMoments* moments = nullptr;
+  bool opens = false;    // whether the tile's first point is among these rows
+  int repeated[2] = {};  // rows at the start of each block that the block before has, too
 
   FASTNN_INLINED inline void finish(int64_t n) {
+    if (moments && row < rows) return finish_counted(n);
     for (; n > 0 && row < rows; --n, ++row) {
       const int slot = row < block_rows ? row : row - block_rows + kTile;
-      store_row(sums + slot * kColumns, where[slot], channel, count, epilogue, y);
+      if (count == kColumns)
+        store_row(sums + slot * kColumns, where[slot], channel, epilogue, y);
+      else
+        store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y);
+    }
+  }
+  inline void finish_counted(int64_t n) {
+    vfloat first[2], sum[2], square[2];
+    for (int h = 0; h < 2; ++h) {
+      first[h] = load(moments->first + h * LANES);
+      sum[h] = load(moments->sum + h * LANES);
+      square[h] = load(moments->square + h * LANES);
+    }
+    for (; n > 0 && row < rows; --n, ++row) {
+      const int block = row >= block_rows, at = row - block * block_rows;
+      const int slot = at + block * kTile;
+      const __m512i stored = store_row(sums + slot * kColumns, where[slot], channel, epilogue, y);
+      if (at < repeated[block]) continue;
+      const vfloat value[2] = {
+          widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0))),
+          widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 1)))};
+      for (int h = 0; h < 2; ++h) {
+        if (opens) first[h] = value[h], sum[h] = square[h] = vfloat{};
+        const vfloat away = value[h] - first[h];
+        sum[h] += away;
+        square[h] += away * away;
+      }
+      opens = false;
+    }
+    for (int h = 0; h < 2; ++h) {
+      store(moments->first + h * LANES, first[h]);
+      store(moments->sum + h * LANES, sum[h]);
+      store(moments->square + h * LANES, square[h]);
     }
   }
   FASTNN_INLINED inline void step(int64_t finished) {
@@ -168,9 +212,10 @@ struct Task {
   const InputTiles& t;
   Tile tile;
   PixelBlocks p;
-  const bfloat16** at;  // per pixel block, its first point
-  int64_t* where;       // per point of each block, its output
-  float* sums;          // per pixel block, 16 x 32
+  const bfloat16** at;   // per pixel block, its first point
+  int64_t* where;        // per point of each block, its output
+  float* sums;           // per pixel block, 16 x 32
+  TileMoments* moments;  // per column block, if wanted
 };
 
 // The pixel block pair i times slice [first, first + n) of a block of up to 32 columns; the
@@ -195,6 +240,11 @@ inline void run_pair(const Task& k, int64_t block, int64_t i, int64_t first, int
   meanwhile.sums = sums, meanwhile.where = k.where + i * kTile;
   meanwhile.channel = g.y_channel + block * kColumns, meanwhile.count = count;
   meanwhile.row = 0, meanwhile.rows = (1 + two) * k.p.rows;
+  if (!k.moments) return;
+  meanwhile.moments = k.moments + block;
+  meanwhile.opens = i == 0;
+  for (int64_t j = 0; j <= two; ++j)
+    meanwhile.repeated[j] = static_cast<int>((i + j) % k.p.per_line * k.p.rows - k.p.start(i + j));
 }
 
 // Column blocks [begin, end). As many as have B in L1 together take turns, so that lines of the
@@ -233,12 +283,40 @@ inline InputTiles plan_tiles(TapGrid& g) {
   return t;
 }
 
+// The tiles' sums, in order, by Chan's formula.
+inline void merge_moments(const InputTiles& t, const TileMoments* moments, int64_t blocks,
+                          ConvMoments& out) {
+  parallel_for(blocks, [&](int64_t block) {
+    for (int h = 0; h < kColumns; h += LANES) {
+      float count = 0;
+      vfloat mean{}, m2{};
+      for (int64_t i = 0; i < t.count(); ++i) {
+        const TileMoments& part = moments[i * blocks + block];
+        const Tile tile = t.tile(i);
+        const auto n = static_cast<float>(tile.images * tile.rows * tile.cols);
+        const vfloat sum = load(part.sum + h), away = sum / n;
+        const vfloat delta = load(part.first + h) + away - mean;
+        m2 += vmax(vfloat{}, load(part.square + h) - sum * away) +
+              delta * delta * (count * n / (count + n));
+        count += n;
+        mean += delta * (n / count);
+      }
+      store(out.mean + block * kColumns + h, mean);
+      store(out.m2 + block * kColumns + h, m2);
+    }
+  });
+  out.filled = true;
+}
+
 inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const int64_t tiles = t.count(), blocks = ceil_div(g.columns, kColumns);
   int64_t parts = 1;
   const int64_t call = new_call(), threads = get_num_threads();
   while (tiles * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
   const bool once = t.source == Source::direct && t.tap_count == 1 && g.in.GH == 1;
+  const bool counted = g.epilogue.moments && g.columns % kColumns == 0;
+  Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
+  auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     const Tile tile = t.tile(task / parts);
@@ -250,7 +328,8 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
     place_blocks(g, t, tile, p, panel, at, where);
     shape_tiles(p.rows, steps_of(t).depth);
-    const Task k{g, t, tile, p, at, where, sums};
+    const Task k{g,  t,     tile, p,
+                 at, where, sums, moments ? moments + task / parts * blocks : nullptr};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{nullptr, nullptr, 0, g.epilogue, static_cast<bfloat16*>(g.y), p.rows};
     // Tasks are handed out in order: this thread's next one, most likely.
@@ -265,6 +344,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     run_columns(k, first, last, meanwhile);
     release_tiles();
   });
+  if (counted) merge_moments(t, moments, blocks, *g.epilogue.moments);
 }
 
 }  // namespace

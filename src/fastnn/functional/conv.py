@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import is_autocast_enabled, record
+from fastnn.autograd import is_autocast_enabled, is_grad_enabled, record
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor
 
@@ -120,6 +120,7 @@ def conv2d(
         *settings,
         activation or "",
         residual._array if residual is not None else None,
+        want_moments=activation is None and is_grad_enabled() and weight.requires_grad,
     )
     saved = (
         input._array,

@@ -7,7 +7,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import no_grad, record
-from fastnn.functional.view import squeeze, to, unsqueeze
+from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"]
