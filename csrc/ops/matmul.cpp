@@ -1,6 +1,7 @@
 #include "ops/matmul.h"
 
 #include "core/error.h"
+#include "ops/elementwise.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -83,6 +84,28 @@ Array matmul_backward_b(const Array& grad_output, const Array& a) {
   return out;
 }
 
+namespace {
+
+// Few rows and many weights: each weight serves too few products to be worth packing. With the
+// operands' roles exchanged it is read once, as it lies, and the rows are what is packed; the
+// result comes out turned. A bias is added to float32 sums only.
+constexpr int64_t kFewRows = 16, kManyWeights = 256 << 10;
+
+bool few_rows(const Array& x, const Array& w, const Array* bias) {
+  return current_device() == kCpu && x.size(0) > 0 && x.size(0) <= kFewRows &&
+         w.count() >= kManyWeights && (!bias || x.dtype() == DType::float32);
+}
+
+Array linear_of_few(const Array& x, const Array& w, const Array* bias) {
+  Array turned = empty({w.size(0), x.size(0)}, x.dtype());
+  kernels().conv.forward(pointwise(w.size(0), w.size(1), x.size(0), x.dtype()), w.raw(), x.raw(),
+                         {}, turned.raw());
+  const Array out = canonical(turned.view(0, {x.size(0), w.size(0)}, {1, x.size(0)}));
+  return bias ? arithmetic("linear", Arithmetic::add, out, *bias, {}) : out;
+}
+
+}  // namespace
+
 Array linear(const Array& input, const Array& weight, const Array* bias, bool keep_packed) {
   check_operands("linear", "input", input, "weight", weight);
   check(weight.rank() == 2, "linear: weight expects shape (out_features, in_features), got ",
@@ -97,6 +120,7 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
     b = canonical(astype(*bias, DType::float32));
   }
   const Array x = canonical(input), w = canonical(weight);
+  if (!keep_packed && few_rows(x, w, bias)) return linear_of_few(x, w, bias ? &b : nullptr);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
   ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
   p.kept = keep_packed ? kept_with(w) : nullptr;

@@ -11,6 +11,9 @@ from typing import Any
 import fastnn
 
 
+_LONG = 0.1  # seconds: a call that fills the caches by itself
+
+
 @dataclass(frozen=True)
 class Time:
     """What one function took.
@@ -31,6 +34,9 @@ def times(
 ) -> list[Time]:
     """Times functions that take turns, so that all see the same machine.
 
+    On a CPU a turn is one call, after another one that is not timed unless calls are long: the
+    function before, and what it left in the caches, must not matter.
+
     On a GPU a function only queues its work, so each turn is as many calls as take some milliseconds
     together, and ends when the device has done them.
 
@@ -40,17 +46,21 @@ def times(
         least: rounds at least, however long they take.
         device: where the functions' work is done.
     """
-    calls = [1] * len(functions)
+    calls, warm = [1] * len(functions), [False] * len(functions)
     for i, function in enumerate(functions):
         function()
-        if device != "cpu":
+        if device == "cpu":
+            warm[i] = _turn(function, 1, device) < _LONG
+        else:
             function()
             calls[i] = max(1, min(100, int(3e-3 / _turn(function, 3, device))))
     found: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while len(found[0]) < least or time.perf_counter() < end:
-        for function, own, count in zip(functions, found, calls, strict=True):
-            own.append(_turn(function, count, device))
+        for i, function in enumerate(functions):
+            if warm[i]:
+                function()
+            found[i].append(_turn(function, calls[i], device))
     result = []
     for own in found:
         low, middle, high = statistics.quantiles(own, n=4)
