@@ -32,6 +32,8 @@ constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and writte
 struct Plan {
   InputTiles x;
   int64_t oc, block_m;      // output channels, and how many of them a kernel takes
+  bool square;              // one vector of output channels: g is its own panel
+  int64_t width;            // of a block of x columns
   int64_t partials, parts;  // of the sum, and of the blocks of x columns
   int64_t row, size;        // floats of one output channel's weights, and of one partial sum
   int64_t x_blocks, unit_pixels;
@@ -47,13 +49,15 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
             dh, dw};
   if (a.x.in.pointwise()) a.x.in.flatten();
   a.oc = p.group_outputs();
-  a.block_m = even_block(a.oc);
   a.row = taps * ic;
   a.size = a.oc * a.row;
   // Vectors of x are read whole: the tensor itself serves where they end with its channels. Pixels
   // of many channels lie a power of two apart as often as not, so that a column of them shares a
   // few sets of the cache: they are copied to planes of one block each.
   const bool planes = ic > 2 * NR && ic % NR == 0;
+  a.square = sizeof(T) == sizeof(float) && p.OC == LANES && p.groups == 1 && !planes;
+  a.block_m = a.square ? LANES : even_block(a.oc);
+  a.width = a.square ? LANES : NR;
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
   plan_input<T>(a.x, ahead ? clamp(kUnitFloats / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
                 kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
@@ -65,13 +69,13 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
     a.x.segments = ceil_div(a.x.in.GW, a.x.cols);
     a.partials = clamp(a.partials, 1, a.x.segments);
   }
-  a.x_blocks = a.x.tap_count * block_count(a.x.k);
+  a.x_blocks = a.x.tap_count * ceil_div(a.x.k, a.width);
   // Panels that one thread fills and reads stay in its cache: more parts only for more threads.
   a.parts = 1;
   while (a.partials * a.parts < 2 * get_num_threads() && a.parts * 2 <= a.x_blocks) a.parts *= 2;
   a.unit_pixels = a.x.images * a.x.rows * a.x.cols;
   a.g_block = a.unit_pixels * a.block_m + LANES;
-  a.g_size = a.g_block * ceil_div(a.oc, a.block_m);
+  a.g_size = a.square ? 0 : a.g_block * ceil_div(a.oc, a.block_m);
   return a;
 }
 
@@ -111,15 +115,15 @@ struct NextUnit {
 inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* g, int64_t first,
                      int64_t last, bool add, float* sum, const NextUnit& next) {
   int64_t call = 0;
-  const int64_t per_tap = block_count(a.x.k), m_blocks = ceil_div(a.oc, a.block_m);
+  const int64_t per_tap = ceil_div(a.x.k, a.width), m_blocks = ceil_div(a.oc, a.block_m);
   // Blocks of x outside keeps x in cache, and g of this many channels; few pixels keep all of x
   // there, and rows of the weight are then written one after the other.
   const bool small = (last - first) * NR * a.unit_pixels <= (64 << 10);
   const int64_t group = small ? 1 : clamp((128 << 10) / (a.unit_pixels * a.block_m), 1, m_blocks);
   for (int64_t m_group = 0; m_group < m_blocks; m_group += group)
     for (int64_t b = first; b < last; ++b) {
-      const int64_t tap = b / per_tap, block = b % per_tap, n = block * NR;
-      const int vectors = block_vectors(a.x.k, block);
+      const int64_t tap = b / per_tap, block = b % per_tap, n = block * a.width;
+      const int vectors = a.square ? 1 : block_vectors(a.x.k, block);
       const int tail = static_cast<int>(clamp(a.x.k - n - (vectors - 1) * LANES, 1, LANES));
       const int64_t m_end = clamp(m_group + group, 0, m_blocks);
       for (int64_t i = m_group; i < m_end; ++i) {
@@ -133,8 +137,8 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
                                u.rows,
                                u.cols,
                                next.piece(call++)};
-        outer_kernels[m - 1][vectors - 1](strip, sum + channel * a.row + tap * a.x.k + n, a.row,
-                                          tail, add);
+        const OuterKernel kernel = a.square ? outer_square : outer_kernels[m - 1][vectors - 1];
+        kernel(strip, sum + channel * a.row + tap * a.x.k + n, a.row, tail, add);
       }
     }
 }
@@ -165,7 +169,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   }
   for (int64_t group = 0; group < p.groups; ++group) {
     const Plan a = plan(p, x, group, dh, dw);
-    const int64_t units = a.x.count(), pieces = ceil_div(a.unit_pixels, kPackPixels);
+    const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.unit_pixels, kPackPixels);
     const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
     const bool in_place = a.partials == 1 && sizeof(T) == sizeof(float);
     Workspace panels(a.partials * (x_size + a.g_size) * 4);
@@ -193,8 +197,11 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
         next.g_bytes = u.cols * p.OC * int64_t{sizeof(T)};
         next.share = (next.x_bytes + next.g_bytes) / (a.x_blocks * ceil_div(oc, a.block_m));
       }
-      add_unit(a, u, from, panel + x_size, a.x_blocks * part / a.parts,
-               a.x_blocks * (part + 1) / a.parts, add, sums + partial * a.size, next);
+      // The pixels of a unit lie in one piece.
+      const T* const own = g + ((u.image * p.OH + u.row) * p.OW + u.col) * p.OC;
+      const float* const factors = a.square ? reinterpret_cast<const float*>(own) : panel + x_size;
+      add_unit(a, u, from, factors, a.x_blocks * part / a.parts, a.x_blocks * (part + 1) / a.parts,
+               add, sums + partial * a.size, next);
     };
     const auto begin = [&](int64_t partial) { return units * partial / a.partials; };
     if (a.parts == 1) {

@@ -105,5 +105,6 @@ void outer(const OuterStrip& s, float* tile, int64_t pitch, int last, bool add) 
 
 extern const ProductKernel product_kernels[MR][NV] = {FASTNN_ALL_TILES(product)};
 extern const OuterKernel outer_kernels[MR][NV] = {FASTNN_ALL_TILES(outer)};
+extern const OuterKernel outer_square = outer<LANES, 1>;
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -54,6 +54,7 @@ using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch
 // Indexed [M - 1][V - 1]; defined in matmul.cpp.
 extern const ProductKernel product_kernels[MR][NV];
 extern const OuterKernel outer_kernels[MR][NV];
+extern const OuterKernel outer_square;  // LANES rows of one vector
 
 // Cuts n rows into ceil(n / MR) blocks of nearly equal size; returns the size of the first.
 FASTNN_INLINE int even_block(int64_t n) {
