@@ -67,7 +67,7 @@ struct ConvSlots {
 namespace ops {
 
 // When 3x3 convolutions use Winograd's algorithm: "auto" where it is expected to be faster, "off",
-// or "always" from 32 channels on. FASTNN_WINOGRAD sets the first value.
+// or "always" from 16 channels on. FASTNN_WINOGRAD sets the first value.
 void set_winograd(const std::string& mode);
 std::string winograd();
 

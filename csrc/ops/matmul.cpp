@@ -101,7 +101,7 @@ Array linear_of_few(const Array& x, const Array& w, const Array* bias) {
   kernels().conv.forward(pointwise(w.size(0), w.size(1), x.size(0), x.dtype()), w.raw(), x.raw(),
                          {}, turned.raw());
   const Array out = canonical(turned.view(0, {x.size(0), w.size(0)}, {1, x.size(0)}));
-  return bias ? arithmetic("linear", Arithmetic::add, out, *bias, {}) : out;
+  return bias ? add_scaled("linear", out, *bias, Operand::of(1.0), {}) : out;
 }
 
 }  // namespace
