@@ -10,7 +10,6 @@ from typing import Any
 
 import fastnn
 
-
 _LONG = 0.1  # seconds: a call that fills the caches by itself
 
 

@@ -90,8 +90,8 @@ _MATMUL = (
 )  # fmt: skip
 _LINEAR = (
     "n1i1o1_f32", "n5i3o7_f32", "n0i3o4_f32", "n33i120o84_f32", "n128i64o10_f32", "n2x3i9o17_f32",
-    "n4i65o33_nobias_f32", "n8i100o10_bf16", "n1i400o3_f32", "n2x1x3i5o6_nobias_bf16", "n3i1024o260_f32", "n16i130o2020_nobias_f32",
-    "n5i600o444_nobias_bf16",
+    "n4i65o33_nobias_f32", "n8i100o10_bf16", "n1i400o3_f32", "n2x1x3i5o6_nobias_bf16",
+    "n3i1024o260_f32", "n16i130o2020_nobias_f32", "n5i600o444_nobias_bf16",
 )  # fmt: skip
 
 OPS: dict[str, Op] = {
