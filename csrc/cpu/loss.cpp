@@ -305,8 +305,9 @@ void pairs_backward_typed(const PairParams& p, const float* scale, bool one_scal
           y = select(vabs(d) < p.a, d / p.a, sign);
           break;
         default: {
-          const vfloat hit = ones_or(p.pos_weight, i, n) * target * vsigmoid(-v);
-          y = ((1.0f - target) * vsigmoid(v) - hit) * ones_or(p.weight, i, n);
+          const Sigmoid s = vsigmoids(v);
+          const vfloat hit = ones_or(p.pos_weight, i, n) * target * s.rest;
+          y = ((1.0f - target) * s.value - hit) * ones_or(p.weight, i, n);
         }
       }
       store_any(grad_x + i, y * (one_scale ? set1(scale[0]) : load_any(scale + i, n)), n);

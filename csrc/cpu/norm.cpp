@@ -5,6 +5,7 @@
 // read once); chunks merge in order by Chan's formula. Apply and backward are one pass each. Bytes,
 // forward: 2 reads (moments, apply) and 1 write of x; the floor is these over the copy bandwidth.
 #include "core/allocator.h"
+#include "cpu/moments.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
@@ -17,17 +18,17 @@ int64_t chunk_pixels(const NormShape& s) {
   return fit < 16 ? 16 : fit;
 }
 
-// body(rows, c, i, n) for the vectors of channels c of whole pixels [begin, end): of rows.count
-// pixels at once, whose values are at i, i + C, ... What belongs to a channel is loaded once for
-// them. Rows of many channels are taken one by one: memory is read and written in order.
-constexpr int64_t kFewChannels = 96;
-
 // A vector of a stream, of which what follows is brought meanwhile.
 template <class T>
 FASTNN_INLINE vfloat load_ahead(const T* p, int n) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
   return load_any(p, n);
 }
+
+// body(rows, c, i, n) for the vectors of channels c of whole pixels [begin, end): of rows.count
+// pixels at once, whose values are at i, i + C, ... What belongs to a channel is loaded once for
+// them. Rows of many channels are taken one by one: memory is read and written in order.
+constexpr int64_t kFewChannels = 96;
 
 template <int N>
 struct Rows {
@@ -84,20 +85,15 @@ void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m
   });
   parallel_for(s.S, [&](int64_t segment) {
     vector_loop(0, C, [&](int64_t c, int l) {
-      float count = 0;
-      vfloat average{}, spread{};
+      Moments all;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const float* part = parts.floats() + (segment * chunks + chunk) * 3 * C + c;
         const int64_t begin = chunk * step;
         const float n = static_cast<float>(begin + step < s.P ? step : s.P - begin);
-        const float total = count + n;
-        const vfloat delta = load_any(part, l) - average;
-        spread += load_any(part + C, l) + delta * delta * (count * n / total);
-        average += delta * (n / total);
-        count = total;
+        all.add(n, load_any(part, l), load_any(part + C, l));
       }
-      store_any(mean + segment * C + c, average, l);
-      store_any(m2 + segment * C + c, spread, l);
+      store_any(mean + segment * C + c, all.mean, l);
+      store_any(m2 + segment * C + c, all.m2, l);
     });
   });
 }

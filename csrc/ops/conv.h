@@ -74,7 +74,7 @@ std::string winograd();
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
 // activation is "" or "relu". `keep_packed` keeps what kernels make of the weight with it;
 // `want_moments` keeps the output's moments with it, where a kernel has them for nothing
-// (kept_moments() in norm.h).
+// (kMomentsKey in norm.h).
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,
              const std::string& activation, const Array* residual, bool keep_packed = false,

@@ -22,7 +22,7 @@ struct NormMask {
 };
 
 // Where the moments of an array's C channels are kept with it: C means, then C sums of squared
-// deviations (KeptWorkspace).
+// deviations (KeptWorkspaces).
 constexpr uint64_t kMomentsKey = 0x6d6f6d656e7473;
 
 struct NormSlots {

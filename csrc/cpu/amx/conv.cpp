@@ -78,13 +78,11 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  ConvEpilogue finish = epilogue;
-  if (p.groups > 1) finish.moments = nullptr;
   for (int64_t group = 0; group < p.groups; ++group) {
     const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        group * real,
                        ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
                        dh, dw,   missing};
-    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, finish};
+    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
     const InputTiles t = plan_tiles(grid);
     KeptWorkspace packed(p.kept, hash(1, group, oc, rows, t.tap_count, t.k),
                          packed_bytes(padded_to_steps(rows), oc));

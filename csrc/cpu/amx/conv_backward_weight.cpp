@@ -295,40 +295,26 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
   }
 }
 
-// Input and gradient of the next unit, brought into L2 between the products of this one.
-struct NextLines {
-  const char *x, *x_end, *g, *g_end;
-  int64_t per_step;
-  FASTNN_INLINED inline void fetch() {
-    for (int64_t i = 0; i < per_step; ++i)
-      if (x < x_end) {
-        __builtin_prefetch(x, 0, 2);
-        x += 64;
-      } else if (g < g_end) {
-        __builtin_prefetch(g, 0, 2);
-        g += 64;
-      }
-  }
-};
-
 // C += A B over the rows of a unit.
 template <int MA, int NB>
 void outer(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, int64_t a_row,
            const bfloat16* b0, const bfloat16* b1, int64_t rows, int64_t steps, int64_t depth,
-           float* c, bool add, NextLines& next) {
+           float* c, bool add, NextLines& next_x, NextLines& next_g) {
   load_sums<MA, NB>(c, add);
   for (int64_t i = 0; i < rows; ++i, a0 += a_row, a1 += a_row) {
     const bfloat16 *x0 = a0, *x1 = a1;
     for (int64_t s = 0; s < steps; ++s, b0 += depth * kTile, b1 += depth * kTile) {
       multiply<MA, NB>(x0, x1, a_bytes, b0, b1);
       x0 += depth, x1 += depth;
-      next.fetch();
+      next_x.fetch();
+      next_g.fetch();
     }
   }
   store_sums<MA, NB>(c);
 }
 using Outer = void (*)(const bfloat16*, const bfloat16*, int64_t, int64_t, const bfloat16*,
-                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool, NextLines&);
+                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool, NextLines&,
+                       NextLines&);
 constexpr Outer kOuters[2][2] = {{outer<1, 1>, outer<1, 2>}, {outer<2, 1>, outer<2, 2>}};
 
 // The ranges of one task: groups of plane rows and pairs of 16 output channels.
@@ -360,17 +346,13 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
       const int plane = a.gathered ? 0 : a.plane_of[tap];
       return x + (plane * kept + group * kTile) * a.line + a.offset[tap];
     };
-    NextLines next{};
+    NextLines next_x{}, next_g{};
     if (a.in.GH == 1 && index + 1 < units.last && a.value_parts * a.oc_parts <= 2) {
       const Tile later = a.unit(index + 1);
-      const auto* from =
-          static_cast<const bfloat16*>(a.in.a) + a.in.a_channel + later.col * a.in.a_pixel;
-      next.x = reinterpret_cast<const char*>(from);
-      next.x_end = reinterpret_cast<const char*>(from + later.cols * a.in.a_pixel);
-      next.g = reinterpret_cast<const char*>(g + later.col * g_pixel);
-      next.g_end = reinterpret_cast<const char*>(g + (later.col + later.cols) * g_pixel);
-      next.per_step = ceil_div((next.x_end - next.x + next.g_end - next.g) / 64,
-                               (pairs.last - pairs.first) * blocks * u.rows * a.steps);
+      const int64_t steps = (pairs.last - pairs.first) * blocks * u.rows * a.steps;
+      const auto* const from = static_cast<const bfloat16*>(a.in.a) + a.in.a_channel;
+      next_x = next_lines(from + later.col * a.in.a_pixel, later.cols * a.in.a_pixel, steps);
+      next_g = next_lines(g + later.col * g_pixel, later.cols * g_pixel, steps);
     }
     for (int64_t pair = pairs.first; pair < pairs.last; ++pair) {
       const int64_t n = (pair - pairs.first) * 2;
@@ -380,7 +362,7 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
         const int two_a = r + 1 < count;
         kOuters[two_a][two_b](rows_of(r), rows_of(r + two_a), a.line * 2, a.plane_cols * a.images,
                               b + n * group_size, b + (n + two_b) * group_size, u.rows, a.steps,
-                              a.depth, c, index > units.first, next);
+                              a.depth, c, index > units.first, next_x, next_g);
       }
     }
   }

@@ -16,6 +16,7 @@
 #include "core/allocator.h"
 #include "cpu/amx/tiles.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/moments.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -66,12 +67,10 @@ struct TileMoments {
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
 // input of a later task into L2, and finish the rows of the pixel blocks before.
 struct Meanwhile {
-  const char* line;
-  const char* last_line;
-  int64_t lines;  // per step
   const ConvEpilogue& epilogue;
   bfloat16* y;
   int block_rows;  // of a pixel block; the next one's begin kTile rows on
+  NextLines input{};
   const float* sums = nullptr;
   const int64_t* where = nullptr;
   int64_t channel = 0, count = 0;
@@ -120,8 +119,7 @@ struct Meanwhile {
     }
   }
   FASTNN_INLINED inline void step(int64_t finished) {
-    for (int64_t i = 0; i < lines && line < last_line; ++i, line += 64)
-      __builtin_prefetch(line, 0, 2);
+    input.fetch();
     finish(finished);
   }
 };
@@ -158,6 +156,8 @@ struct PixelBlocks {
 
   int64_t count() const { return lines * per_line; }
   int64_t start(int64_t block) const { return clamp(block % per_line * rows, 0, length - rows); }
+  // Points at its start that the block before has, too.
+  int64_t repeated(int64_t block) const { return block % per_line * rows - start(block); }
 };
 inline PixelBlocks pixel_blocks(const InputTiles& t, const Tile& tile) {
   PixelBlocks p{};
@@ -243,11 +243,10 @@ inline void run_pair(const Task& k, int64_t block, int64_t i, int64_t first, int
   if (!k.moments) return;
   meanwhile.moments = k.moments + block;
   meanwhile.opens = i == 0;
-  for (int64_t j = 0; j <= two; ++j)
-    meanwhile.repeated[j] = static_cast<int>((i + j) % k.p.per_line * k.p.rows - k.p.start(i + j));
+  for (int64_t j = 0; j <= two; ++j) meanwhile.repeated[j] = static_cast<int>(k.p.repeated(i + j));
 }
 
-// Column blocks [begin, end). As many as have B in L1 together take turns, so that lines of the
+// Column blocks [begin, end). As many as have little B together take turns, so that lines of the
 // output that lie side by side are written together; one whose B is larger is cut into slices.
 inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
   // Slices are runs of taps, or of steps where there is a single tap.
@@ -283,26 +282,21 @@ inline InputTiles plan_tiles(TapGrid& g) {
   return t;
 }
 
-// The tiles' sums, in order, by Chan's formula.
+// The tiles' sums, in order.
 inline void merge_moments(const InputTiles& t, const TileMoments* moments, int64_t blocks,
                           ConvMoments& out) {
   parallel_for(blocks, [&](int64_t block) {
     for (int h = 0; h < kColumns; h += LANES) {
-      float count = 0;
-      vfloat mean{}, m2{};
+      Moments all;
       for (int64_t i = 0; i < t.count(); ++i) {
         const TileMoments& part = moments[i * blocks + block];
         const Tile tile = t.tile(i);
         const auto n = static_cast<float>(tile.images * tile.rows * tile.cols);
         const vfloat sum = load(part.sum + h), away = sum / n;
-        const vfloat delta = load(part.first + h) + away - mean;
-        m2 += vmax(vfloat{}, load(part.square + h) - sum * away) +
-              delta * delta * (count * n / (count + n));
-        count += n;
-        mean += delta * (n / count);
+        all.add(n, load(part.first + h) + away, vmax(vfloat{}, load(part.square + h) - sum * away));
       }
-      store(out.mean + block * kColumns + h, mean);
-      store(out.m2 + block * kColumns + h, m2);
+      store(out.mean + block * kColumns + h, all.mean);
+      store(out.m2 + block * kColumns + h, all.m2);
     }
   });
   out.filled = true;
@@ -314,7 +308,8 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const int64_t call = new_call(), threads = get_num_threads();
   while (tiles * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
   const bool once = t.source == Source::direct && t.tap_count == 1 && g.in.GH == 1;
-  const bool counted = g.epilogue.moments && g.columns % kColumns == 0;
+  // Whole blocks, and all channels: of one group.
+  const bool counted = g.epilogue.moments && g.columns % kColumns == 0 && g.columns == g.y_pixel;
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
@@ -331,15 +326,13 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const Task k{g,  t,     tile, p,
                  at, where, sums, moments ? moments + task / parts * blocks : nullptr};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
-    Meanwhile meanwhile{nullptr, nullptr, 0, g.epilogue, static_cast<bfloat16*>(g.y), p.rows};
+    Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), p.rows};
     // Tasks are handed out in order: this thread's next one, most likely.
     const int64_t later = (task + threads) / parts;
     if (once && later != task / parts && later < tiles) {
       const Tile next = t.tile(later);
-      meanwhile.line = reinterpret_cast<const char*>(direct_base<bfloat16>(t, next));
-      meanwhile.last_line = meanwhile.line + next.cols * t.col_stride * 2;
-      const int64_t products = (last - first) * ceil_div(p.count(), 2) * steps_of(t).per_tap;
-      meanwhile.lines = ceil_div(ceil_div(next.cols * t.col_stride, 32), products);
+      meanwhile.input = next_lines(direct_base<bfloat16>(t, next), next.cols * t.col_stride,
+                                   (last - first) * ceil_div(p.count(), 2) * steps_of(t).per_tap);
     }
     run_columns(k, first, last, meanwhile);
     release_tiles();

@@ -86,6 +86,21 @@ FASTNN_INLINE void multiply(const bfloat16* a0, const bfloat16* a1, int64_t a_by
   }
 }
 
+// Memory that is needed later, brought into L2 between tile instructions, some lines per step.
+struct NextLines {
+  const char* at;
+  const char* end;
+  int64_t per_step;
+  FASTNN_INLINED inline void fetch() {
+    for (int64_t i = 0; i < per_step && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+// `count` values within `steps` steps.
+FASTNN_INLINE NextLines next_lines(const bfloat16* from, int64_t count, int64_t steps) {
+  const auto* at = reinterpret_cast<const char*>(from);
+  return {at, at + 2 * count, count / 32 / steps + 1};
+}
+
 // Turns 16 vectors of 16 dwords: r[j][i] = r[i][j]. Four rounds of pairwise shuffles: of dwords, of
 // quadwords, and twice of 128-bit lanes.
 FASTNN_INLINE void transpose(vuint (&r)[16]) {

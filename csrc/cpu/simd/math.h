@@ -30,22 +30,26 @@ FASTNN_INLINE vfloat vreciprocal(vfloat x) {
 #endif
 }
 
-// exp(r) - 1 - r over r^2, |r| <= ln 2 / 2.
-FASTNN_INLINE vfloat exp_tail(vfloat r) {
-  return horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                    1.6666665459e-1f, 5.0000001201e-1f});
-}
-
-// exp(x) = 2^n exp(r), |r| <= ln 2 / 2. Without an instruction for it, the factor 2^n is applied in
-// two halves, so that results up to the largest float and down to the smallest normal one need no
-// special case.
-FASTNN_INLINE vfloat vexp(vfloat x) {
-  x = vmin(set1(89.0f), x);
-  x = vmax(set1(-104.0f), x);
+// exp(x) = 2^n (1 + p), with p = exp(r) - 1 and |r| <= ln 2 / 2.
+struct ExpParts {
+  vfloat n, p;
+};
+FASTNN_INLINE ExpParts exp_parts(vfloat x) {
   const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
   const vfloat n = (x * 1.44269504088896341f + magic) - magic;
   const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  const vfloat y = exp_tail(r) * r * r + r + 1.0f;
+  const vfloat tail = horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
+  return {n, tail * r * r + r};
+}
+
+// Without an instruction for it, the factor 2^n is applied in two halves, so that results up to the
+// largest float and down to the smallest normal one need no special case.
+FASTNN_INLINE vfloat vexp(vfloat x) {
+  x = vmin(set1(89.0f), x);
+  x = vmax(set1(-104.0f), x);
+  const ExpParts e = exp_parts(x);
+  const vfloat y = e.p + 1.0f, n = e.n;
 #if defined(FASTNN_ISA_avx512)
   return _mm512_maskz_scalef_ps(0xffff, y, n);  // 2^n, overflow and all, in one instruction
 #else
@@ -91,12 +95,9 @@ FASTNN_INLINE vfloat vlog1p(vfloat x) {
 FASTNN_INLINE vfloat vexpm1(vfloat x) {
   x = vmin(set1(89.0f), x);
   x = vmax(set1(-80.0f), x);
-  const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
-  const vfloat n = (x * 1.44269504088896341f + magic) - magic;
-  const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  const vfloat p = exp_tail(r) * r * r + r;
-  const vfloat half = as_float((__builtin_convertvector(n, vint) + 126) << 23);
-  const vfloat y = half * p + (half - 0.5f);
+  const ExpParts e = exp_parts(x);
+  const vfloat half = as_float((__builtin_convertvector(e.n, vint) + 126) << 23);
+  const vfloat y = half * e.p + (half - 0.5f);
   return y + y;
 }
 
