@@ -16,6 +16,7 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 constexpr int64_t kMaxRows = 7;  // of a kernel that the row loops take
+constexpr int64_t kPiece = 8;    // pixels of a row whose sums stay in registers
 
 template <class T>
 void turn_weight(const T* w, int64_t channels, int64_t taps, float* turned) {
@@ -39,34 +40,34 @@ FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_
   store_any(y + at, value, n);
 }
 
-// One row of outputs for one vector of channels: y[i] = sum over r, k of
-//   in[r][i * S + start + k] * w[r][k], inputs outside [0, width) counted as zero.
+// One row of outputs for some channels: y[i] = sum over r, k of in[r][i * S + start + k] * w[r][k],
+// inputs outside [0, width) counted as zero.
 template <class T>
 struct DepthwiseRow {
-  const T* in[kMaxRows];     // at the channel; pixels C apart
-  const float* w[kMaxRows];  // at the channel; taps C apart
+  const T* in[kMaxRows];     // pixels C apart
+  const float* w[kMaxRows];  // taps C apart
   int64_t rows, width, start, outputs, C;
   const ConvEpilogue* e;
-  int64_t c, at, step;  // channel; output 0 and the distance of the next, both at that channel
   T* y;
-  // Rows that the next task reads for the first time, brought meanwhile; at the channel.
+  int64_t at, step;  // of output 0 in y; distance of the next
+  // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows = 0;
   const T* next = nullptr;
 };
 
 template <bool Checked, int B, int KW, int S, class T>
-FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int lanes) {
+FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int64_t c, int lanes) {
   vfloat sum[B] = {};
   const int64_t first = i * S + d.start;
   for (int64_t r = 0; r < d.new_rows; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < B * S; ++j)
-      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C, 0, 2);
+      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
   for (int64_t r = 0; r < d.rows; ++r) {
     vfloat w[KW];
 #pragma GCC unroll 8
-    for (int k = 0; k < KW; ++k) w[k] = load_any(d.w[r] + k * d.C, lanes);
-    const T* const in = d.in[r] + first * d.C;
+    for (int k = 0; k < KW; ++k) w[k] = load_any(d.w[r] + k * d.C + c, lanes);
+    const T* const in = d.in[r] + first * d.C + c;
 #pragma GCC unroll 16
     for (int j = 0; j < (B - 1) * S + KW; ++j) {
       if (Checked && (first + j < 0 || first + j >= d.width)) continue;
@@ -77,30 +78,38 @@ FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int lane
     }
   }
 #pragma GCC unroll 4
-  for (int b = 0; b < B; ++b) finish(sum[b], *d.e, d.c, d.at + (i + b) * d.step, lanes, d.y);
+  for (int b = 0; b < B; ++b) finish(sum[b], *d.e, c, d.at + (i + b) * d.step + c, lanes, d.y);
 }
 
+// The channels of four outputs are walked before the next four: memory is
+// then read and written in order, which the hardware's prefetchers need.
 template <int KW, int S, class T>
-FASTNN_INLINE void depthwise_row(const DepthwiseRow<T>& d, int lanes) {
+FASTNN_INLINE void depthwise_row(const DepthwiseRow<T>& d) {
   constexpr int B = 4;
   int64_t i = 0;
   for (; i + B <= d.outputs; i += B) {
     const int64_t first = i * S + d.start;
-    if (first >= 0 && first + (B - 1) * S + KW <= d.width)
-      depthwise_block<false, B, KW, S>(d, i, lanes);
-    else
-      depthwise_block<true, B, KW, S>(d, i, lanes);
+    const bool inside = first >= 0 && first + (B - 1) * S + KW <= d.width;
+    vector_loop(0, d.C, [&](int64_t c, int lanes) FASTNN_INLINED {
+      if (inside)
+        depthwise_block<false, B, KW, S>(d, i, c, lanes);
+      else
+        depthwise_block<true, B, KW, S>(d, i, c, lanes);
+    });
   }
-  for (; i < d.outputs; ++i) depthwise_block<true, 1, KW, S>(d, i, lanes);
+  for (; i < d.outputs; ++i)
+    vector_loop(0, d.C, [&](int64_t c, int lanes) FASTNN_INLINED {
+      depthwise_block<true, 1, KW, S>(d, i, c, lanes);
+    });
 }
 
-// Calls row<KW, S> if there is such a kernel.
+// Runs the row; false if there is no such kernel.
 template <class T>
-FASTNN_INLINE bool run_row(int64_t KW, int64_t S, const DepthwiseRow<T>& d, int lanes) {
+bool run_row(int64_t KW, int64_t S, const DepthwiseRow<T>& d) {
   switch (KW * 4 + S) {
-#define FASTNN_ROW(KW, S)           \
-  case KW * 4 + S:                  \
-    depthwise_row<KW, S>(d, lanes); \
+#define FASTNN_ROW(KW, S)    \
+  case KW * 4 + S:           \
+    depthwise_row<KW, S>(d); \
     return true;
     FASTNN_ROW(1, 1)
     FASTNN_ROW(2, 1)
@@ -150,23 +159,17 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   turn_weight(w, C, p.KH * p.KW, turned.floats());
   parallel_for(p.N * p.OH, [&](int64_t task) {
     const int64_t n = task / p.OH, oh = task % p.OH;
-    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, 0, 0, C, y};
-    const T* in[kMaxRows];
-    const float* from[kMaxRows];
+    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, y, task * p.OW * C, C};
     const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
-    const T* const next = x + (n * p.H + below) * p.W * C;
+    d.next = x + (n * p.H + below) * p.W * C;
     if (below >= 0 && below < p.H) d.new_rows = below + 1 < p.H ? p.stride_h : 1;
     for (int64_t kh = 0; kh < p.KH; ++kh) {
       const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
       if (h < 0 || h >= p.H) continue;
-      in[d.rows] = x + (n * p.H + h) * p.W * C;
-      from[d.rows++] = turned.floats() + kh * p.KW * C;
+      d.in[d.rows] = x + (n * p.H + h) * p.W * C;
+      d.w[d.rows++] = turned.floats() + kh * p.KW * C;
     }
-    vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
-      for (int64_t r = 0; r < d.rows; ++r) d.in[r] = in[r] + c, d.w[r] = from[r] + c;
-      d.c = c, d.at = task * p.OW * C + c, d.next = next + c;
-      run_row(p.KW, p.stride_w, d, lanes);
-    });
+    run_row(p.KW, p.stride_w, d);
   });
 }
 
@@ -231,22 +234,25 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   parallel_for(p.N * p.H, [&](int64_t task) {
     const int64_t n = task / p.H, h = task % p.H;
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
-      DepthwiseRow<T> d{{}, {}, 0, p.OW, starts[phase], (p.W - phase + S - 1) / S,
-                        C,  &e, 0, 0,    S * C,         grad_input};
-      const T* in[kMaxRows];
-      const float* from[kMaxRows];
+      DepthwiseRow<T> d{{},
+                        {},
+                        0,
+                        p.OW,
+                        starts[phase],
+                        (p.W - phase + S - 1) / S,
+                        C,
+                        &e,
+                        grad_input,
+                        (task * p.W + phase) * C,
+                        S * C};
       for (int64_t kh = 0; kh < p.KH; ++kh) {
         const int64_t oh = reached(h, p.pad_top, kh, p.dilation_h, p.stride_h, p.OH);
         if (oh < 0) continue;
-        in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
-        from[d.rows++] = turned.floats() + offsets[phase] + kh * counts[phase] * C;
+        d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
+        d.w[d.rows++] = turned.floats() + offsets[phase] + kh * counts[phase] * C;
       }
       if (counts[phase] == 0) d.rows = 0;
-      vector_loop(0, C, [&](int64_t c, int lanes) {
-        for (int64_t r = 0; r < d.rows; ++r) d.in[r] = in[r] + c, d.w[r] = from[r] + c;
-        d.c = c, d.at = (task * p.W + phase) * C + c;
-        run_row(counts[phase] ? counts[phase] : 1, 1, d, lanes);
-      });
+      run_row(counts[phase] ? counts[phase] : 1, 1, d);
     }
   });
 }
@@ -281,36 +287,47 @@ FASTNN_INLINE void weight_block(const T* const* in, const T* g, int64_t g_row, i
   }
 }
 
+// Sums over rows [begin, end) into sums[KH][KW][C]. All channels of a piece of a row are walked
+// before the next piece, for the order of memory; the sums of a vector rest in registers for a
+// piece.
 template <int KH, int KW, int S, class T>
 void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, int64_t end,
                   float* sums) {
   constexpr int B = 4;
   const int64_t C = p.C;
-  vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
-    vfloat sum[KH][KW] = {};
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.OH, oh = row % p.OH;
-      const T* in[KH];
-      for (int r = 0; r < KH; ++r) {
-        const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
-        in[r] = h < 0 || h >= p.H ? nullptr : x + (n * p.H + h) * p.W * C + c;
-      }
-      const T* const grad = g + row * p.OW * C + c;
-      int64_t i = 0;
-      for (; i + B <= p.OW; i += B) {
-        const int64_t first = i * S - p.pad_left;
-        if (first >= 0 && first + (B - 1) * S + KW <= p.W)
-          weight_block<false, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
-        else
-          weight_block<true, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
-      }
-      for (; i < p.OW; ++i)
-        weight_block<true, 1, KH, KW, S>(in, grad + i * C, p.OW, i * S - p.pad_left, p.W, C, lanes,
-                                         sum);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / p.OH, oh = row % p.OH;
+    const T* rows[KH];
+    for (int r = 0; r < KH; ++r) {
+      const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
+      rows[r] = h < 0 || h >= p.H ? nullptr : x + (n * p.H + h) * p.W * C;
     }
-    for (int r = 0; r < KH; ++r)
-      for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
-  });
+    for (int64_t piece = 0; piece < p.OW; piece += kPiece) {
+      const int64_t piece_end = piece + kPiece < p.OW ? piece + kPiece : p.OW;
+      vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
+        vfloat sum[KH][KW];
+        const T* in[KH];
+        for (int r = 0; r < KH; ++r) {
+          in[r] = rows[r] ? rows[r] + c : nullptr;
+          for (int k = 0; k < KW; ++k) sum[r][k] = load_any(sums + (r * KW + k) * C + c, lanes);
+        }
+        const T* const grad = g + row * p.OW * C + c;
+        int64_t i = piece;
+        for (; i + B <= piece_end; i += B) {
+          const int64_t first = i * S - p.pad_left;
+          if (first >= 0 && first + (B - 1) * S + KW <= p.W)
+            weight_block<false, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
+          else
+            weight_block<true, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
+        }
+        for (; i < piece_end; ++i)
+          weight_block<true, 1, KH, KW, S>(in, grad + i * C, p.OW, i * S - p.pad_left, p.W, C,
+                                           lanes, sum);
+        for (int r = 0; r < KH; ++r)
+          for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
+      });
+    }
+  }
 }
 
 template <class T>
@@ -321,13 +338,13 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
   parallel_for(chunks, [&](int64_t chunk) {
     float* sums = partial.floats() + chunk * taps * C;
     const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
+    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(taps * C));
     if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 1)
       return weight_chunk<3, 3, 1>(p, x, g, begin, end, sums);
     if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 2)
       return weight_chunk<3, 3, 2>(p, x, g, begin, end, sums);
     if (p.dilation_w == 1 && p.KH == 5 && p.KW == 5 && p.stride_w == 1)
       return weight_chunk<5, 5, 1>(p, x, g, begin, end, sums);
-    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(taps * C));
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.OH, oh = row % p.OH;
       for (int64_t t = 0; t < taps; ++t) {
