@@ -37,6 +37,14 @@ def isa(request):
         yield request.param
 
 
+@pytest.fixture
+def around_the_caches():
+    """Outputs are written by streaming stores, whatever their size; called with False, by none."""
+    fastnn._core.assume_left_caches(True)
+    yield fastnn._core.assume_left_caches
+    fastnn._core.assume_left_caches(None)
+
+
 @pytest.fixture(autouse=True)
 def _steady_state():
     """Same seed, threads and ISA level for every test, whatever the one before did."""

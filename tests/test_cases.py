@@ -25,6 +25,14 @@ def test_kernel_matches_reference(name, line, isa):
     check(name, line)
 
 
+@pytest.mark.parametrize(("name", "line"), CASES)
+def test_same_bits_for_outputs_written_around_the_caches(name, line, isa, around_the_caches):
+    streamed = check(name, line).arrays
+    around_the_caches(False)
+    for a, b in zip(streamed, check(name, line).arrays, strict=True):
+        assert a.tobytes() == b.tobytes(), f"{name} {line}: streaming stores give other bits"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "line"), CASES)
 def test_cuda_kernel_matches_reference(name, line):

@@ -47,6 +47,22 @@ def test_threads_spin_for_microseconds_unless_the_user_chose_otherwise(monkeypat
     assert "GOMP_SPINCOUNT = '7'" in asked.stderr
 
 
+def test_outputs_whose_memory_left_the_caches_are_written_around_them():
+    def streamed(elements_between):
+        x = fastnn.ones(1 << 20)
+        y = F.relu(x)
+        del y
+        fastnn.zeros(elements_between)
+        before = fastnn.memory_stats()["streamed"]
+        y = F.relu(x)
+        assert y.sum().item() == 1 << 20
+        return fastnn.memory_stats()["streamed"] - before
+
+    fastnn.empty_cache()
+    assert streamed(1 << 10) == 0
+    assert streamed(12 << 20) == 1
+
+
 def test_environment_lowers_the_isa_level():
     code = "import fastnn; print(fastnn.backends.cpu.active_isa())"
     assert run_python(code, FASTNN_ISA="portable").stdout.strip() == "portable"

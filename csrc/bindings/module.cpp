@@ -83,10 +83,16 @@ void bind_runtime(py::module_& m) {
     out["cached"] = stats.cached;
     out["allocations"] = stats.allocations;
     out["cache_hits"] = stats.cache_hits;
+    out["streamed"] = stats.streamed;
     return out;
   });
   m.def("reset_peak_memory_stats", &reset_peak_memory_stats);
   m.def("empty_cache", &empty_cache);
+  m.def("assume_left_caches", [](std::optional<bool> answer) {
+    assume_left_caches(!answer   ? LeftCaches::by_distance
+                       : *answer ? LeftCaches::always
+                                 : LeftCaches::never);
+  });
 
   m.def("set_device_table", [](const py::capsule& capsule) {
     set_device_table(capsule.get_pointer<const DeviceTable>());

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "core/error.h"
@@ -14,6 +15,10 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+// Of a shared last-level cache, what one process may count on. Measured: blocks that come back
+// after 25 MB are written at 53 GB/s, after 200 MB at 18; ResNet-50 trains as fast with 16 to 40
+// MB.
+constexpr int64_t kCached = int64_t{32} << 20;
 
 // Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%
 // waste), then whole huge pages. Equal sizes recur, so exact classes reuse blocks almost always.
@@ -25,9 +30,17 @@ int64_t size_class(int64_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+struct FreeBlock {
+  void* data;
+  int64_t freed;  // when
+};
+
 struct Cache {
   std::mutex mutex;
-  std::map<int64_t, std::vector<void*>> free_blocks;
+  std::map<int64_t, std::vector<FreeBlock>> free_blocks;
+  int64_t handed_out = 0;            // bytes so far: the clock of `freed`
+  std::set<const void*> far_blocks;  // in use, not filled since, and not in the caches
+  LeftCaches answer = LeftCaches::by_distance;
   MemoryStats stats{};
 };
 
@@ -71,7 +84,7 @@ void to_system(void* block, int64_t bytes) {
 
 void release_all(Cache& c) {
   for (auto& [bytes, blocks] : c.free_blocks)
-    for (void* block : blocks) to_system(block, bytes);
+    for (const FreeBlock& block : blocks) to_system(block.data, bytes);
   c.free_blocks.clear();
   c.stats.cached = 0;
 }
@@ -87,7 +100,9 @@ void* allocate(int64_t bytes) {
   void* block = nullptr;
   auto found = c.free_blocks.find(size);
   if (!absurd && found != c.free_blocks.end() && !found->second.empty()) {
-    block = found->second.back();
+    block = found->second.back().data;
+    if (size >= kHugePage && c.handed_out - found->second.back().freed > kCached)
+      c.far_blocks.insert(block);
     found->second.pop_back();
     c.stats.cached -= size;
     ++c.stats.cache_hits;
@@ -103,6 +118,7 @@ void* allocate(int64_t bytes) {
   check<MemoryError>(block != nullptr, "cannot allocate ", bytes, " bytes: ", c.stats.allocated,
                      " bytes are in use, ", c.stats.cached, " cached, and this machine has ",
                      physical_memory());
+  c.handed_out += size;
   c.stats.allocated += size;
   if (c.stats.allocated > c.stats.peak_allocated) c.stats.peak_allocated = c.stats.allocated;
   return block;
@@ -113,12 +129,28 @@ void deallocate(void* block, int64_t bytes) noexcept {
   const int64_t size = size_class(bytes > 0 ? bytes : 1);
   std::lock_guard<std::mutex> lock(c.mutex);
   c.stats.allocated -= size;
+  if (size >= kHugePage) c.far_blocks.erase(block);
   try {
-    c.free_blocks[size].push_back(block);
+    c.free_blocks[size].push_back({block, c.handed_out});
     c.stats.cached += size;
   } catch (...) {
     to_system(block, size);
   }
+}
+
+bool left_caches(const void* block) {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  const bool far = c.far_blocks.erase(block) > 0;
+  const bool left = c.answer == LeftCaches::by_distance ? far : c.answer == LeftCaches::always;
+  c.stats.streamed += left;
+  return left;
+}
+
+void assume_left_caches(LeftCaches answer) {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  c.answer = answer;
 }
 
 MemoryStats memory_stats() {

@@ -15,11 +15,19 @@ struct MemoryStats {
   int64_t cached;          // bytes kept on free lists
   int64_t allocations;     // calls to allocate()
   int64_t cache_hits;      // of which served from a free list
+  int64_t streamed;        // outputs written around the caches, see left_caches()
 };
 
 // Throws MemoryError (bytes asked, in use and cached) if the memory cannot be had.
 void* allocate(int64_t bytes);
 void deallocate(void* block, int64_t bytes) noexcept;
+
+// Whether the caches have most likely lost what they held of a block of 2 MiB or more, because much
+// else was handed out since its last use. True once per hand-out: whoever asks is about to fill it.
+bool left_caches(const void* block);
+// For tests: every answer from now on, or (by_distance) the one above.
+enum class LeftCaches { by_distance, never, always };
+void assume_left_caches(LeftCaches answer);
 
 MemoryStats memory_stats();
 void reset_peak_memory_stats();

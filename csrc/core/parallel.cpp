@@ -41,20 +41,24 @@ std::atomic<bool> pool_started{false};
   if (pool_started.load()) forked_child.store(true);
 });
 
-// Subnormal inputs and results are treated as zero inside kernels: arithmetic on them is a hundred
-// times slower. The caller's floating-point mode is restored.
-struct FlushDenormals {
+// What a thread sets up around kernels. Subnormal inputs and results are treated as zero inside
+// them: arithmetic on them is a hundred times slower. The caller's floating-point mode is restored,
+// and what was stored around the caches (cpu/simd/vec.h) is there for whoever comes next.
+struct KernelScope {
 #if defined(__x86_64__)
   unsigned saved = _mm_getcsr();
-  FlushDenormals() { _mm_setcsr(saved | 0x8040u); }
-  ~FlushDenormals() { _mm_setcsr(saved); }
+  KernelScope() { _mm_setcsr(saved | 0x8040u); }
+  ~KernelScope() {
+    _mm_setcsr(saved);
+    _mm_sfence();
+  }
 #elif defined(__aarch64__)
   uint64_t saved;
-  FlushDenormals() {
+  KernelScope() {
     asm volatile("mrs %0, fpcr" : "=r"(saved));
     asm volatile("msr fpcr, %0" ::"r"(saved | (1ull << 24)));
   }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
+  ~KernelScope() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
 #endif
 };
 
@@ -67,7 +71,7 @@ int threads_for(int64_t chunks) {
 }
 
 void run_serial(int64_t chunks, void (*body)(void*, int64_t), void* context) {
-  FlushDenormals flush;
+  KernelScope scope;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
 }
 
@@ -96,7 +100,7 @@ void run_chunks(int64_t chunks, void (*body)(void*, int64_t), void* context) {
   pool_started.store(true);
 #pragma omp parallel num_threads(threads)
   {
-    FlushDenormals flush;
+    KernelScope scope;
     inside_region = true;
     // The runtime may grant fewer threads than asked for.
     const int64_t team = omp_get_num_threads();
@@ -114,7 +118,7 @@ void run_chunks_dynamic(int64_t chunks, void (*body)(void*, int64_t), void* cont
   std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
   {
-    FlushDenormals flush;
+    KernelScope scope;
     inside_region = true;
     for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
       body(context, chunk);

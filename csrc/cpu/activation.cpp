@@ -13,17 +13,20 @@ constexpr float kGeluCubic = 0.044715f;
 // y[i] = f(x[i]).
 template <class T, class F>
 void map(const T* x, T* y, int64_t count, const F& f) {
+  const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end, [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n); });
+    vector_loop(begin, end,
+                [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n, route); });
   });
 }
 
 // y[i] = f(a[i], b[i]).
 template <class T, class F>
 void map(const T* a, const T* b, T* y, int64_t count, const F& f) {
+  const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     vector_loop(begin, end, [&](int64_t i, int n) {
-      store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n);
+      store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n, route);
     });
   });
 }

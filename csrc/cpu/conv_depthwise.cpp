@@ -2,11 +2,11 @@
 // so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
 // Weights are turned once per call from [C][KH][KW] to [KH][KW][C]. Tasks are output (or input)
-// rows. A row is worked through one vector of channels at a time, four outputs at a time: every
+// rows. A row is worked through four outputs at a time, all their channels before the next: every
 // input loaded serves all outputs it reaches (4.5 loads for 9 multiply-adds at 3x3, stride 1), and
 // only the blocks at the ends of a row check their columns. The gradient with respect to the input
 // is the same for each phase of the stride, with the taps that reach it. The weight gradient keeps
-// its taps in registers over a chunk of rows; chunks are added in order. Dilated columns and rare
+// its sums in registers over a piece of a row; chunks of rows are added in order. Dilated columns and rare
 // widths take the plain loops below.
 #include "core/allocator.h"
 #include "cpu/simd/vec.h"
@@ -33,11 +33,12 @@ FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dila
 }
 
 template <class T>
-FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_t at, int n, T* y) {
+FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_t at, int n, T* y,
+                          Route route) {
   if (e.bias) value += load_any(e.bias + c, n);
   if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
   if (e.relu) value = select(value < 0, vfloat{}, value);
-  store_any(y + at, value, n);
+  store_any(y + at, value, n, route);
 }
 
 // One row of outputs for some channels: y[i] = sum over r, k of in[r][i * S + start + k] * w[r][k],
@@ -49,6 +50,7 @@ struct DepthwiseRow {
   int64_t rows, width, start, outputs, C;
   const ConvEpilogue* e;
   T* y;
+  Route route;
   int64_t at, step;  // of output 0 in y; distance of the next
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows = 0;
@@ -78,7 +80,8 @@ FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int64_t 
     }
   }
 #pragma GCC unroll 4
-  for (int b = 0; b < B; ++b) finish(sum[b], *d.e, c, d.at + (i + b) * d.step + c, lanes, d.y);
+  for (int b = 0; b < B; ++b)
+    finish(sum[b], *d.e, c, d.at + (i + b) * d.step + c, lanes, d.y, d.route);
 }
 
 // The channels of four outputs are walked before the next four: memory is
@@ -143,7 +146,7 @@ void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilog
                    load_any(turned.floats() + (kh * p.KW + kw) * C + c, lanes);
           }
         }
-        finish(sum, e, c, at + c, lanes, y);
+        finish(sum, e, c, at + c, lanes, y, Route::through);
       });
     }
   });
@@ -157,9 +160,10 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   if (!quick) return forward_plain(p, x, w, e, y);
   Workspace turned(C * p.KH * p.KW * 4);
   turn_weight(w, C, p.KH * p.KW, turned.floats());
+  const Route route = route_to(y);
   parallel_for(p.N * p.OH, [&](int64_t task) {
     const int64_t n = task / p.OH, oh = task % p.OH;
-    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, y, task * p.OW * C, C};
+    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, y, route, task * p.OW * C, C};
     const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
     d.next = x + (n * p.H + below) * p.W * C;
     if (below >= 0 && below < p.H) d.new_rows = below + 1 < p.H ? p.stride_h : 1;
@@ -195,7 +199,7 @@ void backward_data_plain(const ConvParams& p, const T* g, const T* w, const Conv
                    load_any(turned.floats() + (kh * p.KW + kw) * C + c, lanes);
           }
         }
-        finish(sum, e, c, at + c, lanes, grad_input);
+        finish(sum, e, c, at + c, lanes, grad_input, Route::through);
       });
     }
   });
@@ -231,6 +235,7 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
         offset += C;
       }
   }
+  const Route route = route_to(grad_input);
   parallel_for(p.N * p.H, [&](int64_t task) {
     const int64_t n = task / p.H, h = task % p.H;
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
@@ -243,6 +248,7 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
                         C,
                         &e,
                         grad_input,
+                        route,
                         (task * p.W + phase) * C,
                         S * C};
       for (int64_t kh = 0; kh < p.KH; ++kh) {

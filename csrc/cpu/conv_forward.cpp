@@ -44,13 +44,15 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
+  const Route route = conv_route(p, y);
   for (int64_t group = 0; group < p.groups; ++group) {
     KeptWorkspace packed(p.kept, hash(0, LANES, group, oc, rows), packed_columns(oc) * rows * 4);
     if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, packed.floats());
     const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
                        ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
                        dh, dw};
-    TapGrid grid{in, packed.floats(), oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
+    TapGrid grid{in, packed.floats(), oc,   y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0,
+                 1,  epilogue,        route};
     run_grid<T>(grid);
   }
 }

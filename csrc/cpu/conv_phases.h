@@ -23,7 +23,7 @@ struct Taps {
 // The pixels of a phase that no output pixel reaches: relu(bias + residual).
 template <class T>
 void fill_phase(const ConvParams& p, int64_t channel, int64_t ph, int64_t pw, int64_t rows,
-                int64_t cols, const ConvEpilogue& e, T* grad_input) {
+                int64_t cols, const ConvEpilogue& e, T* grad_input, Route route) {
   const int64_t ic = p.group_inputs();
   parallel_for(p.N * rows, [&](int64_t task) {
     const int64_t row = task / rows * p.H + ph + task % rows * p.stride_h;
@@ -31,7 +31,7 @@ void fill_phase(const ConvParams& p, int64_t channel, int64_t ph, int64_t pw, in
     for (int64_t j = 0; j < cols; ++j) {
       const int64_t pixel = (row * p.W + pw + j * p.stride_w) * p.C;
       for (int64_t c = 0; c < ic; c += NR)
-        store_tile(zeros, NR, 1, &pixel, channel + c, clamp(ic - c, 0, NR), e, grad_input);
+        store_tile(zeros, NR, 1, &pixel, channel + c, clamp(ic - c, 0, NR), e, grad_input, route);
     }
   });
 }
@@ -42,6 +42,7 @@ template <class T, class Run>
 void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T* grad_input,
                 const Run& run) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  const Route route = conv_route(p, grad_input);
   Taps taps;
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H;
   const int64_t phases_w = p.stride_w < p.W ? p.stride_w : p.W;
@@ -62,13 +63,13 @@ void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T
           }
         const int64_t rows = ceil_div(p.H - ph, p.stride_h), cols = ceil_div(p.W - pw, p.stride_w);
         if (taps.count == 0) {
-          fill_phase(p, group * ic, ph, pw, rows, cols, epilogue, grad_input);
+          fill_phase(p, group * ic, ph, pw, rows, cols, epilogue, grad_input, route);
           continue;
         }
         const InputGrid in{g,    p.N,  p.OH, p.OW, p.OC,       group * oc, oc,
                            rows, cols, 1,    1,    taps.count, taps.dh,    taps.dw};
-        TapGrid grid{in,         nullptr, ic,         grad_input, p.H,        p.W,     p.C,
-                     group * ic, ph,      p.stride_h, pw,         p.stride_w, epilogue};
+        TapGrid grid{in,         nullptr, ic,         grad_input, p.H,        p.W,      p.C,
+                     group * ic, ph,      p.stride_h, pw,         p.stride_w, epilogue, route};
         run(taps, grid, group);
       }
 }

@@ -37,6 +37,7 @@ struct Winograd {
   const float* u;
   ConvEpilogue epilogue;
   float* y;
+  Route route;
 };
 
 // The U of 3 x 3 weights; weight(tap, k, n, count) loads `count` columns from n on.
@@ -89,7 +90,7 @@ FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane
       vfloat value = out[i] + bias;
       if (residual) value += load_any(residual + at, n);
       if (c.epilogue.relu) value = select(value < 0, vfloat{}, value);
-      store_any(c.y + at, value, n);
+      store_any(c.y + at, value, n, c.route);
     }
   }
 }
@@ -195,7 +196,8 @@ void forward(const ConvParams& p, int tile, const void* x, const void* w,
              0,
              nullptr,
              epilogue,
-             static_cast<float*>(y)};
+             static_cast<float*>(y),
+             route_to(y)};
   const auto* const from = static_cast<const float*>(w);
   dispatch(tile, c, p.kept, [&](int tap, int64_t k, int64_t n, int count) {
     float lane[LANES] = {};
@@ -221,7 +223,8 @@ void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
              0,
              nullptr,
              epilogue,
-             static_cast<float*>(grad_input)};
+             static_cast<float*>(grad_input),
+             route_to(grad_input)};
   const auto* const from = static_cast<const float*>(w);
   dispatch(tile, c, nullptr, [&](int tap, int64_t k, int64_t n, int count) {
     return load_any(from + (k * 9 + 8 - tap) * p.C + n, count);

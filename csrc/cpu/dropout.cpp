@@ -61,6 +61,7 @@ FASTNN_INLINE vuint load_words(const uint32_t* p) {
 template <class T>
 void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t offset,
                     uint32_t threshold, float scale) {
+  const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     uint32_t buffer[kWords + LANES] = {};
     for (int64_t first = begin; first < end; first += kWords) {
@@ -68,7 +69,7 @@ void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t off
       const int64_t last = first + kWords < end ? first + kWords : end;
       vector_loop(first, last, [&](int64_t i, int n) {
         const vint keep = load_words(buffer + i - first) >= threshold;
-        store_any(y + i, select(keep, load_any(x + i, n) * scale, vfloat{}), n);
+        store_any(y + i, select(keep, load_any(x + i, n) * scale, vfloat{}), n, route);
       });
     }
   });

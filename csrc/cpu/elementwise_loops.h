@@ -139,6 +139,7 @@ FASTNN_INLINE void general_row(const ElementwiseParams& p, const char* const* in
 // Operands of type T: contiguous, or constant along a row where their bit in Constant is set.
 template <int N, class T, unsigned Constant, class Op>
 void fast_rows(const ElementwiseParams& p, const Op& op) {
+  const Route route = route_to(p.out);
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
     vfloat constant[N];
     for (int k = 0; k < N; ++k)
@@ -148,7 +149,7 @@ void fast_rows(const ElementwiseParams& p, const Op& op) {
       for (int k = 0; k < N; ++k)
         x[k] = Constant >> k & 1 ? constant[k]
                                  : load_any(reinterpret_cast<const T*>(in[k]) + i, lanes);
-      store_any(reinterpret_cast<T*>(out) + i, op(x), lanes);
+      store_any(reinterpret_cast<T*>(out) + i, op(x), lanes, route);
     });
   });
 }

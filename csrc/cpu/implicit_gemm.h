@@ -35,12 +35,19 @@ struct TapGrid {
   int64_t YH, YW, y_pixel, y_channel;
   int64_t y_row0, y_row_step, y_col0, y_col_step;  // where grid point (i, j) lies in the output
   ConvEpilogue epilogue;                           // bias and residual offsets are those of y
+  Route route;                                     // to y
 };
+
+// Groups write their share of a pixel at different times: lines stay in the caches meanwhile.
+FASTNN_INLINE Route conv_route(const ConvParams& p, const void* y) {
+  return p.groups == 1 ? route_to(y) : Route::through;
+}
 
 // One finished tile: y = relu(tile + bias + residual), row by row.
 template <class T>
 FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t* where,
-                              int64_t channel, int64_t count, const ConvEpilogue& e, T* y) {
+                              int64_t channel, int64_t count, const ConvEpilogue& e, T* y,
+                              Route route) {
   for (int r = 0; r < m; ++r) {
     const int64_t at = where[r] + channel;
     for (int v = 0; v * LANES < count; ++v) {
@@ -49,7 +56,7 @@ FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t
       if (e.bias) value += load_any(e.bias + channel + v * LANES, n);
       if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at + v * LANES, n);
       if (e.relu) value = select(value < 0, vfloat{}, value);
-      store_any(y + at + v * LANES, value, n);
+      store_any(y + at + v * LANES, value, n, route);
     }
   }
 }
@@ -126,7 +133,7 @@ void run_grid(TapGrid g) {
           const int64_t left = g.columns - block * NR;
           product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
           store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
-                     left < NR ? left : NR, g.epilogue, y);
+                     left < NR ? left : NR, g.epilogue, y, g.route);
           next.from = static_cast<const char*>(next.from) + next.step * t.k;
         }
       }

@@ -112,6 +112,7 @@ FASTNN_INLINE void each_chunk(const NormShape& s, const Body& body) {
 template <class T>
 void channel_apply_typed(const NormShape& s, const T* x, const float* mean, const float* scale,
                          const float* bias, const T* residual, bool relu, T* y) {
+  const Route route = route_to(y);
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
     each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
@@ -123,7 +124,7 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
         vfloat v = (load_ahead(x + i, n) - m) * factor + shift;
         if (residual) v += load_any(residual + i, n);
         if (relu) v = select(v < 0, vfloat{}, v);
-        store_any(y + i, v, n);
+        store_any(y + i, v, n, route);
       }
     });
   });
@@ -190,6 +191,7 @@ template <class T>
 void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
                               const float* mean, const float* a, const float* b, const float* d,
                               T* grad_x, T* grad_residual) {
+  const Route route = route_to(grad_x), residual_route = route_to(grad_residual);
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
     each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
@@ -201,8 +203,8 @@ void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const 
         const int64_t i = first + u * s.C;
         const vfloat away = load_ahead(x + i, n) - channel.mean;
         const vfloat grad = passed(g, mask, channel, away, i, n);
-        store_any(grad_x + i, grad * factor + away * slope + shift, n);
-        if (grad_residual) store_any(grad_residual + i, grad, n);
+        store_any(grad_x + i, grad * factor + away * slope + shift, n, route);
+        if (grad_residual) store_any(grad_residual + i, grad, n, residual_route);
       }
     });
   });

@@ -30,6 +30,7 @@ FASTNN_INLINE vint load_index(const int32_t* p, int n) {
 
 template <class T, class I>
 void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
+  const Route route = route_to(y);
   parallel_for(p.N * p.h.out, [&](int64_t task) {
     const int64_t oh = task % p.h.out;
     const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
@@ -51,7 +52,7 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
           }
         }
         const int64_t at = (task * p.w.out + ow) * p.C + c;
-        store_any(y + at, best, n);
+        store_any(y + at, best, n, route);
         // A window that lies in the padding as a whole has no winner: tap 0, which no input meets.
         store_index(indices + at, winner < 0 ? vint{} : winner, n);
       });
@@ -60,6 +61,7 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
 
 template <class T, class I>
 void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
+  const Route route = route_to(grad_x);
   parallel_for(p.N * p.h.in, [&](int64_t task) {
     const int64_t h = task % p.h.in, image = task / p.h.in;
     for (int64_t w = 0; w < p.w.in; ++w)
@@ -73,7 +75,7 @@ void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* gr
             const vint mine = load_index(indices + at, n) == static_cast<int32_t>(tap);
             sum += select(mine, load_any(g + at, n), vfloat{});
           }
-        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n);
+        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n, route);
       });
   });
 }
@@ -118,6 +120,7 @@ void average_typed(const PoolParams& p, const T* x, T* y) {
 
 template <class T>
 void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
+  const Route route = route_to(grad_x);
   parallel_for(p.N * p.h.in, [&](int64_t task) {
     const int64_t h = task % p.h.in, image = task / p.h.in;
     for (int64_t w = 0; w < p.w.in; ++w)
@@ -129,7 +132,7 @@ void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
             sum += load_any(g + ((image * p.h.out + oh) * p.w.out + ow) * p.C + c, n) /
                    (p.h.divisor[oh] * p.w.divisor[ow]);
           }
-        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n);
+        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n, route);
       });
   });
 }

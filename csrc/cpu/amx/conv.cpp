@@ -78,11 +78,12 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
+  const Route route = conv_route(p, y);
   for (int64_t group = 0; group < p.groups; ++group) {
     const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        group * real,
                        ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
                        dh, dw,   missing};
-    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue};
+    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
     const InputTiles t = plan_tiles(grid);
     KeptWorkspace packed(p.kept, hash(1, group, oc, rows, t.tap_count, t.k),
                          packed_bytes(padded_to_steps(rows), oc));

@@ -45,7 +45,7 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
 
 // One finished row of 32 columns: y = relu(sums + bias + residual). Returns it as stored.
 FASTNN_INLINE __m512i store_row(const float* sums, int64_t at, int64_t channel,
-                                const ConvEpilogue& e, bfloat16* y) {
+                                const ConvEpilogue& e, bfloat16* y, Route route) {
   vfloat low = load(sums), high = load(sums + LANES);
   if (e.bias) low += load(e.bias + channel), high += load(e.bias + channel + LANES);
   if (e.residual) {
@@ -54,7 +54,10 @@ FASTNN_INLINE __m512i store_row(const float* sums, int64_t at, int64_t channel,
   }
   if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
   const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-  _mm512_storeu_si512(y + at + channel, row);
+  if (streams(y + at + channel, sizeof(row), route))
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(y + at + channel), row);
+  else
+    _mm512_storeu_si512(y + at + channel, row);
   return row;
 }
 
@@ -69,6 +72,7 @@ struct TileMoments {
 struct Meanwhile {
   const ConvEpilogue& epilogue;
   bfloat16* y;
+  Route route;
   int block_rows;  // of a pixel block; the next one's begin kTile rows on
   NextLines input{};
   const float* sums = nullptr;
@@ -84,9 +88,10 @@ struct Meanwhile {
     for (; n > 0 && row < rows; --n, ++row) {
       const int slot = row < block_rows ? row : row - block_rows + kTile;
       if (count == kColumns)
-        store_row(sums + slot * kColumns, where[slot], channel, epilogue, y);
+        store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
       else
-        store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y);
+        store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y,
+                   route);
     }
   }
   inline void finish_counted(int64_t n) {
@@ -99,7 +104,8 @@ struct Meanwhile {
     for (; n > 0 && row < rows; --n, ++row) {
       const int block = row >= block_rows, at = row - block * block_rows;
       const int slot = at + block * kTile;
-      const __m512i stored = store_row(sums + slot * kColumns, where[slot], channel, epilogue, y);
+      const __m512i stored =
+          store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
       if (at < repeated[block]) continue;
       const vfloat value[2] = {
           widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0))),
@@ -326,7 +332,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const Task k{g,  t,     tile, p,
                  at, where, sums, moments ? moments + task / parts * blocks : nullptr};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
-    Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), p.rows};
+    Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
     // Tasks are handed out in order: this thread's next one, most likely.
     const int64_t later = (task + threads) / parts;
     if (once && later != task / parts && later < tiles) {

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 
+#include "core/allocator.h"
 #include "core/dtype.h"
 #include "core/parallel.h"
 
@@ -247,6 +248,31 @@ FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
 }
 #endif
 
+// How an operator's output is written. An ordinary store fetches its line first, from memory if the
+// output has left the caches; a streaming store writes around them (measured: 18 against 47 GB/s).
+enum class Route : uintptr_t { around = 0, through = 1 };
+FASTNN_INLINE Route route_to(const void* output) {
+  return left_caches(output) ? Route::around : Route::through;
+}
+#if defined(FASTNN_ISA_avx512)
+FASTNN_INLINE void stream(float* p, vfloat v) { _mm512_stream_ps(p, v); }
+FASTNN_INLINE void stream(bfloat16* p, vfloat v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(narrow(v)));
+}
+#elif defined(FASTNN_ISA_avx2)
+FASTNN_INLINE void stream(float* p, vfloat v) { _mm256_stream_ps(p, v); }
+FASTNN_INLINE void stream(bfloat16* p, vfloat v) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(narrow(v)));
+}
+#else
+FASTNN_INLINE void stream(float* p, vfloat v) { store(p, v); }
+FASTNN_INLINE void stream(bfloat16* p, vfloat v) { store(p, v); }
+#endif
+// Whether a vector of `bytes` at p can go around the caches: these stores need it aligned.
+FASTNN_INLINE bool streams(const void* p, size_t bytes, Route route) {
+  return ((reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(route)) & (bytes - 1)) == 0;
+}
+
 // For lambdas and members that a loop calls for every vector, too large to be inlined unasked.
 #define FASTNN_INLINED __attribute__((always_inline))
 
@@ -269,6 +295,13 @@ FASTNN_INLINE void store_any(T* p, vfloat v, int n) {
     store(p, v);
   else
     store_n(p, v, n);
+}
+template <class T>
+FASTNN_INLINE void store_any(T* p, vfloat v, int n, Route route) {
+  if (n == LANES && streams(p, LANES * sizeof(T), route))
+    stream(p, v);
+  else
+    store_any(p, v, n);
 }
 
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
