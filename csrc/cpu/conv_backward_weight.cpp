@@ -2,9 +2,9 @@
 //   gw[oc][kh][kw][ic] = sum over n, oh, ow of g[n][oh][ow][oc] * x[n][oh*s - p + kh*d][..][ic].
 //
 // An outer product over pixels: M broadcasts of output channels times V vectors of the contiguous
-// values under a tap (conv_input.h merges the KW * IC values of a tap row, which serves stems with
-// 3 input channels), so that a tile of accumulators is a tile of the weight as it lies in memory.
-// It stays in registers over a whole unit of pixels.
+// values under a tap (conv_input.h merges the KW * IC values of a tap row where that serves; stems
+// of up to four input channels are in conv_stem_weight.h), so that a tile of accumulators is a tile
+// of the weight as it lies in memory. It stays in registers over a whole unit of pixels.
 //
 //   for each unit of some 512 pixels:  x panel (float32, padded; or x itself), g panel
 //   [block][pixel][M]
@@ -17,6 +17,7 @@
 // threads before. Flops: those of the forward pass.
 #include "core/allocator.h"
 #include "cpu/conv_input.h"
+#include "cpu/conv_stem_weight.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
 
@@ -162,6 +163,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(p.OC * ic * p.KH * p.KW));
     return;
   }
+  if (is_stem(p)) return stem_backward_weight(p, x, g, gw);
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;

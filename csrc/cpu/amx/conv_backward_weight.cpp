@@ -20,6 +20,7 @@
 // forward pass.
 #include "core/allocator.h"
 #include "cpu/amx/tiles.h"
+#include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
 #include "ops/slots.h"
 
@@ -384,7 +385,9 @@ inline void write_tile(const float* tile, int64_t partials, int64_t partial_size
 
 void backward_weight(const ConvParams& p, const void* x, const void* grad_output,
                      void* grad_weight) {
-  if (p.dtype != DType::bfloat16 || p.N * p.OH * p.OW * p.C * p.OC == 0)
+  // A row of taps of a small stem is a third of a tile.
+  const bool small = is_stem(p) && p.KW * p.C <= kStemBlock;
+  if (p.dtype != DType::bfloat16 || p.N * p.OH * p.OW * p.C * p.OC == 0 || small)
     return wide.backward_weight(p, x, grad_output, grad_weight);
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {

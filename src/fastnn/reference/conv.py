@@ -244,6 +244,10 @@ _CONV = (
     "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32",
     "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
+    # Stems: every tile of their weight gradient, several bands of rows, padding wider than the image.
+    "n2c1h40w37_oc40_k5p2_f32", "n3c3h33w40_oc41_k3p1_f32", "n3c3h33w40_oc16_k3s2p1_bf16",
+    "n2c1h20w30_oc70_k3p1_bf16", "n2c4h12w14_oc24_k3x4s2p2_f32", "n2c2h9w9_oc33_k2_f32",
+    "n1c1h9w9_oc20_k1_f32", "n2c1h9w300_oc64_k2x7p0_f32", "n1c3h5w70_oc40_k3p9_f32",
     # Several tiles along rows, along columns, and of images; taps that are gathered.
     "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
     "n2c6h31w61_oc7_k1s3_f32", "n1c17h25w26_oc5_k3d11p11_f32", "n3c5h40w40_oc33_k2s5g1_bf16",

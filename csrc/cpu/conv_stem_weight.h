@@ -1,0 +1,190 @@
+// Weight gradient of stems, convolutions of a few input channels: three of an image.
+//
+// Under a row of taps lie KW * C contiguous values of the input, too few to fill vectors. Vectors
+// run over output channels instead, and the input's values are broadcast:
+//
+//   sums[kh][j][oc] += x[row + kh][col * stride_w * C + j] * g[pixel][oc]    0 <= j < KW * C
+//
+//   task = chunk of output rows, with sums of its own
+//     for each few rows, whose g stays in L2: the input under them, in float32, zero padded
+//       for each kh, block of J values j and V vectors of oc: a tile of J x V accumulators over
+//       the rows' pixels; V loads of g and J broadcasts for J * V multiply-adds
+//       (a small kernel: all kh at once, with one vector)
+//
+// Chunks are cut by shape and added in order. Flops: those of the forward pass.
+#pragma once
+
+#include "core/allocator.h"
+#include "cpu/simd/vec.h"
+#include "ops/conv.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kStemChannels = 4;
+constexpr int64_t kStemBlock = 11;        // values under a row of taps in one tile, at most
+constexpr int64_t kStemValues = 8 << 10;  // of g in L2
+constexpr int64_t kStemChunks = 32;
+constexpr bool kWide = LANES == 16;  // 32 registers of them
+constexpr int kStemVectors = kWide ? 2 : 1;
+
+FASTNN_INLINE bool is_stem(const ConvParams& p) {
+  return p.groups == 1 && p.C <= kStemChannels && p.dilation_h == 1 && p.dilation_w == 1;
+}
+
+// Some output rows, and the padded input under them at some kh and those after it. Sums are OC
+// apart, those of the next kh `next_sums`.
+template <class T>
+struct StemRows {
+  const float* x;
+  int64_t next_x, x_row, x_col;
+  const T* g;
+  int64_t rows, cols, OC, next_sums;
+  int64_t ahead;  // to what is read after these rows and brought meanwhile, in values of g
+};
+
+// A tile of K rows of J values under the taps, for V vectors of output channels.
+template <int K, int J, int V, class T>
+void stem_tile(const StemRows<T>& s, int last, float* sums) {
+  vfloat acc[K][J][V];
+  const auto each = [&](const auto& body) FASTNN_INLINED {
+#pragma GCC unroll 5
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 11
+      for (int j = 0; j < J; ++j)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          body(acc[k][j][v], sums + k * s.next_sums + j * s.OC + v * LANES,
+               v < V - 1 ? LANES : last);
+  };
+  each([](vfloat& a, const float* at, int n) FASTNN_INLINED { a = load_any(at, n); });
+  const T* g = s.g;
+  for (int64_t row = 0; row < s.rows; ++row) {
+    const float* x = s.x + row * s.x_row;
+    for (int64_t col = 0; col < s.cols; ++col, x += s.x_col, g += s.OC) {
+      vfloat grad[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        __builtin_prefetch(g + v * LANES + s.ahead, 0, 2);
+        grad[v] = load_any(g + v * LANES, v < V - 1 ? LANES : last);
+      }
+#pragma GCC unroll 5
+      for (int k = 0; k < K; ++k)
+#pragma GCC unroll 11
+        for (int j = 0; j < J; ++j) {
+          const vfloat value = set1(x[k * s.next_x + j]);
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) acc[k][j][v] += value * grad[v];
+        }
+    }
+  }
+  each([](const vfloat& a, float* at, int n) FASTNN_INLINED { store_any(at, a, n); });
+}
+
+// All output channels: V vectors at a time, then one, then what is left of one.
+template <int K, int J, int V, class T>
+void stem_tiles(StemRows<T> s, float* sums) {
+  int64_t oc = 0;
+  const T* const g = s.g;
+  for (; oc + V * LANES <= s.OC; oc += V * LANES) {
+    s.g = g + oc;
+    stem_tile<K, J, V>(s, LANES, sums + oc);
+  }
+  for (; oc < s.OC; oc += LANES) {
+    s.g = g + oc;
+    if (oc + LANES <= s.OC)
+      stem_tile<K, J, 1>(s, LANES, sums + oc);
+    else
+      stem_tile<K, J, 1>(s, static_cast<int>(s.OC - oc), sums + oc);
+  }
+}
+
+// Values under a row of taps: blocks of an odd number, the last with some to spare.
+struct StemBlocks {
+  int64_t count, size;
+  explicit StemBlocks(int64_t values) : count((values + kStemBlock - 1) / kStemBlock) {
+    size = ((values + count - 1) / count) | 1;
+  }
+};
+
+// The tiles for some kernel. Where all its rows fit the registers, g is read once.
+template <class T>
+struct StemTile {
+  int64_t rows;
+  void (*run)(StemRows<T>, float*);
+  StemTile(int64_t KH, int64_t size) : rows(1) {
+    if (KH == 3 && size == 3) {
+      rows = KH, run = stem_tiles<3, 3, kStemVectors, T>;
+    } else if (kWide && KH == 3 && size == 9) {
+      rows = KH, run = stem_tiles<3, 9, 1, T>;
+    } else if (kWide && KH == 5 && size == 5) {
+      rows = KH, run = stem_tiles<5, 5, 1, T>;
+    } else {
+      constexpr int V = kStemVectors;
+      using Run = void (*)(StemRows<T>, float*);
+      constexpr Run kRun[] = {stem_tiles<1, 1, V, T>, stem_tiles<1, 3, V, T>,
+                              stem_tiles<1, 5, V, T>, stem_tiles<1, 7, V, T>,
+                              stem_tiles<1, 9, V, T>, stem_tiles<1, 11, V, T>};
+      run = kRun[size / 2];
+    }
+  }
+};
+
+template <class T>
+void stem_backward_weight(const ConvParams& p, const T* x, const T* g, T* gw) {
+  const int64_t values = p.KW * p.C, C = p.C, OC = p.OC;
+  const StemBlocks blocks(values);
+  const StemTile<T> tile(p.KH, blocks.size);
+  const int64_t padded = blocks.count * blocks.size, size = p.KH * padded * OC;
+  const int64_t rows = p.N * p.OH, chunks = rows < kStemChunks ? rows : kStemChunks;
+  const int64_t width = ((p.OW - 1) * p.stride_w + p.KW) * C;  // of a padded input row
+  const int64_t fit = kStemValues / (p.OW * OC + 1), most = fit < 1 ? 1 : fit;
+  Workspace partial((chunks * size + 1) * 4);
+  parallel_for(chunks, [&](int64_t chunk) {
+    float* const sums = partial.floats() + chunk * size;
+    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(size));
+    const int64_t height = (most - 1) * p.stride_h + p.KH;
+    auto* const panel = static_cast<float*>(thread_scratch((height * width + padded) * 4, 0));
+    const int64_t end = rows * (chunk + 1) / chunks;
+    for (int64_t row = rows * chunk / chunks, count; row < end; row += count) {
+      const int64_t image = row / p.OH, oh = row % p.OH;
+      count = end - row < most ? end - row : most;
+      if (count > p.OH - oh) count = p.OH - oh;
+      // The columns of the panel that lie in the image, in values.
+      const int64_t first = p.pad_left * C, missing = (p.W + p.pad_left) * C;
+      const int64_t begin = first < width ? first : width;
+      const int64_t stop = missing < begin ? begin : missing < width ? missing : width;
+      for (int64_t i = 0; i < (count - 1) * p.stride_h + p.KH; ++i) {
+        const int64_t h = oh * p.stride_h - p.pad_top + i;
+        float* const to = panel + i * width;
+        const bool inside = h >= 0 && h < p.H;
+        const int64_t from = inside ? begin : width, until = inside ? stop : width;
+        __builtin_memset(to, 0, sizeof(float) * static_cast<size_t>(from));
+        const int64_t line = (image * p.H + h) * p.W * C - first;
+        vector_loop(from, until,
+                    [&](int64_t v, int n) { store_any(to + v, load_any(x + (line + v), n), n); });
+        __builtin_memset(to + until, 0, sizeof(float) * static_cast<size_t>(width - until));
+      }
+      __builtin_memset(panel + ((count - 1) * p.stride_h + p.KH) * width, 0,
+                       sizeof(float) * static_cast<size_t>(padded));
+      for (int64_t kh = 0; kh < p.KH; kh += tile.rows)
+        for (int64_t b = 0; b < blocks.count; ++b)
+          tile.run({panel + kh * width + b * blocks.size, width, p.stride_h * width, p.stride_w * C,
+                    g + row * p.OW * OC, count, p.OW, OC, padded * OC, count * p.OW * OC},
+                   sums + (kh * padded + b * blocks.size) * OC);
+    }
+  });
+  parallel_for(p.KH * values, [&](int64_t t) {
+    const int64_t kh = t / values, j = t % values;
+    const float* const from = partial.floats() + (kh * padded + j) * OC;
+    vector_loop(0, OC, [&](int64_t oc, int n) {
+      vfloat total{};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        total += load_any(from + chunk * size + oc, n);
+      for (int i = 0; i < n; ++i) from_float(gw[((oc + i) * p.KH + kh) * values + j], total[i]);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
