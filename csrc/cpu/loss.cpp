@@ -24,7 +24,8 @@ struct LogSumExp {
   float highest, log_sum;
 };
 
-LogSumExp log_sum_exp(const float* x, int64_t C) {
+template <class T>
+LogSumExp log_sum_exp(const T* x, int64_t C) {
   vfloat top = set1(-__builtin_inff()), total{};
   vector_loop(0, C, [&](int64_t c, int n) {
     top = vmax(top, filled(load_any(x + c, n), n, -__builtin_inff()));
@@ -59,15 +60,21 @@ FASTNN_INLINE vfloat targets(const ClassParams& p, int64_t row, int64_t c, int n
   return ones_or(p.weight, c, n) * (t * (1.0f - p.smoothing) + share(p));
 }
 
+template <class T>
+const T* scores(const ClassParams& p, int64_t row) {
+  return static_cast<const T*>(p.x) + row * p.C;
+}
+
+template <class T>
 void loss_of_row(const ClassParams& p, int64_t row, float* loss) {
-  const float* x = p.x + row * p.C;
+  const T* x = scores<T>(p, row);
   if (ignored(p, row)) {
     loss[row] = 0;
     return;
   }
   const LogSumExp l = p.log_probabilities ? LogSumExp{0.0f, 0.0f} : log_sum_exp(x, p.C);
   if (one_label(p)) {
-    loss[row] = label_weight(p, row) * ((l.highest - x[p.labels[row]]) + l.log_sum);
+    loss[row] = label_weight(p, row) * ((l.highest - to_float(x[p.labels[row]])) + l.log_sum);
     return;
   }
   vfloat total{};
@@ -79,8 +86,9 @@ void loss_of_row(const ClassParams& p, int64_t row, float* loss) {
   loss[row] = sum(total);
 }
 
+template <class T>
 void loss_of_block(const ClassParams& p, const FewColumns& few, int64_t row, float* loss) {
-  const float* x = p.x + row * p.C;
+  const float* x = few.block(scores<T>(p, row));
   const RowExponents e = exponents(few, x);
   const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
   vfloat total{};
@@ -106,16 +114,17 @@ void loss_of_block(const ClassParams& p, const FewColumns& few, int64_t row, flo
     }
 }
 
-void classes(const ClassParams& p, float* loss) {
-  const auto one = [&](int64_t row) { loss_of_row(p, row, loss); };
+template <class T>
+void classes_typed(const ClassParams& p, float* loss) {
+  const auto one = [&](int64_t row) { loss_of_row<T>(p, row, loss); };
   if (p.log_probabilities)
     parallel_ranges(p.rows, kGrain / 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) one(row);
     });
   else
     each_row(
-        p.rows, p.C, [&](const FewColumns& few, int64_t row) { loss_of_block(p, few, row, loss); },
-        one);
+        p.rows, p.C,
+        [&](const FewColumns& few, int64_t row) { loss_of_block<T>(p, few, row, loss); }, one);
 }
 
 // Sum of the target weights of a row: what its softmax is multiplied with.
@@ -126,29 +135,34 @@ float total_weight(const ClassParams& p, int64_t row) {
   return sum(all);
 }
 
-void gradient_of_row(const ClassParams& p, int64_t row, float scale, float* g) {
-  const float* x = p.x + row * p.C;
+template <class T>
+void gradient_of_row(const ClassParams& p, int64_t row, float scale, T* g) {
+  const T* x = scores<T>(p, row);
   if (ignored(p, row) || p.log_probabilities)
-    __builtin_memset(g, 0, sizeof(float) * static_cast<size_t>(p.C));
+    __builtin_memset(g, 0, sizeof(T) * static_cast<size_t>(p.C));
   if (ignored(p, row)) return;
   const bool label = one_label(p);
+  float of_label = 0;
   if (!p.log_probabilities) {
     const LogSumExp l = log_sum_exp(x, p.C);
     const float factor = total_weight(p, row) * scale;
+    const auto softmax = [&](vfloat v) { return vexp((v - l.highest) - l.log_sum) * factor; };
     vector_loop(0, p.C, [&](int64_t c, int n) {
-      vfloat v = vexp((load_any(x + c, n) - l.highest) - l.log_sum) * factor;
+      vfloat v = softmax(load_any(x + c, n));
       if (!label) v -= scale * targets(p, row, c, n);
       store_any(g + c, v, n);
     });
+    if (label) of_label = softmax(set1(to_float(x[p.labels[row]])))[0];
   }
-  if (label) g[p.labels[row]] -= scale * label_weight(p, row);
+  if (label) from_float(g[p.labels[row]], of_label - scale * label_weight(p, row));
 }
 
 // `spread` are the classes' weights times the smoothing's share, once per row of a block, and
 // `shares` their sum over a row.
+template <class T>
 void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
                        const float* spread, float shares, const float* scales, float* g) {
-  const float* x = p.x + row * p.C;
+  const float* x = few.block(scores<T>(p, row));
   const float* t = p.labels ? nullptr : p.probabilities + row * p.C;
   const RowExponents e = exponents(few, x);
   const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
@@ -182,7 +196,8 @@ void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
       g[r * p.C + p.labels[row + r]] -= scales[r] * label_weight(p, row + r);
 }
 
-void classes_backward(const ClassParams& p, const float* scale, bool one_scale, float* grad_x) {
+template <class T>
+void classes_backward_typed(const ClassParams& p, const float* scale, bool one_scale, T* grad_x) {
   const auto one = [&](int64_t row) {
     gradient_of_row(p, row, scale[one_scale ? 0 : row], grad_x + row * p.C);
   };
@@ -206,9 +221,25 @@ void classes_backward(const ClassParams& p, const float* scale, bool one_scale, 
       [&](const FewColumns& few, int64_t row) {
         float scales[LANES];
         for (int64_t r = 0; r < LANES; ++r) scales[r] = scale[one_scale ? 0 : row + r];
-        gradient_of_block(p, few, row, tables, shares, scales, grad_x + row * p.C);
+        if constexpr (sizeof(T) == sizeof(float)) {
+          gradient_of_block<T>(p, few, row, tables, shares, scales, grad_x + row * p.C);
+        } else {  // rounded once
+          alignas(64) float wide[kFewColumns * LANES];
+          gradient_of_block<T>(p, few, row, tables, shares, scales, wide);
+          few.each([&](int64_t i) { store(grad_x + row * p.C + i, load(wide + i)); });
+        }
       },
       one);
+}
+
+void classes(const ClassParams& p, float* loss) {
+  p.dtype == DType::float32 ? classes_typed<float>(p, loss) : classes_typed<bfloat16>(p, loss);
+}
+void classes_backward(const ClassParams& p, const float* scale, bool one_scale, void* grad_x) {
+  if (p.dtype == DType::float32)
+    classes_backward_typed(p, scale, one_scale, static_cast<float*>(grad_x));
+  else
+    classes_backward_typed(p, scale, one_scale, static_cast<bfloat16*>(grad_x));
 }
 
 // One chunk at a time, then over the chunks, in double.

@@ -25,33 +25,33 @@ FASTNN_DEVICE bool one_label(const ClassParams& p) { return p.labels && p.smooth
 struct LogSumExp {
   float highest, log_sum;
 };
-template <class Team>
-FASTNN_DEVICE LogSumExp log_sum_exp(const ClassParams& p, const float* x) {
+template <class Team, class T>
+FASTNN_DEVICE LogSumExp log_sum_exp(const ClassParams& p, const T* x) {
   if (p.log_probabilities) return {0.0f, 0.0f};
   float top = -INFINITY, total = 0;
-  for (int64_t c = Team::member(); c < p.C; c += Team::size) top = fmaxf(top, x[c]);
+  for (int64_t c = Team::member(); c < p.C; c += Team::size) top = fmaxf(top, to_float(x[c]));
   top = Team::largest(top);
   for (int64_t c = Team::member(); c < p.C; c += Team::size)
-    total += top == -INFINITY ? 0.0f : expf(x[c] - top);
+    total += top == -INFINITY ? 0.0f : expf(to_float(x[c]) - top);
   total = Team::sum(total);
   return {top, top == -INFINITY ? 0.0f : logf(total)};
 }
 
-template <class Team>
+template <class Team, class T>
 __global__ void __launch_bounds__(kThreads) classes_kernel(ClassParams p, float* loss) {
   for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
-    const float* const x = p.x + row * p.C;
+    const T* const x = static_cast<const T*>(p.x) + row * p.C;
     const LogSumExp l = log_sum_exp<Team>(p, x);
     float sum = 0;
     if (one_label(p)) {
       if (!ignored(p, row) && !outside(p, row)) {
         const int64_t c = p.labels[row];
-        sum = (p.weight ? p.weight[c] : 1.0f) * ((l.highest - x[c]) + l.log_sum);
+        sum = (p.weight ? p.weight[c] : 1.0f) * ((l.highest - to_float(x[c])) + l.log_sum);
       }
     } else {
       for (int64_t c = Team::member(); c < p.C; c += Team::size) {
         const float t = target(p, row, c);
-        if (t != 0.0f) sum += t * ((l.highest - x[c]) + l.log_sum);
+        if (t != 0.0f) sum += t * ((l.highest - to_float(x[c])) + l.log_sum);
       }
       sum = Team::sum(sum);
     }
@@ -62,15 +62,17 @@ __global__ void __launch_bounds__(kThreads) classes_kernel(ClassParams p, float*
 void classes(const ClassParams& p, float* loss) {
   if (p.rows == 0) return;
   with_team(p.rows, p.C, [&](auto team, dim3 grid) {
-    launch(classes_kernel<decltype(team)>, grid, kThreads, 0, p, loss);
+    with_type(p.dtype, [&](auto type) {
+      launch(classes_kernel<decltype(team), decltype(type)>, grid, kThreads, 0, p, loss);
+    });
   });
 }
 
-template <class Team>
+template <class Team, class T>
 __global__ void __launch_bounds__(kThreads)
-    classes_backward_kernel(ClassParams p, const float* scales, bool one_scale, float* grad_x) {
+    classes_backward_kernel(ClassParams p, const float* scales, bool one_scale, T* grad_x) {
   for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
-    const float* const x = p.x + row * p.C;
+    const T* const x = static_cast<const T*>(p.x) + row * p.C;
     const LogSumExp l = log_sum_exp<Team>(p, x);
     const bool bad = !ignored(p, row) && outside(p, row), none = ignored(p, row) || bad;
     float all = 0;
@@ -82,17 +84,22 @@ __global__ void __launch_bounds__(kThreads)
     }
     const float scale = scales[one_scale ? 0 : row];
     for (int64_t c = Team::member(); c < p.C; c += Team::size) {
-      const float softmax = p.log_probabilities ? 0.0f : expf((x[c] - l.highest) - l.log_sum);
+      const float softmax =
+          p.log_probabilities ? 0.0f : expf((to_float(x[c]) - l.highest) - l.log_sum);
       const float y = softmax * all * scale - scale * target(p, row, c);
-      grad_x[row * p.C + c] = bad ? NAN : none ? 0.0f : y;
+      from_float(grad_x[row * p.C + c], bad ? NAN : none ? 0.0f : y);
     }
   }
 }
 
-void classes_backward(const ClassParams& p, const float* scale, bool one_scale, float* grad_x) {
+void classes_backward(const ClassParams& p, const float* scale, bool one_scale, void* grad_x) {
   if (p.rows == 0) return;
   with_team(p.rows, p.C, [&](auto team, dim3 grid) {
-    launch(classes_backward_kernel<decltype(team)>, grid, kThreads, 0, p, scale, one_scale, grad_x);
+    with_type(p.dtype, [&](auto type) {
+      using T = decltype(type);
+      launch(classes_backward_kernel<decltype(team), T>, grid, kThreads, 0, p, scale, one_scale,
+             static_cast<T*>(grad_x));
+    });
   });
 }
 

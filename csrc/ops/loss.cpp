@@ -41,7 +41,7 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
   check(C > 0, op, ": input expects at least one class, got shape ", input.shape().str());
   c.rows_shape.push_back(input.size(0));
   for (int i = 2; i < input.rank(); ++i) c.rows_shape.push_back(input.size(i));
-  c.x = canonical(astype(input, DType::float32));
+  c.x = canonical(input);
   c.p.rows = c.x.count() / C;
   c.p.C = C;
   if (is_floating(target.dtype()) && !log_probabilities) {
@@ -70,7 +70,8 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
     c.weight = row_major(astype(*weight, DType::float32));
     c.p.weight = c.weight.data<float>();
   }
-  c.p.x = c.x.data<float>();
+  c.p.x = c.x.raw();
+  c.p.dtype = input.dtype();
   c.p.ignore_index = ignore_index;
   c.p.smoothing = static_cast<float>(smoothing);
   c.p.log_probabilities = log_probabilities;
@@ -149,10 +150,10 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
   check(how != Reduction::none || scale.shape() == c.rows_shape, op, ": grad_output expects shape ",
         c.rows_shape.str(), ", got ", scale.shape().str());
   if (how == Reduction::mean) scale = averaged(c.p, scale);
-  Array grad_input = empty(input.shape(), DType::float32);
+  Array grad_input = empty(input.shape(), input.dtype());
   kernels().loss.classes_backward(c.p, scale.data<float>(), how != Reduction::none,
-                                  grad_input.data<float>());
-  return astype(grad_input, input.dtype());
+                                  grad_input.raw());
+  return grad_input;
 }
 
 Array pair_loss(const std::string& kind, const Array& input, const Array& target, double a,

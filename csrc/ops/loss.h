@@ -9,7 +9,8 @@ enum class PairLoss : int { mse, l1, smooth_l1, bce };
 
 // Rows of C class scores. Exactly one of `labels` and `probabilities` is set.
 struct ClassParams {
-  const float* x;
+  const void* x;
+  DType dtype;
   int64_t rows, C;
   const int64_t* labels;
   const float* probabilities;
@@ -34,8 +35,8 @@ struct PairParams {
 struct LossSlots {
   // Loss of each row.
   void (*classes)(const ClassParams&, float* loss);
-  // grad_x = scale[row] * d loss / d x, with scale[0] for all where `one_scale`.
-  void (*classes_backward)(const ClassParams&, const float* scale, bool one_scale, float* grad_x);
+  // grad_x = scale[row] * d loss / d x, with scale[0] for all where `one_scale`; of x's dtype.
+  void (*classes_backward)(const ClassParams&, const float* scale, bool one_scale, void* grad_x);
   // total[0] = sum of the labels' weights: what a mean over rows divides by.
   void (*label_weight)(const ClassParams&, float* total);
   // total[0] = sum of x / divisor, accumulated in double or as exactly.
