@@ -14,7 +14,7 @@ import fastnn
 from fastnn import bench, cli
 from fastnn.bench import layers, run
 from fastnn.bench.peaks import Peaks
-from fastnn.bench.row import Row
+from fastnn.bench.row import Row, format_row
 
 PEAKS = Peaks(float32=300.0, bfloat16=4000.0, copy_gbs=20.0)
 QUICK = {"quick": True, "peers": ()}
@@ -50,6 +50,22 @@ def test_the_layer_table_times_each_pass():
     assert {r.part for r in rows} == set(layers.PASSES)
     for row in rows:
         assert row.flops == 2 * 32 * 9 * 112 * 112 and row.suite == "conv"
+
+
+def test_layers_that_winograd_may_compute_tell_its_error():
+    assert not any(
+        r.extra for r in run.bench(PEAKS, ["conv"], run.Options(filter="vgg16", **QUICK))
+    )
+    assert [n for n, ls in layers.LAYERS.items() if not any(x.fits_winograd for x in ls)] == [
+        "mobilenet"
+    ]
+    layer = layers.Layer(16, 12, 24, 3)
+    options = run.Options(**QUICK)
+    forward, data, _ = layers._layer(layer, 1, "n1_f32", "float32", PEAKS, 0.01, options)
+    assert not data.extra
+    assert 1e-8 < forward.extra["direct rms error"] < 1e-6
+    assert 1e-8 < forward.extra["Winograd rms error"] < 1e-5
+    assert "Winograd rms error" in format_row(forward)
 
 
 @pytest.mark.parametrize("suite", ["train", "infer"])

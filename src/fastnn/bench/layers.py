@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import fastnn
 import fastnn._core as _core
 from fastnn.bench.peaks import Peaks, precision, stored
 from fastnn.bench.row import Row, measured
+from fastnn.bench.winograd import winograd_errors
 
 if TYPE_CHECKING:
     from fastnn.bench.run import Options
@@ -31,6 +33,12 @@ class Layer:
     @property
     def padding(self) -> int:
         return self.kernel // 2
+
+    @property
+    def fits_winograd(self) -> bool:
+        """Whether Winograd's algorithm may compute it."""
+        small = min(self.channels, self.outputs) < 16
+        return (self.kernel, self.stride, self.groups) == (3, 1, 1) and not small
 
     def case(self, batch: int) -> str:
         """The case line without its dtype."""
@@ -145,7 +153,16 @@ def _layer(
                 {label: passes[i] for label, passes in theirs.items()}, peaks, seconds,
                 flops=flops, moved=moved, device=device,
             )  # fmt: skip
+        if part == "forward" and dtype == "float32" and device == "cpu" and layer.fits_winograd:
+            row = replace(row, extra=_errors(layer.channels, layer.size, layer.outputs))
         yield row
+
+
+@cache
+def _errors(channels: int, size: int, outputs: int) -> dict[str, float]:
+    """Against float64, relative to the root-mean-square of the output."""
+    (error,) = winograd_errors(((channels, size, outputs),))
+    return {"Winograd rms error": error.winograd, "direct rms error": error.direct}
 
 
 def _conv2d(x: fastnn.Tensor, w: fastnn.Tensor, layer: Layer) -> fastnn.Tensor:

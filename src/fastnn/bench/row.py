@@ -25,7 +25,7 @@ class Row:
         share: the roofline's time over ours: 1 is what the measured peaks allow; data that fit a
             cache may exceed it.
         peers: median seconds of each peer in its configurations, measured in turns with ours.
-        extra: other facts, such as images per second.
+        extra: other facts: images per second; errors, where the algorithm has a choice.
     """
 
     suite: str
@@ -85,8 +85,9 @@ def header() -> str:
 def format_row(row: Row) -> str:
     """A line of the table."""
     rate, unit = row.rate
-    if row.extra:
-        rate, unit = next(iter(row.extra.values())), "img/s"
+    if "images per second" in row.extra:
+        rate, unit = row.extra["images per second"], "img/s"
+    errors = "".join(f"  {k} {v:.1e}" for k, v in row.extra.items() if k.endswith("error"))
     best, ratio = row.best_peer, row.ratio
     peer = "-" if best is None else f"{best} {row.peers[best] * 1e3:.3f} ms"
     times_faster = "-" if ratio is None else f"{ratio:.2f}"
@@ -94,6 +95,7 @@ def format_row(row: Row) -> str:
     return (
         f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} {row.seconds * 1e3:>8.3f} ms "
         f"{row.spread:>4.0%} {rate:>7.1f} {unit:<7} {row.share:>8.1%} {peer:>30} {times_faster:>6}"
+        f"{errors}"
     )
 
 
