@@ -15,10 +15,11 @@ import fastnn
 import fastnn.nn.functional as F
 from fastnn import nn, optim
 from fastnn.device import cuda_module
-from fastnn.reference.case import EPS, build
+from fastnn.reference.case import EPS, build, parse
 from fastnn.verify import all_cases, operators, run_case
 
 pytestmark = pytest.mark.gpu
+CUDA_90 = fastnn.cuda.is_available() and fastnn.cuda.get_device_capability() == (9, 0)
 
 
 def on_cuda(*shape):
@@ -234,6 +235,64 @@ def test_checkpoints_do_not_depend_on_the_device(tmp_path):
     other.load_state_dict({name: fastnn.tensor(value) for name, value in arrays.items()})
     for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
         assert np.array_equal(a.cpu().numpy(), b.numpy())
+
+
+WGMMA = [
+    "n1c64h9w9_oc64_k3p1_bf16", "n2c64h12w13_oc72_k3p1_relu_res_bf16", "n3c72h7w9_oc136_k1_bf16",
+    "n2c128h9w8_oc130_k3s2p1_nobias_bf16", "n1c96h15w11_oc40_k3d2p2_bf16", "n2c32h6w7_oc70_k2_bf16",
+    "n1c64h14w14_oc128_k3x5s1x2p1x2_bf16", "n5c40h5w5_oc65_k3p2_bf16", "n2c64h11w11_oc33_k3s3p0_bf16",
+    "n30c64h5w7_oc200_k1s2_bf16", "n1c200h3w40_oc36_k1x3p0x1_bf16", "n1c64h1w1_oc8_k1_bf16",
+    "n1c64h4w4_oc64_k3p5_bf16", "n1c64h130w3_oc64_k3p1_bf16",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.parametrize("line", WGMMA)
+def test_warpgroup_products_match_the_reference(line):
+    assert not fastnn.backends.cuda.use_wgmma()
+    op, module = operators()["conv2d"], cuda_module()
+    with fastnn.backends.cuda.wgmma(True):
+        before = module.wgmma_products()
+        first = run_case("conv2d", line, op, "cuda")
+        assert module.wgmma_products() > before, "another kernel took it"
+        again = run_case("conv2d", line, op, "cuda")
+    assert first.ok, first.explain()
+    for a, b in zip(first.arrays, again.arrays, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.parametrize(
+    "line",
+    ["n1c64h5w300_oc64_k1x3p0x140_bf16", "n1c64h9w9_oc64_k3s9p1_bf16", "n1c16h9w9_oc64_k3_bf16",
+     "n1c64h9w9_oc64_k3p1g2_bf16", "n1c64h9w9_oc64_k3p1_f32", "n1c64h2w400_oc64_k1x2d1x260_bf16"],
+)  # fmt: skip
+def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(line):
+    op, dtype = operators()["conv2d"], parse(line)["dtype"]
+    problem = build(op, line)
+    x, w = (
+        fastnn.tensor(np.float32(problem.inputs[k]), dtype=dtype, device="cuda")
+        for k in ("input", "weight")
+    )
+    before = cuda_module().wgmma_products()
+    with fastnn.backends.cuda.wgmma(True):
+        with fastnn.no_grad():
+            F.conv2d(x, w, **problem.kwargs)
+        assert cuda_module().wgmma_products() == before
+        assert run_case("conv2d", line, op, "cuda").ok
+
+
+def test_moments_from_before_a_graph_are_not_part_of_it():
+    weight = on_cuda(8, 4, 3, 3).requires_grad_()
+    y = F.conv2d(on_cuda(2, 4, 6, 6), weight, padding=1).detach()
+    with fastnn.cuda.graph() as recorded:
+        out = F.batch_norm(y, training=True)
+    other = on_cuda(2, 8, 6, 6) * 3 + 1
+    y.copy_(other)
+    recorded.replay()
+    assert np.allclose(
+        out.cpu().numpy(), F.batch_norm(other.cpu(), training=True).numpy(), atol=1e-5
+    )
 
 
 def test_tf32_is_off_by_default_and_errs_as_its_rounding_says():

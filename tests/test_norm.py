@@ -145,6 +145,44 @@ def test_moments_from_the_convolution_before_are_the_outputs(n, c, oc, h, w, k, 
     assert (apart <= 2**-7 * np.abs(want.float().numpy()) + 1e-4).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("n", "c", "oc", "h", "k", "s"),
+    [(2, 5, 3, 9, 3, 1), (3, 8, 70, 13, 3, 2), (1, 16, 130, 20, 1, 1), (9, 3, 20, 7, 3, 1)],
+)
+def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, dtype):
+    x = (fastnn.randn(n, c, h, h) + 1).to("cuda").to(dtype)
+    weight = fastnn.randn(oc, c, k, k).to("cuda").to(dtype).requires_grad_()
+    y = F.conv2d(x, weight, stride=s, padding=k // 2)
+    kept, plain = ([fastnn.zeros(oc, device="cuda"), fastnn.ones(oc, device="cuda")] for _ in "ab")
+    got = F.batch_norm(y, *kept, training=True, momentum=1.0).detach().float().cpu().numpy()
+    want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0).float().cpu().numpy()
+    for a, b in zip(kept, plain, strict=True):
+        assert np.allclose(a.cpu().numpy(), b.cpu().numpy(), rtol=1e-5, atol=1e-5)
+    assert (
+        np.abs(got - want) <= (2**-7 if dtype == "bfloat16" else 1e-4) * (1 + np.abs(want))
+    ).all()
+    exact = y.detach().float().cpu().numpy().astype(np.float64)
+    assert np.abs(kept[0].cpu().numpy() - exact.mean((0, 2, 3))).max() <= 1e-5 * exact.std()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("change", ["in place", "interface", "address"])
+def test_moments_on_a_gpu_are_forgotten_when_others_may_write(change):
+    x, weight = fastnn.randn(4, 8, 6, 6).to("cuda"), fastnn.randn(8, 8, 3, 3).to("cuda")
+    y = F.conv2d(x, weight.requires_grad_(), padding=1).detach()
+    before = y._array.kept_blocks
+    if change == "in place":
+        y.mul_(0).add_(3)
+        mean = fastnn.zeros(8, device="cuda")
+        F.batch_norm(y, mean, fastnn.ones(8, device="cuda"), training=True, momentum=1.0)
+        assert np.array_equal(mean.cpu().numpy(), np.full(8, 3, np.float32))
+    else:
+        y.__cuda_array_interface__ if change == "interface" else y.data_ptr()
+    assert before == 1 and y._array.kept_blocks == 0
+
+
 def test_moments_are_forgotten_when_the_convolutions_output_changes():
     x = fastnn.randn(4, 32, 8, 8).to(fastnn.bfloat16)
     weight = fastnn.randn(32, 32, 3, 3).to(fastnn.bfloat16).requires_grad_()

@@ -87,6 +87,13 @@ void bind_array(py::module_& m) {
       .def_property_readonly("count", &Array::count)
       .def_property_readonly("pointer",
                              [](const Array& x) { return reinterpret_cast<uintptr_t>(x.raw()); })
+      .def_property_readonly("kept_blocks",
+                             [](const Array& x) {
+                               KeptWorkspaces* const kept = kept_with(x);
+                               return kept ? kept->count() : 0;
+                             })
+      // Whoever gets the address may write without our notice.
+      .def("forget_kept", [](const Array& x) { x.storage()->kept.clear(); })
       .def_property_readonly("pinned", [](const Array& x) { return x.storage()->pinned; })
       .def_property_readonly("writable", [](const Array& x) { return x.storage()->writable; })
       .def_property_readonly("owners", [](const Array& x) { return x.storage().use_count(); })

@@ -30,6 +30,8 @@ struct DeviceTable {
   // Ordinary memory that a device copies from and to without staging.
   void* (*pin)(int64_t bytes);
   void (*unpin)(void* block);
+  // The graph that the calling thread is recording, or null.
+  const void* (*recording)();
   // The first failure since the last call, or null; out_of_memory says of what kind it was.
   const char* (*error)(bool* out_of_memory);
 };

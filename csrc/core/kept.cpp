@@ -4,8 +4,19 @@
 
 namespace fastnn {
 
-KeptBlock::KeptBlock(int64_t size) : data(allocate(size)), bytes(size) {}
-KeptBlock::~KeptBlock() { deallocate(data, bytes); }
+KeptBlock::KeptBlock(int64_t size, int on)
+    : device(on),
+      bytes(size),
+      recording(on == kCpu ? nullptr : device_table()->recording()),
+      data(on == kCpu ? allocate(size) : device_table()->allocate(on, size)) {
+  if (!data) check_device();
+}
+KeptBlock::~KeptBlock() {
+  if (device == kCpu)
+    deallocate(data, bytes);
+  else if (data)
+    device_table()->deallocate(device, data, bytes);
+}
 
 void KeptWorkspaces::check_version(int64_t version) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -22,6 +33,11 @@ std::shared_ptr<KeptBlock> KeptWorkspaces::find(uint64_t key) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = blocks_.find(key);
   return found == blocks_.end() ? nullptr : found->second;
+}
+
+int64_t KeptWorkspaces::count() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return static_cast<int64_t>(blocks_.size());
 }
 
 void KeptWorkspaces::keep(uint64_t key, std::shared_ptr<KeptBlock> block) {

@@ -6,13 +6,17 @@
 #include <memory>
 #include <mutex>
 
+#include "core/device.h"
+
 namespace fastnn {
 
 struct KeptBlock {
-  explicit KeptBlock(int64_t size);
+  explicit KeptBlock(int64_t size, int on = kCpu);
   ~KeptBlock();
-  void* data;
+  int device;
   int64_t bytes;
+  const void* recording;  // the device's graph that fills it, or null
+  void* data;
 };
 
 class KeptWorkspaces {
@@ -21,6 +25,7 @@ class KeptWorkspaces {
   void check_version(int64_t version);
   std::shared_ptr<KeptBlock> find(uint64_t key);
   void keep(uint64_t key, std::shared_ptr<KeptBlock> block);
+  int64_t count();
   // Forgets everything: somebody else may write to the storage from now on.
   void clear();
 

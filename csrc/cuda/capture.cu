@@ -67,6 +67,8 @@ int64_t aligned_size(int64_t size) {
 
 }  // namespace
 
+const void* recorded_graph() { return recording; }
+
 void begin_capture() {
   if (recording) return note_text("graph: this thread is recording one already");
   auto graph = std::make_unique<Graph>();

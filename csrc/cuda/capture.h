@@ -16,6 +16,7 @@ struct Graph;  // with its memory
 // reason is noted).
 void begin_capture();
 Graph* end_capture();
+const void* recorded_graph();  // by this thread, or null
 // Gives up what is being recorded.
 void abandon_capture();
 void replay(Graph* graph);

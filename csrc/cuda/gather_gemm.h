@@ -9,6 +9,7 @@
 // columns and tap, from L2 after the first.
 #pragma once
 
+#include "cuda/device/teams.h"
 #include "cuda/device/tile.h"
 #include "ops/slots.h"
 
@@ -19,6 +20,13 @@ struct Tap {
   int down, across;
 };
 
+// Rows that share their taps: output pixels (first_down + i * out_down, first_across + j *
+// out_across).
+struct GatherPhase {
+  int64_t down, across, first_down, first_across;
+  int first_tap, tap_count;
+};
+
 struct Gather {
   // Left operand: images x height x width pixels of `stride` elements, group g's channels at
   // g * vectors vectors.
@@ -27,24 +35,27 @@ struct Gather {
   int64_t stride;
   int vectors;  // of a tap's channels in one group
   const Tap* taps;
-  int tap_count;
-  // Rows: images x down x across, of source pixel (i * step_down, j * step_across).
-  int64_t images, down, across;
+  int64_t images;
   int step_down, step_across;
-  // Right operand: [group][column][tap][vector].
+  // Right operand: [group][column][tap][vector], all_taps of them.
   const void* weight;
   int64_t columns;
-  // Output: row (n, i, j) is pixel (first_down + i * out_down, first_across + j * out_across) of an
-  // image of out_height x out_width.
+  int all_taps;
+  // Output: images of out_height x out_width pixels.
   void* output;
-  int64_t out_height, out_width, first_down, first_across, out_down, out_across;
+  int64_t out_height, out_width, out_down, out_across;
+  const GatherPhase* phases;
+  // The phase at hand. Rows: images x down x across, of source pixel (i * step_down, j *
+  // step_across).
+  GatherPhase phase;
   const float* bias;     // per column of every group, or null
   const void* residual;  // like the output, or null
   bool relu;
-  bool pairs;  // whether outputs are aligned two by two
+  Moments* moments;  // [row tile][column]: of the outputs as stored; null, or of one group
+  bool pairs;        // whether outputs are aligned two by two
   int groups;
 
-  __host__ __device__ int64_t rows() const { return images * down * across; }
+  __host__ __device__ int64_t rows() const { return images * phase.down * phase.across; }
 };
 
 // A row's image and pixel.
@@ -52,22 +63,88 @@ struct GatherRow {
   int64_t image;
   int64_t i, j;
   __device__ GatherRow(const Gather& p, int64_t row) {
-    j = row % p.across;
-    i = row / p.across % p.down;
-    image = row / p.across / p.down;
+    j = row % p.phase.across;
+    i = row / p.phase.across % p.phase.down;
+    image = row / p.phase.across / p.phase.down;
   }
 };
+// Its output pixel.
+FASTNN_DEVICE int64_t output_pixel(const Gather& p, int64_t row) {
+  const GatherRow r(p, row);
+  return (r.image * p.out_height + p.phase.first_down + r.i * p.out_down) * p.out_width +
+         p.phase.first_across + r.j * p.out_across;
+}
 
-// N neighbouring outputs: bias, residual, relu, store.
+// N neighbouring outputs: bias, residual, relu, store. y becomes what is stored.
 template <class T, int N>
-FASTNN_DEVICE void finish(const Gather& p, const float (&sums)[N], int64_t channel, int64_t to) {
-  float y[N], r[N] = {};
+FASTNN_DEVICE void finish(const Gather& p, float (&y)[N], int64_t channel, int64_t to) {
+  float r[N] = {};
   if (p.residual) load_floats(static_cast<const T*>(p.residual) + to, r);
   for (int n = 0; n < N; ++n) {
-    y[n] = sums[n] + (p.bias ? p.bias[channel + n] : 0.0f) + r[n];
+    y[n] = y[n] + (p.bias ? p.bias[channel + n] : 0.0f) + r[n];
     if (p.relu) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
+    T stored;
+    from_float(stored, y[n]);
+    y[n] = to_float(stored);
   }
   store_floats(static_cast<T*>(p.output) + to, y);
+}
+
+// Two neighbouring outputs of a pixel, if they are columns of the product.
+template <class T>
+FASTNN_DEVICE void finish_pair(const Gather& p, float* y, int group, int64_t column,
+                               int64_t pixel) {
+  const int64_t channel = group * p.columns + column, to = pixel * p.columns * p.groups + channel;
+  if (p.pairs && column < p.columns)
+    finish<T, 2>(p, reinterpret_cast<float (&)[2]>(*y), channel, to);
+  else
+    for (int n = 0; n < 2; ++n)
+      if (column + n < p.columns)
+        finish<T, 1>(p, reinterpret_cast<float (&)[1]>(y[n]), channel + n, to + n);
+}
+
+// Moments of the columns of a block's outputs, which `sums` holds as they were stored: a warp's by
+// shuffles, mean first, then those of the warps above each other by Chan's formula.
+template <class Tile>
+FASTNN_DEVICE void keep_moments(const Gather& p, const typename Tile::Sums& sums, int64_t row0,
+                                int64_t column0) {
+  constexpr int kDown = Tile::kThreads / 32 / Tile::kWarpsAcross, kWarpRows = Tile::kRows / kDown;
+  auto* const shared = reinterpret_cast<Moments*>(dynamic_shared());  // [warp down][column]
+  const typename Tile::Place at;
+  const int64_t left = p.rows() - row0 - at.row;
+  const float rows = static_cast<float>(left < 0 ? 0 : left < kWarpRows ? left : kWarpRows);
+  const auto across_rows = [](float x) {
+    for (int bits = 4; bits < 32; bits *= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
+    return x;
+  };
+  __syncthreads();  // the stages are read
+#pragma unroll
+  for (int j = 0; j < Tile::kPiecesAcross; ++j)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float total = 0, squares = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kPiecesDown; ++i)
+        if (16 * (i / 2) + at.g + 8 * (i % 2) < left) total += sums[i / 2][j][i % 2 * 2 + n];
+      const float mean = rows > 0 ? across_rows(total) / rows : across_rows(0.0f);
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kPiecesDown; ++i) {
+        const float away = sums[i / 2][j][i % 2 * 2 + n] - mean;
+        if (16 * (i / 2) + at.g + 8 * (i % 2) < left) squares += away * away;
+      }
+      const float m2 = across_rows(squares);
+      if (at.g == 0) {
+        Moments& mine =
+            shared[at.row / kWarpRows * Tile::kColumns + at.column + 8 * j + 2 * at.t + n];
+        mine.n = rows, mine.mean = mean, mine.m2 = m2;
+      }
+    }
+  __syncthreads();
+  const int column = static_cast<int>(threadIdx.x);
+  if (column >= Tile::kColumns || column0 + column >= p.columns) return;
+  Moments all = shared[column];
+  for (int i = 1; i < kDown; ++i) all.add(shared[i * Tile::kColumns + column]);
+  p.moments[row0 / Tile::kRows * p.columns + column0 + column] = all;
 }
 
 template <class Tile>
@@ -78,16 +155,21 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
   constexpr int kRowStep = Tile::kThreads / 4;
   constexpr int kMine = Tile::kRows / kRowStep, kMineAcross = Tile::kColumns / kRowStep;
   T* const memory = reinterpret_cast<T*>(dynamic_shared());
+  p.phase = p.phases[blockIdx.z];
   const int64_t column_tiles = (p.columns + Tile::kColumns - 1) / Tile::kColumns;
   const int64_t row0 = blockIdx.x / column_tiles * Tile::kRows,
                 column0 = blockIdx.x % column_tiles * Tile::kColumns;
+  if (row0 >= p.rows()) return;  // another phase has more rows
   const int group = static_cast<int>(blockIdx.y);
   const int vector = static_cast<int>(threadIdx.x) % 4, first = static_cast<int>(threadIdx.x) / 4;
   const T* const source =
       static_cast<const T*>(p.source) + int64_t{group} * p.vectors * Tile::kVector;
-  const int64_t terms = int64_t{p.tap_count} * p.vectors;
+  const int64_t terms = int64_t{p.phase.tap_count} * p.vectors;
+  const int64_t all_terms = int64_t{p.all_taps} * p.vectors;  // of a column
   const T* const weight =
-      static_cast<const T*>(p.weight) + group * p.columns * terms * Tile::kVector;
+      static_cast<const T*>(p.weight) +
+      (group * p.columns * all_terms + int64_t{p.phase.first_tap} * p.vectors) * Tile::kVector;
+  const Tap* const taps = p.taps + p.phase.first_tap;
 
   constexpr int kNowhere = -(1 << 30);  // an image row that no tap brings inside
   int64_t image[kMine];
@@ -106,8 +188,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
   const auto load = [&](int64_t step, int stage) {
     const A a{memory + stage * (A::kElements + B::kElements)};
     const B b{a.data + A::kElements};
-    const bool there = tap < p.tap_count;
-    const Tap offset = there ? p.taps[tap] : Tap{0, 0};
+    const bool there = tap < p.phase.tap_count;
+    const Tap offset = there ? taps[tap] : Tap{0, 0};
 #pragma unroll
     for (int n = 0; n < kMine; ++n) {
       const int h = down[n] + offset.down, w = across[n] + offset.across;
@@ -122,7 +204,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
       const int64_t column = column0 + first + n * kRowStep;
       const bool inside = there && column < p.columns;
       const T* const from =
-          inside ? weight + (column * terms + 4 * step + vector) * Tile::kVector : weight;
+          inside ? weight + (column * all_terms + 4 * step + vector) * Tile::kVector : weight;
       copy_async(b.at(first + n * kRowStep, vector * Tile::kVector), from, inside);
     }
     for (place += 4; place >= p.vectors; place -= p.vectors) ++tap;
@@ -134,50 +216,50 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
   });
 
   const typename Tile::Place at;
-  const int64_t channels = p.columns * p.groups;
 #pragma unroll
   for (int i = 0; i < Tile::kPiecesDown; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = row0 + at.row + 16 * i + at.g + 8 * half;
       if (row >= p.rows()) continue;
-      const GatherRow r(p, row);
-      const int64_t pixel =
-          (r.image * p.out_height + p.first_down + r.i * p.out_down) * p.out_width +
-          p.first_across + r.j * p.out_across;
+      const int64_t pixel = output_pixel(p, row);
 #pragma unroll
-      for (int j = 0; j < Tile::kPiecesAcross; ++j) {
-        const int64_t column = column0 + at.column + 8 * j + 2 * at.t;
-        const float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-        const int64_t channel = group * p.columns + column, to = pixel * channels + channel;
-        if (p.pairs && column < p.columns)
-          finish<T, 2>(p, pair, channel, to);
-        else
-          for (int n = 0; n < 2; ++n)
-            if (column + n < p.columns) finish<T, 1>(p, {pair[n]}, channel + n, to + n);
-      }
+      for (int j = 0; j < Tile::kPiecesAcross; ++j)
+        finish_pair<T>(p, &sums[i][j][2 * half], group, column0 + at.column + 8 * j + 2 * at.t,
+                       pixel);
     }
+  if (p.moments) keep_moments<Tile>(p, sums, row0, column0);
 }
 
+// Runs `phases` phases, of which p.phase has the most rows.
 template <class Tile>
-void gather_with(const Gather& p) {
+void gather_with(Gather p, int64_t phases, ConvMoments* moments) {
   using A = Stage<Tile, Tile::kRows, false>;
   using B = Stage<Tile, Tile::kColumns, false>;
-  const int64_t tiles = (p.rows() + Tile::kRows - 1) / Tile::kRows *
-                        ((p.columns + Tile::kColumns - 1) / Tile::kColumns);
-  launch(gather_kernel<Tile>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups)),
+  const int64_t down = (p.rows() + Tile::kRows - 1) / Tile::kRows;
+  const int64_t tiles = down * ((p.columns + Tile::kColumns - 1) / Tile::kColumns);
+  Workspace parts(moments ? down * p.columns * int64_t{sizeof(Moments)} : 0);
+  p.moments = parts.as<Moments>();
+  launch(gather_kernel<Tile>,
+         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
+              static_cast<unsigned>(phases)),
          Tile::kThreads, Tile::kStages * (A::kElements + B::kElements) * sizeof(typename Tile::T),
          p);
+  if (!moments) return;
+  launch(column_parts_kernel<Moments, MomentsWriter>,
+         dim3(static_cast<unsigned>((p.columns + 31) / 32)), kThreads, 0, p.moments, down,
+         p.columns, MomentsWriter{moments->mean, moments->m2});
+  moments->filled = true;
 }
 
-// Large tiles where they fill the device.
+// Large tiles where they fill the device. `moments`, of the one group's one phase, may be null.
 template <class T, Math math>
-void gather_sized(const Gather& p) {
-  const int64_t large = (p.rows() + 127) / 128 * ((p.columns + 127) / 128) * p.groups;
+void gather_sized(const Gather& p, int64_t phases, ConvMoments* moments) {
+  const int64_t large = (p.rows() + 127) / 128 * ((p.columns + 127) / 128) * p.groups * phases;
   if (p.columns > 64 && large >= multiprocessors())
-    gather_with<Tile<T, math, 128, 128, 64, 32>>(p);
+    gather_with<Tile<T, math, 128, 128, 64, 32>>(p, phases, moments);
   else
-    gather_with<Tile<T, math, 64, 64, 32, 32>>(p);
+    gather_with<Tile<T, math, 64, 64, 32, 32>>(p, phases, moments);
 }
 
 }  // namespace fastnn::cuda

@@ -177,6 +177,9 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
   });
   m.def("allow_tf32", &allow_tf32);
   m.def("set_allow_tf32", &set_allow_tf32);
+  m.def("use_wgmma", &use_wgmma);
+  m.def("set_use_wgmma", &set_use_wgmma);
+  m.def("wgmma_products", [] { return wgmma_products().load(); });
   bind_streams(m);
   bind_graphs(m);
   bind_memory(m);

@@ -29,18 +29,6 @@ struct MomentsReader {
   }
 };
 
-struct MomentsWriter {
-  float* mean;
-  float* m2;
-  MomentsWriter from(int64_t segment, int64_t C) const {
-    return {mean + segment * C, m2 + segment * C};
-  }
-  FASTNN_MEMBER void write(int64_t at, const Moments& state) const {
-    mean[at] = state.mean;
-    m2[at] = state.m2;
-  }
-};
-
 void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);

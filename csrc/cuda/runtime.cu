@@ -3,6 +3,7 @@
 #include "cuda/capture.h"
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -100,6 +101,18 @@ int capability() { return prepared(selected).capability; }
 static std::atomic<bool> tf32{false};
 bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
 void set_allow_tf32(bool allowed) { tf32.store(allowed, std::memory_order_relaxed); }
+
+static std::atomic<bool>& wgmma() {
+  static std::atomic<bool> used{std::getenv("FASTNN_WGMMA") &&
+                                std::string(std::getenv("FASTNN_WGMMA")) == "1"};
+  return used;
+}
+bool use_wgmma() { return wgmma().load(std::memory_order_relaxed); }
+void set_use_wgmma(bool used) { wgmma().store(used, std::memory_order_relaxed); }
+std::atomic<int64_t>& wgmma_products() {
+  static std::atomic<int64_t> count{0};
+  return count;
+}
 
 cudaStream_t current_stream() {
   cudaStream_t& stream = streams[selected];

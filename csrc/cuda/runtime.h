@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -28,6 +29,12 @@ int capability();       // of the current device: 90 for 9.0
 // cores' sake. Off at first.
 bool allow_tf32();
 void set_allow_tf32(bool allowed);
+// Whether bfloat16 convolutions use sm_90a's kernels (wgmma_gemm.h), which no GPU has run yet. Off
+// at first, unless FASTNN_WGMMA=1.
+bool use_wgmma();
+void set_use_wgmma(bool used);
+// Products that did.
+std::atomic<int64_t>& wgmma_products();
 
 cudaStream_t current_stream();
 void set_current_stream(cudaStream_t stream);  // of the current device, for this thread

@@ -2,6 +2,7 @@
 // source adds one line to FASTNN_STEMS.
 #include "cuda/slots.h"
 
+#include "cuda/capture.h"
 #include "cuda/runtime.h"
 #include "ops/slots.h"
 
@@ -44,7 +45,7 @@ Slots filled() {
 const DeviceTable& table() {
   static const Slots slots = filled();
   static const DeviceTable table{sizeof(Slots), &slots, allocate, deallocate, copy,
-                                 select,        wait,   pin,      unpin,      take_error};
+                                 select,        wait,   pin,      unpin,      recorded_graph, take_error};
   return table;
 }
 

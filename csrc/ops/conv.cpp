@@ -185,8 +185,8 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
                         activation == "relu"};
   std::shared_ptr<KeptBlock> block;
   ConvMoments moments{};
-  if (want_moments && y.device() == kCpu) {
-    block = std::make_shared<KeptBlock>(2 * p.OC * int64_t{sizeof(float)});
+  if (want_moments) {
+    block = std::make_shared<KeptBlock>(2 * p.OC * int64_t{sizeof(float)}, y.device());
     moments.mean = static_cast<float*>(block->data);
     moments.m2 = moments.mean + p.OC;
     epilogue.moments = &moments;

@@ -34,9 +34,17 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
   const std::shared_ptr<KeptBlock> block = kept ? kept->find(kMomentsKey) : nullptr;
   if (!block || block->bytes != 2 * C * int64_t{sizeof(float)}) return false;
   const auto* const from = static_cast<const float*>(block->data);
-  std::copy_n(from, C, mean);
-  std::copy_n(from + C, C, m2);
-  return true;
+  if (x.device() == kCpu) {
+    std::copy_n(from, C, mean);
+    std::copy_n(from + C, C, m2);
+    return true;
+  }
+  // A graph's moments are those of its replays.
+  if (block->recording != device_table()->recording()) return false;
+  const auto copy = device_table()->copy;
+  const int64_t bytes = C * int64_t{sizeof(float)};
+  return copy(mean, x.device(), from, x.device(), bytes, true) &&
+         copy(m2, x.device(), from + C, x.device(), bytes, true);
 }
 
 }  // namespace

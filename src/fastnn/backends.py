@@ -111,3 +111,28 @@ class cuda:
             yield
         finally:
             cuda_module().set_allow_tf32(before)
+
+    @staticmethod
+    def use_wgmma() -> bool:
+        """Whether bfloat16 convolutions use the kernels for sm_90a."""
+        return cuda_module().use_wgmma()
+
+    @staticmethod
+    def set_use_wgmma(used: bool) -> None:
+        """Lets bfloat16 convolutions use warpgroup products and the tensor memory accelerator.
+
+        Without effect but on GPUs of compute capability 9.0. Off at first, unless ``FASTNN_WGMMA=1``:
+        these kernels are checked by emulation and have not run on a GPU.
+        """
+        cuda_module().set_use_wgmma(bool(used))
+
+    @staticmethod
+    @contextmanager
+    def wgmma(used: bool) -> Iterator[None]:
+        """:meth:`set_use_wgmma` within a block."""
+        before = cuda_module().use_wgmma()
+        cuda_module().set_use_wgmma(bool(used))
+        try:
+            yield
+        finally:
+            cuda_module().set_use_wgmma(before)

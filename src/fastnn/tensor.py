@@ -154,6 +154,7 @@ class Tensor:
 
     def data_ptr(self) -> int:
         """Address of the first element."""
+        self._array.forget_kept()
         return self._array.pointer
 
     # Values out.
@@ -287,6 +288,7 @@ class Tensor:
         if not self.is_cuda or self._requires_grad:
             raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
         array, item = self._array, self.element_size()
+        array.forget_kept()
         return {
             "shape": self.shape,
             "strides": tuple(step * item for step in array.strides),

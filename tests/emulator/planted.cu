@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cuda/device/hopper.h"
 #include "cuda/device/ptx.h"
 #include "cuda/device/teams.h"
 
@@ -79,6 +80,47 @@ __global__ void sums_kernel(float* y) {
   y[threadIdx.x] = total;
 }
 
+// The sums of 64 x 64 ones times 64 x 64 ones, by a warpgroup: 64 each.
+enum class Mistake {
+  none,
+  product_not_waited_for,
+  copy_not_waited_for,
+  tile_reused,
+  too_few_bytes
+};
+template <Mistake kMistake>
+__global__ void wgmma_kernel(const __grid_constant__ TensorMap ones, float* y) {
+  auto* const tile = reinterpret_cast<bfloat16*>(dynamic_shared());
+  using One = Barrier[1];
+  FASTNN_SHARED(One, full);
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    publish_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    barrier_expect(full, (kMistake == Mistake::too_few_bytes ? 65 : 64) * kBoxBytes);
+    load_box(tile, &ones, full, 0, 0, 0);
+  }
+  if (kMistake != Mistake::copy_not_waited_for) barrier_wait(full, 0);
+  float sums[32] = {};
+  begin_products();
+  for (int k = 0; k < 4; ++k) multiply_async(sums, tile_at(tile) + 2 * k, tile_at(tile) + 2 * k);
+  commit_products();
+  if (kMistake == Mistake::tile_reused) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      barrier_expect(full, 64 * kBoxBytes);
+      load_box(tile, &ones, full, 0, 0, 0);
+    }
+  }
+  if (kMistake != Mistake::product_not_waited_for) wait_products<0>(sums);
+  y[threadIdx.x] = y[kWarpgroup + threadIdx.x] = sums[5];
+  if (kMistake == Mistake::copy_not_waited_for || kMistake == Mistake::tile_reused)
+    barrier_wait(full, kMistake == Mistake::tile_reused);
+  wait_products<0>(sums);
+}
+
 int main(int, char** argv) {
   const char* const name = argv[1];
   const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
@@ -89,6 +131,14 @@ int main(int, char** argv) {
   float* const out = result.as<float>();
   cuda::copy(in, 0, x.data(), -1, kN * 4);
   const dim3 one(1);
+  std::vector<bfloat16> ones(64 * 64, to_bfloat16(1.0f));
+  Workspace matrix(64 * 64 * 2);
+  cuda::copy(matrix.as<float>(), 0, ones.data(), -1, 64 * 64 * 2);
+  const TensorMap map = boxes_of(matrix.as<char>(), {64, 64, 1}, {64, 64, 1});
+  const auto wgmma = [&](auto kernel) {
+    launch(kernel, one, kWarpgroup, 64 * kBoxBytes, map, out);
+    expected.assign(kN, 64.0f);
+  };
   if (is("reverse")) launch(reverse_kernel<true>, one, kN, 0, in, out);
   if (is("reverse-without-barrier")) launch(reverse_kernel<false>, one, kN, 0, in, out);
   if (is("read-past-the-end")) launch(neighbour_kernel, one, kN, 0, in, out);
@@ -100,6 +150,11 @@ int main(int, char** argv) {
   if (is("copy-without-waiting")) launch(copy_kernel<false>, one, kN, 0, in, out);
   if (is("sums")) launch(sums_kernel<true>, one, kN, 0, out);
   if (is("sums-without-barrier")) launch(sums_kernel<false>, one, kN, 0, out);
+  if (is("wgmma")) wgmma(wgmma_kernel<Mistake::none>);
+  if (is("product-without-waiting")) wgmma(wgmma_kernel<Mistake::product_not_waited_for>);
+  if (is("box-without-waiting")) wgmma(wgmma_kernel<Mistake::copy_not_waited_for>);
+  if (is("tile-reused-too-early")) wgmma(wgmma_kernel<Mistake::tile_reused>);
+  if (is("wait-for-too-many-bytes")) wgmma(wgmma_kernel<Mistake::too_few_bytes>);
   if (is("too-many-threads")) launch(reverse_kernel<true>, one, 2048, 0, in, out);
   if (std::strncmp(name, "reverse", 7) == 0)
     for (int i = 0; i < kN; ++i) expected[i] = x[kN - 1 - i];

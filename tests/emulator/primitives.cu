@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "cuda/device/hopper.h"
 #include "cuda/device/ptx.h"
 #include "cuda/device/teams.h"
 
@@ -86,6 +87,72 @@ __global__ void sums_kernel(float* y) {
   y[2 * kThreads + threadIdx.x] = Team<kThreads>::largest(x);
 }
 
+// The value at (row, column) of a tile, as device/hopper.h says it lies.
+__device__ static float tile_value_at(const bfloat16* tile, int row, int column) {
+  const int byte = row * kBoxBytes + 2 * column;
+  return to_float(tile[(byte ^ (row % 8 * 16)) / 2]);
+}
+
+// One box of each map, to y; twice, so that the barrier's phases take turns.
+constexpr int kPixels = 64;
+__global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
+                             const __grid_constant__ TensorMap pixels, float* y) {
+  auto* const tiles = reinterpret_cast<bfloat16*>(dynamic_shared());
+  using One = Barrier[1];
+  FASTNN_SHARED(One, full);
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    publish_barriers();
+  }
+  __syncthreads();
+  for (unsigned turn = 0; turn < 2; ++turn) {
+    if (threadIdx.x == 0) {
+      barrier_expect(full, turn ? kPixels * kBoxBytes : 8 * kBoxBytes);
+      if (turn)
+        load_pixels(tiles, &pixels, full, 16, 3, -2, 0, 2, 1);
+      else
+        load_box(tiles, &boxes, full, 16, 2, 1);
+    }
+    barrier_wait(full, turn);
+    const int count = turn ? kPixels * kBoxValues : 8 * kBoxValues;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += 32)
+      y[turn * 8 * kBoxValues + i] = tile_value_at(tiles, i / kBoxValues, i % kBoxValues);
+    __syncthreads();
+  }
+}
+
+// (64 x 64) times (N x 64) transposed, by a warpgroup.
+template <int N>
+__global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
+                             const __grid_constant__ TensorMap b, float* y) {
+  auto* const tile_a = reinterpret_cast<bfloat16*>(dynamic_shared());
+  bfloat16* const tile_b = tile_a + 64 * kBoxValues;
+  using One = Barrier[1];
+  FASTNN_SHARED(One, full);
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    publish_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    barrier_expect(full, (64 + N) * kBoxBytes);
+    load_box(tile_a, &a, full, 0, 0, 0);
+    load_box(tile_b, &b, full, 0, 0, 0);
+  }
+  barrier_wait(full, 0);
+  float sums[N / 2] = {};
+  begin_products();
+  for (int k = 0; k < 4; ++k)
+    multiply_async(sums, tile_at(tile_a) + 2 * k, tile_at(tile_b) + 2 * k);
+  commit_products();
+  wait_products<0>(sums);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  for (int i = 0; i < N / 2; ++i) {
+    const int row = thread / 32 * 16 + lane / 4 + i % 4 / 2 * 8;
+    y[row * N + i / 4 * 8 + 2 * (lane % 4) + i % 2] = sums[i];
+  }
+}
+
 static void print(const char* name, const Workspace& memory, int count) {
   std::vector<float> y(static_cast<size_t>(count));
   cuda::copy(y.data(), -1, memory.as<float>(), 0, count * 4);
@@ -96,7 +163,7 @@ static void print(const char* name, const Workspace& memory, int count) {
 
 int main() {
   const dim3 one(1);
-  Workspace y(4096), x(4096);
+  Workspace y(64 << 10), x(4096);
   std::vector<float> numbers(384);
   for (int i = 0; i < 384; ++i) numbers[static_cast<size_t>(i)] = sample(i);
   cuda::copy(x.as<float>(), 0, numbers.data(), -1, 384 * 4);
@@ -112,6 +179,25 @@ int main() {
   print("copy_async", y, 384);
   launch(sums_kernel, one, kThreads, 0, y.as<float>());
   print("sums", y, 3 * kThreads);
+  if (capability() == 90) {
+    constexpr int kCount = 1 << 15;
+    std::vector<bfloat16> values(kCount);
+    for (int i = 0; i < kCount; ++i) values[static_cast<size_t>(i)] = to_bfloat16(sample(i));
+    Workspace data(kCount * 2);
+    cuda::copy(data.as<float>(), 0, values.data(), -1, kCount * 2);
+    const TensorMap boxes = boxes_of(data.as<char>(), {72, 4, 5}, {kBoxValues, 1, 8});
+    const TensorMap pixels =
+        pixels_of(data.as<char>(), {3, 5, 6, 72, {-1, -2}, {-2, -1}, {2, 1}}, kPixels);
+    launch(boxes_kernel, one, 32, kPixels * kBoxBytes, boxes, pixels, y.as<float>());
+    print("load_box_and_pixels", y, (8 + kPixels) * kBoxValues);
+    const TensorMap a = boxes_of(data.as<char>(), {64, 64, 1}, {kBoxValues, 64, 1});
+    const TensorMap b = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 64, 1});
+    const TensorMap c = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 128, 1});
+    launch(wgmma_kernel<64>, one, kWarpgroup, 128 * kBoxBytes, a, b, y.as<float>());
+    print("wgmma_64", y, 64 * 64);
+    launch(wgmma_kernel<128>, one, kWarpgroup, 192 * kBoxBytes, a, c, y.as<float>());
+    print("wgmma_128", y, 64 * 128);
+  }
   bool out_of_memory = false;
   if (const char* message = take_error(&out_of_memory)) {
     std::fprintf(stderr, "%s\n", message);

@@ -89,6 +89,18 @@ struct Moments {
   }
 };
 
+struct MomentsWriter {
+  float* mean;
+  float* m2;
+  MomentsWriter from(int64_t segment, int64_t C) const {
+    return {mean + segment * C, m2 + segment * C};
+  }
+  FASTNN_MEMBER void write(int64_t at, const Moments& state) const {
+    mean[at] = state.mean;
+    m2[at] = state.m2;
+  }
+};
+
 // parts[(segment * parts + part) * C + c] = Reader's state of the pixels of one part. The reader
 // has State, `add(State (&)[N], segment, pixel, c)` for N channels from c on.
 template <int N, class Reader>

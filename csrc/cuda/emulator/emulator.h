@@ -4,10 +4,11 @@
 // A block's threads are fibers, run one at a time in an order that differs from launch to launch.
 // They change places at barriers and warp collectives only, so a value that is read before it was
 // written is stale in some order: shared memory starts as NaN. Barriers count their arrivals, and a
-// thread that leaves while others wait is an error. Copies started with cp.async arrive only when
-// they are waited for; until then their destination is NaN. Device memory is exact-sized heap
-// blocks, so AddressSanitizer sees every access outside them. Cost: about 15 ns per change of
-// thread, and the kernel's own arithmetic at scalar speed.
+// thread that leaves while others wait is an error. Copies started with cp.async, or by the tensor
+// memory accelerator, arrive only when they are waited for; until then their destination is NaN, as
+// are the sums of a product of wgmma, which reads its operands as late. Device memory is
+// exact-sized heap blocks, so AddressSanitizer sees every access outside them. Cost: about 15 ns
+// per change of thread, and the kernel's own arithmetic at scalar speed.
 //
 // The part of the CUDA runtime that csrc/cuda uses is in emulator/runtime.h.
 #pragma once
@@ -26,6 +27,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
+#define __grid_constant__
 
 struct uint3 {
   unsigned x, y, z;
@@ -64,6 +66,18 @@ void* dynamic_shared();
 void async_copy(void* dst, const void* src, size_t bytes, size_t src_bytes);
 void async_commit();
 void async_wait(int groups_left);
+
+// Barriers of sm_90 (device/hopper.h), known by address. A wait that nothing can end is an error.
+void barrier_init(const void* barrier, unsigned arrivals);
+void barrier_arrive(const void* barrier, unsigned expected_bytes);
+void barrier_wait(const void* barrier, unsigned parity);
+// `copy` fills `bytes` at dst by the time of a wait for the barrier.
+void bulk_copy(void* dst, size_t bytes, const void* barrier, std::function<void()> copy);
+
+// `product` adds to the `count` numbers of d when the thread waits for its group.
+void later_product(float* d, int count, std::function<void(float*)> product);
+void commit_products();
+void wait_products(int groups_left);
 
 }  // namespace fastnn::cuda::emulator
 

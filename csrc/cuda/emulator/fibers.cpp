@@ -58,7 +58,7 @@ fastnn_switch_stack:
 )");
 #endif
 
-enum class State { ready, at_block_barrier, in_exchange, done };
+enum class State { ready, at_block_barrier, in_exchange, at_barrier, done };
 
 struct Free {
   void operator()(char* block) const { free(block); }
@@ -68,7 +68,7 @@ using Block = std::unique_ptr<char, Free>;
 // Aligned as shared memory is, exact-sized, all NaN.
 Block poisoned(size_t bytes) {
   void* block = nullptr;
-  if (bytes && posix_memalign(&block, 128, bytes)) abort();
+  if (bytes && posix_memalign(&block, 1024, bytes)) abort();
   if (bytes) memset(block, 0xff, bytes);
   return Block(static_cast<char*>(block));
 }
@@ -78,6 +78,20 @@ struct Copy {
   const void* src;
   size_t bytes, src_bytes;
   int group;
+};
+
+struct Product {
+  float* d;
+  int count, group;
+  std::function<void(float*)> add;
+};
+
+// A barrier of sm_90: what its phase still waits for.
+struct PhaseBarrier {
+  unsigned arrivals = 0, missing = 0;
+  int64_t bytes = 0;
+  unsigned parity = 0;  // of the phase under way
+  std::vector<std::pair<size_t, std::function<void()>>> copies;
 };
 
 struct Fiber {
@@ -91,7 +105,11 @@ struct Fiber {
   int exchanges = 0;
   std::vector<Copy> copies;
   int group = 0;
-  void* fake_stack = nullptr;  // AddressSanitizer's
+  std::vector<Product> products;
+  std::map<float*, std::vector<float>> sums;  // of products not waited for
+  int product_group = 0;
+  const void* barrier = nullptr;  // waited for
+  void* fake_stack = nullptr;     // AddressSanitizer's
 };
 
 struct Warp {
@@ -107,6 +125,7 @@ struct Machine {
   unsigned threads = 0, current = 0, arrived = 0, finished = 0;
   const std::function<void()>* body = nullptr;
   std::map<const void*, Block> shared;
+  std::map<const void*, PhaseBarrier> barriers;
   Block dynamic;
   std::string error;
   std::mt19937 random{1};
@@ -155,6 +174,7 @@ void thread_main() {
   (*m.body)();
   Fiber& self = m.fibers[m.current];
   if (!self.copies.empty()) m.error = "a thread ended with asynchronous copies not waited for";
+  if (!self.products.empty()) m.error = "a thread ended with products not waited for";
   self.state = State::done;
   ++m.finished;
   to_scheduler(true);
@@ -174,6 +194,9 @@ void prepare(Fiber& f) {
   f.exchanges = 0;
   f.group = 0;
   f.copies.clear();
+  f.products.clear();
+  f.sums.clear();
+  f.product_group = 0;
 #if defined(__x86_64__)
   void** top = reinterpret_cast<void**>(f.stack + kStack) - 1;  // so aligned as after a call
   *top = nullptr;
@@ -203,6 +226,7 @@ bool run_block() {
   Machine& m = machine();
   m.arrived = m.finished = 0;
   m.shared.clear();
+  m.barriers.clear();
   for (Warp& w : m.warps) w.arrived = 0;
   for (unsigned t = 0; t < m.threads; ++t) prepare(m.fibers[t]);
   std::vector<unsigned> order(m.threads);
@@ -218,15 +242,41 @@ bool run_block() {
       if (!m.error.empty()) return false;
     }
     if (moved) continue;
+    const bool waits = std::any_of(order.begin(), order.end(), [&](unsigned t) {
+      return m.fibers[t].state == State::at_barrier;
+    });
     m.error =
-        m.finished || m.arrived
+        waits ? "a wait for a barrier's phase that does not complete"
+        : m.finished || m.arrived
             ? "a barrier that not all threads of the block reach: " + std::to_string(m.arrived) +
                   " of " + std::to_string(m.threads) + " wait, " + std::to_string(m.finished) +
                   " have ended"
             : "a warp collective that not all 32 lanes reach";
     return false;
   }
+  for (const auto& [barrier, b] : m.barriers)
+    if (!b.copies.empty()) {
+      m.error = "a block ended with copies not waited for";
+      return false;
+    }
   return true;
+}
+
+PhaseBarrier& phase_barrier(const void* barrier) {
+  const auto found = machine().barriers.find(barrier);
+  if (found == machine().barriers.end()) fail("a barrier that was not initialised");
+  return found->second;
+}
+
+// Ends the phase if nothing is missing, and lets its waiters go on.
+void settle(const void* barrier, PhaseBarrier& b) {
+  if (b.missing || b.bytes) return;
+  b.parity ^= 1;
+  b.missing = b.arrivals;
+  Machine& m = machine();
+  for (unsigned t = 0; t < m.threads; ++t)
+    if (m.fibers[t].state == State::at_barrier && m.fibers[t].barrier == barrier)
+      m.fibers[t].state = State::ready;
 }
 
 }  // namespace
@@ -332,6 +382,78 @@ void async_wait(int groups_left) {
     if (c.src_bytes) memcpy(c.dst, c.src, c.src_bytes);
   }
   self.copies = std::move(later);
+}
+
+void barrier_init(const void* barrier, unsigned arrivals) {
+  PhaseBarrier b;
+  b.arrivals = b.missing = arrivals;
+  machine().barriers[barrier] = b;
+}
+
+void barrier_arrive(const void* barrier, unsigned expected_bytes) {
+  PhaseBarrier& b = phase_barrier(barrier);
+  if (b.missing == 0) fail("more arrivals at a barrier than its phase has");
+  b.bytes += expected_bytes;
+  --b.missing;
+  settle(barrier, b);
+}
+
+void barrier_wait(const void* barrier, unsigned parity) {
+  Machine& m = machine();
+  PhaseBarrier& b = phase_barrier(barrier);
+  while (b.parity == parity) {
+    // Whatever is under way may arrive now, in any order.
+    auto copies = std::move(b.copies);
+    b.copies.clear();
+    std::shuffle(copies.begin(), copies.end(), m.random);
+    for (auto& [bytes, copy] : copies) {
+      copy();
+      b.bytes -= static_cast<int64_t>(bytes);
+    }
+    if (!copies.empty()) settle(barrier, b);
+    if (b.parity != parity) return;
+    Fiber& self = m.fibers[m.current];
+    self.state = State::at_barrier;
+    self.barrier = barrier;
+    to_scheduler();
+  }
+}
+
+void bulk_copy(void* dst, size_t bytes, const void* barrier, std::function<void()> copy) {
+  Machine& m = machine();
+  PhaseBarrier& b = phase_barrier(barrier);
+  if (reinterpret_cast<uintptr_t>(dst) % 1024) fail("a misaligned copy of a box");
+  memset(dst, 0xff, bytes);
+  b.copies.emplace_back(bytes, std::move(copy));
+  for (unsigned t = 0; t < m.threads; ++t)
+    if (m.fibers[t].state == State::at_barrier && m.fibers[t].barrier == barrier)
+      m.fibers[t].state = State::ready;
+}
+
+void later_product(float* d, int count, std::function<void(float*)> product) {
+  Fiber& self = machine().fibers[machine().current];
+  if (!self.sums.count(d)) self.sums[d].assign(d, d + count);
+  memset(d, 0xff, static_cast<size_t>(count) * sizeof(float));
+  self.products.push_back({d, count, self.product_group, std::move(product)});
+}
+
+void commit_products() { ++machine().fibers[machine().current].product_group; }
+
+void wait_products(int groups_left) {
+  Fiber& self = machine().fibers[machine().current];
+  std::vector<Product> later;
+  for (Product& p : self.products)
+    if (p.group < self.product_group - groups_left)
+      p.add(self.sums[p.d].data());
+    else
+      later.push_back(std::move(p));
+  self.products = std::move(later);
+  for (auto sums = self.sums.begin(); sums != self.sums.end();) {
+    const bool under_way = std::any_of(self.products.begin(), self.products.end(),
+                                       [&](const Product& p) { return p.d == sums->first; });
+    if (!under_way) memcpy(sums->first, sums->second.data(), sums->second.size() * sizeof(float));
+    sums = under_way ? std::next(sums) : self.sums.erase(sums);
+  }
 }
 
 }  // namespace fastnn::cuda::emulator

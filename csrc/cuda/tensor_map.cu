@@ -1,0 +1,102 @@
+#include "cuda/tensor_map.h"
+
+#include "cuda/device/device.h"
+
+namespace fastnn::cuda {
+
+#if defined(FASTNN_CUDA_EMULATE)
+
+TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
+  TensorMap m{};
+  m.data = static_cast<const char*>(data);
+  for (int i = 0; i < 3; ++i) {
+    m.size[i] = size[i], m.box[i] = box[i];
+    m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : 2;
+  }
+  return m;
+}
+
+TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
+  TensorMap m{};
+  m.data = static_cast<const char*>(data);
+  const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
+  for (int i = 0; i < 4; ++i) {
+    m.size[i] = size[i];
+    m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : 2;
+  }
+  m.box[0] = 64, m.box[1] = pixels;
+  for (int i = 0; i < 2; ++i)
+    m.lower[i] = grid.lower[i], m.upper[i] = grid.upper[i], m.step[i] = grid.step[i];
+  return m;
+}
+
+#else
+
+namespace {
+
+template <class Function>
+Function driver_function(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+  note(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status),
+       "the driver's tensor maps");
+  if (status != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<Function>(found);
+}
+
+void check_made(CUresult result) {
+  if (result != CUDA_SUCCESS)
+    note_text("conv2d: the driver refused a tensor map, error " + std::to_string(result));
+}
+
+constexpr auto kType = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+constexpr auto kNoInterleave = CU_TENSOR_MAP_INTERLEAVE_NONE;
+constexpr auto kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+constexpr auto kPromotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+constexpr auto kZeros = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+
+}  // namespace
+
+TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const auto encode = driver_function<Encode>("cuTensorMapEncodeTiled");
+  TensorMap map{};
+  if (!encode) return map;
+  cuuint64_t sizes[3], strides[2];
+  cuuint32_t boxes[3], steps[3] = {1, 1, 1};
+  for (int i = 0; i < 3; ++i) {
+    sizes[i] = static_cast<cuuint64_t>(size[i]);
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+  }
+  strides[0] = 2 * sizes[0], strides[1] = strides[0] * sizes[1];
+  check_made(encode(&map, kType, 3, const_cast<void*>(data), sizes, strides, boxes, steps,
+                    kNoInterleave, kSwizzle, kPromotion, kZeros));
+  return map;
+}
+
+TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
+  using Encode = decltype(&cuTensorMapEncodeIm2col);
+  static const auto encode = driver_function<Encode>("cuTensorMapEncodeIm2col");
+  TensorMap map{};
+  if (!encode) return map;
+  const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
+  cuuint64_t sizes[4], strides[3];
+  for (int i = 0; i < 4; ++i) {
+    sizes[i] = static_cast<cuuint64_t>(size[i]);
+    if (i) strides[i - 1] = i > 1 ? strides[i - 2] * sizes[i - 1] : 2 * sizes[0];
+  }
+  int lower[2], upper[2];
+  cuuint32_t steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 2; ++i) {
+    lower[i] = static_cast<int>(grid.lower[i]), upper[i] = static_cast<int>(grid.upper[i]);
+    steps[i + 1] = static_cast<cuuint32_t>(grid.step[i]);
+  }
+  check_made(encode(&map, kType, 4, const_cast<void*>(data), sizes, strides, lower, upper, 64,
+                    static_cast<cuuint32_t>(pixels), steps, kNoInterleave, kSwizzle, kPromotion,
+                    kZeros));
+  return map;
+}
+
+#endif
+
+}  // namespace fastnn::cuda
