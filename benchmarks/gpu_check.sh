@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in stages that each take less than ten minutes:
 #
-#     bash benchmarks/gpu_check.sh [build] [primitives] [tests] [sanitizer] [layers] [operators] [networks]
+#     bash benchmarks/gpu_check.sh [build] [primitives] [tests] [sanitizer] [layers] [wgmma] [operators] [networks]
 #
 # All of them, in this order, if none is named. Needs nvcc and, as the peer, PyTorch for CUDA.
 #   build       pip install with FASTNN_CUDA=ON, for the GPU that is here
@@ -9,6 +9,7 @@
 #   tests       pytest -m gpu: every operator against its reference, runtime, graphs, large tensors
 #   sanitizer   compute-sanitizer memcheck and racecheck over small cases of every operator
 #   layers      the convolution table of ResNet-50 and VGG-16 in bf16, TF32 and fp32 beside cuDNN
+#   wgmma       the table in bf16 by the kernels for sm_90a (only once their primitives have passed)
 #   operators   norms, pools, dropout, activations, optimizers beside PyTorch's
 #   networks    ResNet-50 and VGG-16, training steps and inference, call by call and as graphs
 # Results: gpu-<stage>.json in $OUT (default: benchmarks/results), to be committed.
@@ -18,7 +19,7 @@ out=${OUT:-benchmarks/results}
 mkdir -p "$out"
 export FASTNN_CUDA_EMULATE=0 PYTHONUNBUFFERED=1
 stages=("$@")
-[ $# -gt 0 ] || stages=(build primitives tests sanitizer layers operators networks)
+[ $# -gt 0 ] || stages=(build primitives tests sanitizer layers wgmma operators networks)
 
 bench() {  # name, then what `fastnn bench` takes
   local name=$1
@@ -47,6 +48,7 @@ for stage in "${stages[@]}"; do
         done
       done ;;
     layers) bench layers conv --dtype bfloat16,tf32,float32 --batch 64 --filter "n64" ;;
+    wgmma) FASTNN_WGMMA=1 bench layers-wgmma conv --dtype bfloat16 --batch 64 --filter "n64" ;;
     operators) bench operators norm pool dropout activation softmax loss optim --dtype float32,bfloat16 ;;
     networks) bench networks train infer --dtype bfloat16,tf32 --compile ;;
     *)
