@@ -50,6 +50,26 @@ def test_conv_transpose2d_with_random_settings(line):
     check_everywhere("conv_transpose2d", line)
 
 
+@st.composite
+def grouped_lines(draw):
+    """Groups as small as those of ResNeXt, of which a vector holds several."""
+    each, groups = draw(st.sampled_from([2, 4, 8, 16])), draw(st.sampled_from([2, 4, 8, 16, 24]))
+    n, h, w = draw(st.integers(0, 3)), draw(st.integers(3, 12)), draw(st.integers(3, 12))
+    kh, sh, sw = draw(small), draw(small), draw(st.integers(1, 2))
+    ph, pw = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    fused = draw(st.sampled_from(["", "_relu", "_relu_res", "_nobias"]))
+    return (
+        f"n{n}c{each * groups}h{h}w{w}_oc{each * groups}_k{kh}x3s{sh}x{sw}p{ph}x{pw}g{groups}{fused}"
+        f"_{draw(DTYPE)}"
+    )
+
+
+@PROPERTY
+@given(grouped_lines())
+def test_conv2d_of_small_groups(line):
+    check_everywhere("conv2d", line)
+
+
 def test_identity_kernel_returns_the_input(isa):
     x = fastnn.randn(2, 19, 5, 7)
     weight = fastnn.tensor(np.eye(19, dtype=np.float32).reshape(19, 19, 1, 1))

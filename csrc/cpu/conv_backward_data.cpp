@@ -3,6 +3,7 @@
 // One convolution of stride 1 per phase of the stride (conv_phases.h), over weights packed
 // transposed on every call. Flops: those of the forward pass.
 #include "core/allocator.h"
+#include "cpu/conv_grouped.h"
 #include "cpu/conv_phases.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -28,16 +29,19 @@ template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  Workspace packed(packed_columns(ic) * oc * p.KH * p.KW * 4);
+  const int64_t size = packed_columns(ic) * oc * p.KH * p.KW;
+  Workspace packed(p.groups * size * 4);
   each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, TapGrid& grid, int64_t group) {
-    pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats());
-    grid.b = packed.floats();
+    float* const b = packed.floats() + group * size;
+    pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, b);
+    grid.b = b;
     run_grid<T>(grid);
   });
 }
 
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
+  if (is_small_groups(p, kMostMultiplied)) return grouped_backward_data(p, g, w, epilogue, grad_input);
   if (p.dtype == DType::float32)
     backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), epilogue,
                         static_cast<float*>(grad_input));

@@ -16,6 +16,7 @@
 // blocks of x columns are the parallel dimension, and the panels of a unit are filled by all
 // threads before. Flops: those of the forward pass.
 #include "core/allocator.h"
+#include "cpu/conv_grouped.h"
 #include "cpu/conv_input.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/matmul.h"
@@ -230,6 +231,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
 }
 
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
+  if (is_small_groups(p, kMostSummed)) return grouped_backward_weight(p, x, g, gw);
   if (p.dtype == DType::float32)
     backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g),
                           static_cast<float*>(gw));

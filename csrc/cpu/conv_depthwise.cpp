@@ -6,8 +6,8 @@
 // input loaded serves all outputs it reaches (4.5 loads for 9 multiply-adds at 3x3, stride 1), and
 // only the blocks at the ends of a row check their columns. The gradient with respect to the input
 // is the same for each phase of the stride, with the taps that reach it. The weight gradient keeps
-// its sums in registers over a piece of a row; chunks of rows are added in order. Dilated columns and rare
-// widths take the plain loops below.
+// its sums in registers over a piece of a row; chunks of rows are added in order. Dilated columns
+// and rare widths take the plain loops below.
 #include "core/allocator.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"

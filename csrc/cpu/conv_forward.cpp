@@ -6,6 +6,7 @@
 // Flops: 2 N OH OW OC KH KW IC. Rejected: im2col (writes and reads KH KW times the input), padding
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
+#include "cpu/conv_grouped.h"
 #include "cpu/implicit_gemm.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -45,20 +46,22 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   const Route route = conv_route(p, y);
-  for (int64_t group = 0; group < p.groups; ++group) {
-    KeptWorkspace packed(p.kept, hash(0, LANES, group, oc, rows), packed_columns(oc) * rows * 4);
-    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, packed.floats());
+  const int64_t size = packed_columns(oc) * rows;
+  KeptWorkspace packed(p.kept, hash(0, LANES, oc, rows), p.groups * size * 4);
+  each_group(p, [&](int64_t group) {
+    float* const b = packed.floats() + group * size;
+    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, b);
     const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
                        ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
                        dh, dw};
-    TapGrid grid{in, packed.floats(), oc,   y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0,
-                 1,  epilogue,        route};
+    TapGrid grid{in, b, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
     run_grid<T>(grid);
-  }
+  });
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
+  if (is_small_groups(p, kMostMultiplied)) return grouped_forward(p, x, w, epilogue, y);
   if (p.dtype == DType::float32)
     forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
                   static_cast<float*>(y));

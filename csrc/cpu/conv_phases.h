@@ -43,10 +43,10 @@ void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T
                 const Run& run) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   const Route route = conv_route(p, grad_input);
-  Taps taps;
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H;
   const int64_t phases_w = p.stride_w < p.W ? p.stride_w : p.W;
-  for (int64_t group = 0; group < p.groups; ++group)
+  each_group(p, [&](int64_t group) {
+    Taps taps;
     for (int64_t ph = 0; ph < phases_h; ++ph)
       for (int64_t pw = 0; pw < phases_w; ++pw) {
         taps.count = 0;
@@ -72,6 +72,7 @@ void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T
                      group * ic, ph,      p.stride_h, pw,         p.stride_w, epilogue, route};
         run(taps, grid, group);
       }
+  });
 }
 
 }  // namespace

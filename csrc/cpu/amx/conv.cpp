@@ -1,7 +1,9 @@
 // conv2d forward and gradient with respect to the input in bfloat16, on AMX tiles: packing of the
-// weights, then amx/implicit_gemm.h. float32 goes to the AVX-512 kernels.
+// weights, then amx/implicit_gemm.h. float32 goes to the AVX-512 kernels. Groups too small for a
+// tile are taken together, as many as fill one.
 #include "core/allocator.h"
 #include "cpu/amx/implicit_gemm.h"
+#include "cpu/amx/joined_groups.h"
 #include "cpu/conv_phases.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -69,6 +71,11 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
              void* y) {
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0) return wide.forward(p, x, w, epilogue, y);
   if (p.N * p.OH * p.OW == 0) return;
+  if (const int64_t together = groups_together(p); together > 1) {
+    const JoinedGroups joined(p, together);
+    joined.spread(static_cast<const bfloat16*>(w));
+    return forward(joined.p, x, joined.weight(), epilogue, y);
+  }
   // An odd number of channels, three of an image, becomes even: then the taps of a row fall into
   // even steps and need not be gathered pixel by pixel.
   const int64_t taps = p.KH * p.KW, real = p.group_inputs(), missing = p.KW > 1 ? real % 2 : 0;
@@ -79,45 +86,57 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   const Route route = conv_route(p, y);
-  for (int64_t group = 0; group < p.groups; ++group) {
+  const auto grid_of = [&](int64_t group) {
     const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        group * real,
                        ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
                        dh, dw,   missing};
-    TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
-    const InputTiles t = plan_tiles(grid);
-    KeptWorkspace packed(p.kept, hash(1, group, oc, rows, t.tap_count, t.k),
-                         packed_bytes(padded_to_steps(rows), oc));
-    if (!packed.filled()) {
-      const auto* from = static_cast<const bfloat16*>(w) + group * oc * taps * real;
-      Workspace even(missing ? oc * rows * 2 : 0);
-      if (missing) {
-        auto* const to = reinterpret_cast<bfloat16*>(even.floats());
-        for (int64_t i = 0; i < oc * taps; ++i) {
-          copy_values(to + i * ic, from + i * real, real);
-          to[i * ic + real] = bfloat16{};
-        }
-        from = to;
-      }
-      pack_weight(from, rows, oc, t, reinterpret_cast<bfloat16*>(packed.floats()));
+    return TapGrid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
+  };
+  TapGrid any = grid_of(0);
+  const InputTiles plan = plan_tiles(any);
+  const int64_t size = packed_bytes(padded_to_steps(rows), oc) / 4;
+  KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k), p.groups * size * 4);
+  const auto* from = static_cast<const bfloat16*>(w);
+  Workspace even(missing && !packed.filled() ? p.OC * rows * 2 : 0);
+  if (missing && !packed.filled()) {
+    auto* const to = reinterpret_cast<bfloat16*>(even.floats());
+    for (int64_t i = 0; i < p.OC * taps; ++i) {
+      copy_values(to + i * ic, from + i * real, real);
+      to[i * ic + real] = bfloat16{};
     }
-    grid.b = packed.floats();
-    run_tiles(grid, t);
+    from = to;
   }
+  each_group(p, [&](int64_t group) {
+    TapGrid grid = grid_of(group);
+    const InputTiles t = plan_tiles(grid);
+    float* const b = packed.floats() + group * size;
+    if (!packed.filled())
+      pack_weight(from + group * oc * rows, rows, oc, t, reinterpret_cast<bfloat16*>(b));
+    grid.b = b;
+    run_tiles(grid, t);
+  });
 }
 
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0)
     return wide.backward_data(p, g, w, epilogue, grad_input);
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs(), taps_oc = p.KH * p.KW * oc;
   if (p.N * p.H * p.W == 0) return;
-  Workspace packed(packed_bytes(padded_to_steps(taps_oc) + 64, ic));
+  if (const int64_t together = groups_together(p); together > 1) {
+    const JoinedGroups joined(p, together);
+    joined.spread(static_cast<const bfloat16*>(w));
+    return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);
+  }
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs(), taps_oc = p.KH * p.KW * oc;
+  const int64_t size = packed_bytes(padded_to_steps(taps_oc) + 64, ic) / 4;
+  Workspace packed(p.groups * size * 4);
   each_phase(p, static_cast<const bfloat16*>(g), epilogue, static_cast<bfloat16*>(grad_input),
              [&](const Taps& taps, TapGrid& grid, int64_t group) {
-               grid.b = packed.floats();
+               float* const b = packed.floats() + group * size;
+               grid.b = b;
                const InputTiles t = plan_tiles(grid);
                pack_transposed(static_cast<const bfloat16*>(w) + group * taps_oc * ic, p, taps, t,
-                               reinterpret_cast<bfloat16*>(packed.floats()));
+                               reinterpret_cast<bfloat16*>(b));
                run_tiles(grid, t);
              });
 }

@@ -19,6 +19,7 @@
 // Units and ranges come from the shape alone; partial sums are added in order. Flops: those of the
 // forward pass.
 #include "core/allocator.h"
+#include "cpu/amx/joined_groups.h"
 #include "cpu/amx/tiles.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
@@ -389,6 +390,11 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
   const bool small = is_stem(p) && p.KW * p.C <= kStemBlock;
   if (p.dtype != DType::bfloat16 || p.N * p.OH * p.OW * p.C * p.OC == 0 || small)
     return wide.backward_weight(p, x, grad_output, grad_weight);
+  if (const int64_t together = groups_together(p); together > 1) {
+    const JoinedGroups joined(p, together);
+    backward_weight(joined.p, x, grad_output, joined.weight());
+    return joined.gather(static_cast<bfloat16*>(grad_weight));
+  }
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;

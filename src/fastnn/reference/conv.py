@@ -244,6 +244,14 @@ _CONV = (
     "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32",
     "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
+    # Small groups: sizes from 2 to 16, both strides, rows shorter than a block, groups taken together.
+    "n2c32h7w9_oc32_k3p1g16_f32", "n2c64h6w14_oc64_k3p1g16_relu_res_f32", "n1c32h9w3_oc32_k3p1g4_f32",
+    "n2c64h8w11_oc64_k3s2p1g8_f32", "n2c48h9w8_oc48_k3s2p0g3_f32", "n1c32h40w37_oc32_k5x3p2x1g8_nobias_f32",
+    "n3c64h7w7_oc64_k3s1x2p2d2x1g32_f32", "n2c64h9w9_oc64_k3p1g16_bf16",
+    "n2c32h8w7_oc32_k3s2p1g2_relu_bf16",
+    "n2c96h5w6_oc96_k3p1g12_bf16", "n1c160h6w6_oc80_k3p1g10_bf16", "n2c24h7w7_oc48_k1g6_bf16",
+    "n2c96h6w6_oc96_k3p1g32_nobias_bf16", "n2c512h4w5_oc512_k3p1g16_f32",
+    "n2c512h4w4_oc512_k3s2p1g16_bf16",
     # Stems: every tile of their weight gradient, several bands of rows, padding wider than the image.
     "n2c1h40w37_oc40_k5p2_f32", "n3c3h33w40_oc41_k3p1_f32", "n3c3h33w40_oc16_k3s2p1_bf16",
     "n2c1h20w30_oc70_k3p1_bf16", "n2c4h12w14_oc24_k3x4s2p2_f32", "n2c2h9w9_oc33_k2_f32",

@@ -1,0 +1,64 @@
+// Small groups taken together: their weights as blocks on the diagonal of a larger group's, zeros
+// elsewhere. The products with zeros cost tiles that would stand idle otherwise.
+#pragma once
+
+#include "core/allocator.h"
+#include "cpu/amx/tiles.h"
+#include "ops/conv.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+// How many groups to take together: up to 32 inputs, one step of a product.
+inline int64_t groups_together(const ConvParams& p) {
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  int64_t together = 1;
+  while (p.groups % (2 * together) == 0 && 2 * together * ic <= 2 * kTile &&
+         2 * together * oc <= 4 * kTile)
+    together *= 2;
+  return together;
+}
+
+class JoinedGroups {
+ public:
+  ConvParams p;  // of the larger groups
+
+  JoinedGroups(const ConvParams& small, int64_t together)
+      : p(small),
+        together_(together),
+        ic_(small.group_inputs()),
+        oc_(small.group_outputs()),
+        taps_(small.KH * small.KW),
+        weight_(small.OC * taps_ * ic_ * together * 2) {
+    p.groups /= together;
+  }
+  bfloat16* weight() const { return reinterpret_cast<bfloat16*>(weight_.floats()); }
+
+  // The larger groups' weights from the small ones'.
+  void spread(const bfloat16* w) const {
+    __builtin_memset(weight(), 0, static_cast<size_t>(p.OC * taps_ * ic_ * together_ * 2));
+    each([&](int64_t small, int64_t large) { copy(weight() + large, w + small); });
+  }
+  // And back: of the gradient, what belongs to the groups.
+  void gather(bfloat16* gw) const {
+    each([&](int64_t small, int64_t large) { copy(gw + small, weight() + large); });
+  }
+
+ private:
+  int64_t together_, ic_, oc_, taps_;
+  Workspace weight_;
+
+  void copy(bfloat16* to, const bfloat16* from) const {
+    __builtin_memcpy(to, from, static_cast<size_t>(ic_ * 2));
+  }
+  // body(where the inputs under a tap of an output are in the small weight, and in the large one).
+  template <class Body>
+  void each(const Body& body) const {
+    for (int64_t o = 0; o < p.OC; ++o)
+      for (int64_t t = 0; t < taps_; ++t)
+        body((o * taps_ + t) * ic_, ((o * taps_ + t) * together_ + o / oc_ % together_) * ic_);
+  }
+};
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
