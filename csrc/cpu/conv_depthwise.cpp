@@ -1,28 +1,19 @@
 // Depthwise conv2d (one filter per channel): every pass is a few multiply-adds per element loaded,
 // so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
-// Weights are turned once per call from [C][KH][KW] to [KH][KW][C]. Tasks are output (or input)
-// rows. A row is worked through four outputs at a time, all their channels before the next: every
-// input loaded serves all outputs it reaches (4.5 loads for 9 multiply-adds at 3x3, stride 1), and
-// only the blocks at the ends of a row check their columns. The gradient with respect to the input
-// is the same for each phase of the stride, with the taps that reach it. The weight gradient keeps
-// its sums in registers over a piece of a row; chunks of rows are added in order. Dilated columns
-// and rare widths take the plain loops below.
+// Tasks are output (or input) rows (conv_rows.h). A row is worked through four outputs at a time,
+// all their channels before the next: every input loaded serves all outputs it reaches (4.5 loads
+// for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
+// columns. The weight gradient keeps its sums in registers over a piece of a row; chunks of rows
+// are added in order. Dilated columns and rare widths take the plain loops below.
 #include "core/allocator.h"
-#include "cpu/simd/vec.h"
+#include "cpu/conv_rows.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 7;  // of a kernel that the row loops take
-constexpr int64_t kPiece = 8;    // pixels of a row whose sums stay in registers
-
-template <class T>
-void turn_weight(const T* w, int64_t channels, int64_t taps, float* turned) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t t = 0; t < taps; ++t) turned[t * channels + c] = to_float(w[c * taps + t]);
-}
+constexpr int64_t kPiece = 8;  // pixels of a row whose sums stay in registers
 
 // The output index that input index `at` feeds through a tap, or -1.
 FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dilation,
@@ -32,39 +23,11 @@ FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dila
   return shifted / stride < size ? shifted / stride : -1;
 }
 
-template <class T>
-FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_t at, int n, T* y,
-                          Route route) {
-  if (e.bias) value += load_any(e.bias + c, n);
-  if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
-  if (e.relu) value = select(value < 0, vfloat{}, value);
-  store_any(y + at, value, n, route);
-}
-
-// One row of outputs for some channels: y[i] = sum over r, k of in[r][i * S + start + k] * w[r][k],
-// inputs outside [0, width) counted as zero.
-template <class T>
-struct DepthwiseRow {
-  const T* in[kMaxRows];     // pixels C apart
-  const float* w[kMaxRows];  // taps C apart
-  int64_t rows, width, start, outputs, C;
-  const ConvEpilogue* e;
-  T* y;
-  Route route;
-  int64_t at, step;  // of output 0 in y; distance of the next
-  // Rows that the next task reads for the first time, brought meanwhile.
-  int64_t new_rows = 0;
-  const T* next = nullptr;
-};
-
 template <bool Checked, int B, int KW, int S, class T>
-FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int64_t c, int lanes) {
+FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, int64_t c, int lanes) {
   vfloat sum[B] = {};
   const int64_t first = i * S + d.start;
-  for (int64_t r = 0; r < d.new_rows; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < B * S; ++j)
-      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
+  bring_next<B, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
     vfloat w[KW];
 #pragma GCC unroll 8
@@ -80,14 +43,13 @@ FASTNN_INLINE void depthwise_block(const DepthwiseRow<T>& d, int64_t i, int64_t 
     }
   }
 #pragma GCC unroll 4
-  for (int b = 0; b < B; ++b)
-    finish(sum[b], *d.e, c, d.at + (i + b) * d.step + c, lanes, d.y, d.route);
+  for (int b = 0; b < B; ++b) finish(sum[b], d, i + b, c, lanes);
 }
 
-// The channels of four outputs are walked before the next four: memory is
-// then read and written in order, which the hardware's prefetchers need.
+// The channels of four outputs are walked before the next four: memory is then read and written in
+// order, which the hardware's prefetchers need.
 template <int KW, int S, class T>
-FASTNN_INLINE void depthwise_row(const DepthwiseRow<T>& d) {
+FASTNN_INLINE void depthwise_row(const ChannelRow<T>& d) {
   constexpr int B = 4;
   int64_t i = 0;
   for (; i + B <= d.outputs; i += B) {
@@ -108,7 +70,7 @@ FASTNN_INLINE void depthwise_row(const DepthwiseRow<T>& d) {
 
 // Runs the row; false if there is no such kernel.
 template <class T>
-bool run_row(int64_t KW, int64_t S, const DepthwiseRow<T>& d) {
+bool run_row(int64_t KW, int64_t S, const ChannelRow<T>& d) {
   switch (KW * 4 + S) {
 #define FASTNN_ROW(KW, S)    \
   case KW * 4 + S:           \
@@ -129,7 +91,7 @@ template <class T>
 void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
   const int64_t C = p.C;
   Workspace turned(C * p.KH * p.KW * 4);
-  turn_weight(w, C, p.KH * p.KW, turned.floats());
+  turn_weight(w, C, p.KH * p.KW, 1, turned.floats());
   parallel_for(p.N * p.OH, [&](int64_t task) {
     const int64_t n = task / p.OH, oh = task % p.OH;
     for (int64_t ow = 0; ow < p.OW; ++ow) {
@@ -154,27 +116,10 @@ void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilog
 
 template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
-  const int64_t C = p.C;
   const bool quick =
       p.dilation_w == 1 && p.KH <= kMaxRows && p.stride_w <= 2 && (p.KW == 3 || p.KW == 5);
   if (!quick) return forward_plain(p, x, w, e, y);
-  Workspace turned(C * p.KH * p.KW * 4);
-  turn_weight(w, C, p.KH * p.KW, turned.floats());
-  const Route route = route_to(y);
-  parallel_for(p.N * p.OH, [&](int64_t task) {
-    const int64_t n = task / p.OH, oh = task % p.OH;
-    DepthwiseRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, y, route, task * p.OW * C, C};
-    const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
-    d.next = x + (n * p.H + below) * p.W * C;
-    if (below >= 0 && below < p.H) d.new_rows = below + 1 < p.H ? p.stride_h : 1;
-    for (int64_t kh = 0; kh < p.KH; ++kh) {
-      const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
-      if (h < 0 || h >= p.H) continue;
-      d.in[d.rows] = x + (n * p.H + h) * p.W * C;
-      d.w[d.rows++] = turned.floats() + kh * p.KW * C;
-    }
-    run_row(p.KW, p.stride_w, d);
-  });
+  each_output_row(p, x, w, e, y, [&](const ChannelRow<T>& d) { run_row(p.KW, p.stride_w, d); });
 }
 
 template <class T>
@@ -182,7 +127,7 @@ void backward_data_plain(const ConvParams& p, const T* g, const T* w, const Conv
                          T* grad_input) {
   const int64_t C = p.C;
   Workspace turned(C * p.KH * p.KW * 4);
-  turn_weight(w, C, p.KH * p.KW, turned.floats());
+  turn_weight(w, C, p.KH * p.KW, 1, turned.floats());
   parallel_for(p.N * p.H, [&](int64_t task) {
     const int64_t n = task / p.H, h = task % p.H;
     for (int64_t v = 0; v < p.W; ++v) {
@@ -208,59 +153,12 @@ void backward_data_plain(const ConvParams& p, const T* g, const T* w, const Conv
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                          T* grad_input) {
-  const int64_t C = p.C, S = p.stride_w;
+  const int64_t S = p.stride_w;
   const bool quick = p.dilation_w == 1 && p.KH <= kMaxRows && p.KW > 1 &&
                      ((S == 1 && (p.KW == 3 || p.KW == 5)) || (S == 2 && p.KW == 3));
   if (!quick) return backward_data_plain(p, g, w, e, grad_input);
-  // Taps of a phase of columns, last first, so that the output they read ascends.
-  Workspace turned(C * p.KH * p.KW * 4);
-  const auto turn = [&](int64_t phase, int64_t& count, int64_t& start) {
-    count = 0;
-    for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
-      const int64_t shifted = phase + p.pad_left - kw;
-      if (((shifted % S) + S) % S) continue;
-      if (count++ == 0) start = (shifted - ((shifted % S) + S) % S) / S;
-    }
-  };
-  // [phase][kh][tap of the phase][C]
-  int64_t counts[2], starts[2] = {}, offsets[2], offset = 0;
-  for (int64_t phase = 0; phase < S; ++phase) {
-    turn(phase, counts[phase], starts[phase]);
-    offsets[phase] = offset;
-    for (int64_t kh = 0; kh < p.KH; ++kh)
-      for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
-        if ((((phase + p.pad_left - kw) % S) + S) % S) continue;
-        for (int64_t c = 0; c < C; ++c)
-          turned.floats()[offset + c] = to_float(w[(c * p.KH + kh) * p.KW + kw]);
-        offset += C;
-      }
-  }
-  const Route route = route_to(grad_input);
-  parallel_for(p.N * p.H, [&](int64_t task) {
-    const int64_t n = task / p.H, h = task % p.H;
-    for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
-      DepthwiseRow<T> d{{},
-                        {},
-                        0,
-                        p.OW,
-                        starts[phase],
-                        (p.W - phase + S - 1) / S,
-                        C,
-                        &e,
-                        grad_input,
-                        route,
-                        (task * p.W + phase) * C,
-                        S * C};
-      for (int64_t kh = 0; kh < p.KH; ++kh) {
-        const int64_t oh = reached(h, p.pad_top, kh, p.dilation_h, p.stride_h, p.OH);
-        if (oh < 0) continue;
-        d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
-        d.w[d.rows++] = turned.floats() + offsets[phase] + kh * counts[phase] * C;
-      }
-      if (counts[phase] == 0) d.rows = 0;
-      run_row(counts[phase] ? counts[phase] : 1, 1, d);
-    }
-  });
+  each_input_row(p, g, w, e, grad_input,
+                 [](const ChannelRow<T>& d, int64_t taps) { run_row(taps, 1, d); });
 }
 
 // Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image. What the

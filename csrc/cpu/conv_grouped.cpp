@@ -1,7 +1,8 @@
-// conv2d of small groups: G inputs and G outputs each, 2 to 16, three taps across.
+// conv2d of small groups: G inputs and G outputs each, 2 to 8 (weight gradient: 16), three taps
+// across.
 //
-// Vectors run over channels as in conv_depthwise.cpp. A vector of outputs is a sum over taps and k
-// of weights times the k-th input of each lane's group: a vector of inputs is loaded once and
+// Tasks are rows, vectors run over channels (conv_rows.h). A vector of outputs is a sum over taps
+// and k of weights times the k-th input of each lane's group: a vector of inputs is loaded once and
 // permuted G times, and every permuted one serves all outputs of a block that it reaches:
 //
 //   for 4 outputs i, for a row of taps, for 6 (stride 2: 9) inputs j:  v = in[j]
@@ -14,6 +15,7 @@
 #include "cpu/conv_grouped.h"
 
 #include "core/allocator.h"
+#include "cpu/conv_rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -27,40 +29,12 @@ FASTNN_INLINE vfloat kth(vfloat v, int k) {
   return permuted(v, lanes() / G * G + k);
 }
 
-// The row of outputs y[i] = sum over r, tap, k of in[r][i * S + start + tap] * w[r][tap][k], inputs
-// outside [0, width) counted as zero.
-template <class T>
-struct GroupedRow {
-  const T* in[7];     // pixels C apart
-  const float* w[7];  // (tap, k) C apart
-  int64_t rows, width, start, outputs, C;
-  const ConvEpilogue* e;
-  T* y;
-  Route route;
-  int64_t at, step;  // of output 0 in y; distance of the next
-  // Rows that the next task reads for the first time, brought meanwhile.
-  int64_t new_rows = 0;
-  const T* next = nullptr;
-};
-
-template <class T>
-FASTNN_INLINE void finish(vfloat value, const GroupedRow<T>& d, int64_t c, int64_t i) {
-  const int64_t at = d.at + i * d.step + c;
-  if (d.e->bias) value += load(d.e->bias + c);
-  if (d.e->residual) value += load(static_cast<const T*>(d.e->residual) + at);
-  if (d.e->relu) value = select(value < 0, vfloat{}, value);
-  store_any(d.y + at, value, LANES, d.route);
-}
-
 // Outputs i to i + N - 1.
 template <bool Checked, int N, int G, int KW, int S, class T>
-FASTNN_INLINE void grouped_block(const GroupedRow<T>& d, int64_t i, int64_t c) {
+FASTNN_INLINE void grouped_block(const ChannelRow<T>& d, int64_t i, int64_t c) {
   vfloat sum[N][2] = {};
   const int64_t first = i * S + d.start;
-  for (int64_t r = 0; r < d.new_rows; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < N * S; ++j)
-      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
+  bring_next<N, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
     const float* const w = d.w[r] + c;
     const T* const in = d.in[r] + first * d.C + c;
@@ -79,11 +53,11 @@ FASTNN_INLINE void grouped_block(const GroupedRow<T>& d, int64_t i, int64_t c) {
     }
   }
 #pragma GCC unroll 4
-  for (int b = 0; b < N; ++b) finish(sum[b][0] + sum[b][1], d, c, i + b);
+  for (int b = 0; b < N; ++b) finish(sum[b][0] + sum[b][1], d, i + b, c, LANES);
 }
 
 template <int G, int KW, int S, class T>
-void grouped_row(const GroupedRow<T>& d) {
+void grouped_row(const ChannelRow<T>& d) {
   const auto block = [&](int64_t i, int64_t c) FASTNN_INLINED {
     const int64_t first = i * S + d.start;
     if (first >= 0 && first + (B - 1) * S + KW <= d.width)
@@ -103,7 +77,7 @@ void grouped_row(const GroupedRow<T>& d) {
 
 // Calls row with G, KW and S as constants: KW of a phase is 1 to 3.
 template <class T, int G>
-void run_row(int64_t KW, int64_t S, const GroupedRow<T>& d) {
+void run_row(int64_t KW, int64_t S, const ChannelRow<T>& d) {
   if (KW == 3 && S == 2) return grouped_row<G, 3, 2>(d);
   if (KW == 3) return grouped_row<G, 3, 1>(d);
   if (KW == 2) return grouped_row<G, 2, 1>(d);
@@ -114,98 +88,15 @@ template <int N>
 struct Size {
   static constexpr int value = N;
 };
-// body(Size<G>) for the size of a group.
-template <class Body>
+// body(Size<G>) for the size of a group, up to kMost.
+template <int64_t kMost, class Body>
 FASTNN_INLINE void with_group(int64_t G, const Body& body) {
   if (G == 2) return body(Size<2>{});
   if (G == 4) return body(Size<4>{});
-  if constexpr (LANES >= 8)
+  if constexpr (LANES >= 8 && kMost >= 8)
     if (G == 8) return body(Size<8>{});
-  if constexpr (LANES >= 16)
+  if constexpr (LANES >= 16 && kMost >= 16)
     if (G == 16) return body(Size<16>{});
-}
-
-template <int G, class T>
-void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
-  const int64_t C = p.C;
-  Workspace turned(C * p.KH * 3 * G * 4);  // [kh][kw][k][C]
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t t = 0; t < p.KH * 3; ++t)
-      for (int64_t k = 0; k < G; ++k)
-        turned.floats()[(t * G + k) * C + c] = to_float(w[(c * p.KH * 3 + t) * G + k]);
-  const Route route = route_to(y);
-  parallel_for(p.N * p.OH, [&](int64_t task) {
-    const int64_t n = task / p.OH, oh = task % p.OH;
-    GroupedRow<T> d{{}, {}, 0, p.W, -p.pad_left, p.OW, C, &e, y, route, task * p.OW * C, C};
-    const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
-    d.next = x + (n * p.H + below) * p.W * C;
-    if (below >= 0 && below < p.H) d.new_rows = below + 1 < p.H ? p.stride_h : 1;
-    for (int64_t kh = 0; kh < p.KH; ++kh) {
-      const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
-      if (h < 0 || h >= p.H) continue;
-      d.in[d.rows] = x + (n * p.H + h) * p.W * C;
-      d.w[d.rows++] = turned.floats() + kh * 3 * G * C;
-    }
-    run_row<T, G>(3, p.stride_w, d);
-  });
-}
-
-// Taps across of one phase of input columns, last first, so that the outputs they read ascend.
-struct ColumnPhase {
-  int64_t count = 0, start = 0, taps[3];
-  ColumnPhase(int64_t phase, int64_t pad, int64_t stride) {
-    for (int64_t kw = 2; kw >= 0; --kw) {
-      const int64_t shifted = phase + pad - kw, rest = ((shifted % stride) + stride) % stride;
-      if (rest) continue;
-      if (count == 0) start = (shifted - rest) / stride;
-      taps[count++] = kw;
-    }
-  }
-};
-
-template <int G, class T>
-void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
-                         T* grad_input) {
-  const int64_t C = p.C, S = p.stride_w;
-  Workspace turned(C * p.KH * 3 * G * 4);  // per phase: [kh][tap][k][C]
-  const ColumnPhase phases[2] = {{0, p.pad_left, S}, {1, p.pad_left, S}};
-  const float* weights[2];
-  float* to = turned.floats();
-  for (int64_t phase = 0; phase < S; ++phase) {
-    weights[phase] = to;
-    for (int64_t kh = 0; kh < p.KH; ++kh)
-      for (int64_t t = 0; t < phases[phase].count; ++t)
-        for (int64_t k = 0; k < G; ++k, to += C)
-          for (int64_t c = 0; c < C; ++c)  // of input c: from output k of its group
-            to[c] = to_float(
-                w[(((c / G * G + k) * p.KH + kh) * 3 + phases[phase].taps[t]) * G + c % G]);
-  }
-  const Route route = route_to(grad_input);
-  parallel_for(p.N * p.H, [&](int64_t task) {
-    const int64_t n = task / p.H, h = task % p.H;
-    for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
-      const ColumnPhase& taps = phases[phase];
-      GroupedRow<T> d{{},
-                      {},
-                      0,
-                      p.OW,
-                      taps.start,
-                      (p.W - phase + S - 1) / S,
-                      C,
-                      &e,
-                      grad_input,
-                      route,
-                      (task * p.W + phase) * C,
-                      S * C};
-      for (int64_t kh = 0; kh < p.KH && taps.count; ++kh) {
-        const int64_t shifted = h + p.pad_top - kh * p.dilation_h, oh = shifted / p.stride_h;
-        if (shifted < 0 || shifted % p.stride_h || oh >= p.OH) continue;
-        d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
-        d.w[d.rows++] = weights[phase] + kh * taps.count * G * C;
-      }
-      run_row<T, G>(taps.count, 1, d);
-    }
-  });
 }
 
 // Adds N outputs' share to the sums of one row of taps: in is the input row at the channel.
@@ -289,9 +180,9 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
 }
 
 // body(Size<G>, value of the element type).
-template <class Body>
+template <int64_t kMost, class Body>
 FASTNN_INLINE void dispatch(const ConvParams& p, const Body& body) {
-  with_group(p.group_inputs(), [&](auto size) FASTNN_INLINED {
+  with_group<kMost>(p.group_inputs(), [&](auto size) FASTNN_INLINED {
     if (p.dtype == DType::float32)
       body(size, float{});
     else
@@ -303,24 +194,25 @@ FASTNN_INLINE void dispatch(const ConvParams& p, const Body& body) {
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
                      void* y) {
-  dispatch(p, [&](auto size, auto type) {
+  dispatch<kMostMultiplied>(p, [&](auto size, auto type) {
     using T = decltype(type);
-    forward_typed<size.value>(p, static_cast<const T*>(x), static_cast<const T*>(w), e,
-                              static_cast<T*>(y));
+    each_output_row(p, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y),
+                    [&](const ChannelRow<T>& d) { run_row<T, size.value>(p.KW, p.stride_w, d); });
   });
 }
 
 void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
                            void* grad_input) {
-  dispatch(p, [&](auto size, auto type) {
+  dispatch<kMostMultiplied>(p, [&](auto size, auto type) {
     using T = decltype(type);
-    backward_data_typed<size.value>(p, static_cast<const T*>(g), static_cast<const T*>(w), e,
-                                    static_cast<T*>(grad_input));
+    each_input_row(
+        p, static_cast<const T*>(g), static_cast<const T*>(w), e, static_cast<T*>(grad_input),
+        [&](const ChannelRow<T>& d, int64_t taps) { run_row<T, size.value>(taps, 1, d); });
   });
 }
 
 void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
-  dispatch(p, [&](auto size, auto type) {
+  dispatch<kMostSummed>(p, [&](auto size, auto type) {
     using T = decltype(type);
     backward_weight_typed<size.value>(p, static_cast<const T*>(x), static_cast<const T*>(g),
                                       static_cast<T*>(gw));

@@ -24,12 +24,18 @@ namespace {
 constexpr int64_t kStemChannels = 4;
 constexpr int64_t kStemBlock = 11;        // values under a row of taps in one tile, at most
 constexpr int64_t kStemValues = 8 << 10;  // of g in L2
-constexpr int64_t kStemChunks = 32;
-constexpr bool kWide = LANES == 16;  // 32 registers of them
+constexpr int64_t kStemPanel = 1 << 20;   // values under one row of outputs
+constexpr int64_t kStemChunks = 32, kStemSums = 8 << 20;  // of all chunks together
+constexpr bool kWide = LANES == 16;                       // 32 registers of them
 constexpr int kStemVectors = kWide ? 2 : 1;
 
+// Values of a padded input row under all its outputs.
+FASTNN_INLINE int64_t stem_width(const ConvParams& p) {
+  return ((p.OW - 1) * p.stride_w + p.KW) * p.C;
+}
 FASTNN_INLINE bool is_stem(const ConvParams& p) {
-  return p.groups == 1 && p.C <= kStemChannels && p.dilation_h == 1 && p.dilation_w == 1;
+  return p.groups == 1 && p.C <= kStemChannels && p.dilation_h == 1 && p.dilation_w == 1 &&
+         p.KH * stem_width(p) <= kStemPanel;
 }
 
 // Some output rows, and the padded input under them at some kh and those after it. Sums are OC
@@ -136,8 +142,9 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, T* gw) {
   const StemBlocks blocks(values);
   const StemTile<T> tile(p.KH, blocks.size);
   const int64_t padded = blocks.count * blocks.size, size = p.KH * padded * OC;
-  const int64_t rows = p.N * p.OH, chunks = rows < kStemChunks ? rows : kStemChunks;
-  const int64_t width = ((p.OW - 1) * p.stride_w + p.KW) * C;  // of a padded input row
+  const int64_t rows = p.N * p.OH, width = stem_width(p);
+  int64_t chunks = rows < kStemChunks ? rows : kStemChunks;
+  while (chunks > 2 && chunks * size > kStemSums) chunks /= 2;
   const int64_t fit = kStemValues / (p.OW * OC + 1), most = fit < 1 ? 1 : fit;
   Workspace partial((chunks * size + 1) * 4);
   parallel_for(chunks, [&](int64_t chunk) {

@@ -1,0 +1,155 @@
+// Rows of outputs for convolutions whose vectors run over channels, where a vector of outputs
+// depends on the same vector of inputs: depthwise ones, of groups of G = 1 channel, and those of
+// small groups.
+//
+// Both passes over activations are rows of one form: an output pixel of the forward pass, or an
+// input pixel of one phase of the columns' stride, is a sum over a few rows and neighbouring taps.
+// Weights are turned once per call to [kernel row][tap][k][C], k counting the channels of a group.
+#pragma once
+
+#include "core/allocator.h"
+#include "cpu/simd/vec.h"
+#include "ops/conv.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kMaxRows = 7;  // of a kernel that these loops take; its columns: at most as many
+
+// y[i] = sum over r, tap, k of (k of the group in) in[r][i * S + start + tap] * w[r][tap][k],
+// inputs outside [0, width) counted as zero.
+template <class T>
+struct ChannelRow {
+  const T* in[kMaxRows];     // pixels C apart
+  const float* w[kMaxRows];  // (tap, k) C apart
+  int64_t rows, width, start, outputs, C;
+  const ConvEpilogue* e;
+  T* y;
+  Route route;
+  int64_t at, step;  // of output 0 in y; distance of the next
+  // Rows that the next task reads for the first time, brought meanwhile.
+  int64_t new_rows;
+  const T* next;
+};
+
+// Channels c to c + n - 1 of an output, which lie at y + at.
+template <class T>
+FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_t at, int n, T* y,
+                          Route route) {
+  if (e.bias) value += load_any(e.bias + c, n);
+  if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
+  if (e.relu) value = select(value < 0, vfloat{}, value);
+  store_any(y + at, value, n, route);
+}
+template <class T>
+FASTNN_INLINE void finish(vfloat value, const ChannelRow<T>& d, int64_t i, int64_t c, int n) {
+  finish(value, *d.e, c, d.at + i * d.step + c, n, d.y, d.route);
+}
+
+// Prefetches what outputs i to i + count - 1 of the next task read first.
+template <int N, int S, class T>
+FASTNN_INLINE void bring_next(const ChannelRow<T>& d, int64_t i, int64_t c) {
+  for (int64_t r = 0; r < d.new_rows; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < N * S; ++j)
+      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
+}
+
+template <class T>
+void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, float* turned) {
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t k = 0; k < G; ++k)
+        turned[(t * G + k) * C + c] = to_float(w[(c * taps + t) * G + k]);
+}
+
+// Calls run(row) for the rows of the forward pass.
+template <class T, class Run>
+void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y,
+                     const Run& run) {
+  const int64_t C = p.C, G = p.group_inputs();
+  Workspace turned(C * p.KH * p.KW * G * 4);
+  turn_weight(w, C, p.KH * p.KW, G, turned.floats());
+  const Route route = route_to(y);
+  parallel_for(p.N * p.OH, [&](int64_t task) {
+    const int64_t n = task / p.OH, oh = task % p.OH;
+    const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
+    const int64_t fresh = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
+    ChannelRow<T> d{{},
+                    {},
+                    0,
+                    p.W,
+                    -p.pad_left,
+                    p.OW,
+                    C,
+                    &e,
+                    y,
+                    route,
+                    task * p.OW * C,
+                    C,
+                    fresh,
+                    x + (n * p.H + below) * p.W * C};
+    for (int64_t kh = 0; kh < p.KH; ++kh) {
+      const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
+      if (h < 0 || h >= p.H) continue;
+      d.in[d.rows] = x + (n * p.H + h) * p.W * C;
+      d.w[d.rows++] = turned.floats() + kh * p.KW * G * C;
+    }
+    run(d);
+  });
+}
+
+// Taps across of one phase of input columns, last first, so that the outputs they read ascend.
+struct ColumnPhase {
+  int64_t count = 0, start = 0, taps[kMaxRows];
+  ColumnPhase(const ConvParams& p, int64_t phase) {
+    for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
+      const int64_t shifted = phase + p.pad_left - kw;
+      const int64_t rest = ((shifted % p.stride_w) + p.stride_w) % p.stride_w;
+      if (rest) continue;
+      if (count == 0) start = (shifted - rest) / p.stride_w;
+      taps[count++] = kw;
+    }
+  }
+};
+
+// Calls run(row, taps across) for the rows of the gradient with respect to the input, phase by
+// phase of a stride of 1 or 2.
+template <class T, class Run>
+void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
+                    T* grad_input, const Run& run) {
+  const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w;
+  const ColumnPhase phases[2] = {{p, 0}, {p, 1}};
+  Workspace turned(C * p.KH * p.KW * G * 4);
+  const float* weights[2];
+  float* to = turned.floats();
+  for (int64_t phase = 0; phase < S; ++phase) {
+    weights[phase] = to;
+    for (int64_t kh = 0; kh < p.KH; ++kh)
+      for (int64_t t = 0; t < phases[phase].count; ++t)
+        for (int64_t k = 0; k < G; ++k, to += C)
+          for (int64_t c = 0; c < C; ++c)  // of input c: from output k of its group
+            to[c] = to_float(
+                w[(((c / G * G + k) * p.KH + kh) * p.KW + phases[phase].taps[t]) * G + c % G]);
+  }
+  const Route route = route_to(grad_input);
+  parallel_for(p.N * p.H, [&](int64_t task) {
+    const int64_t n = task / p.H, h = task % p.H;
+    for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
+      const ColumnPhase& taps = phases[phase];
+      const int64_t outputs = (p.W - phase + S - 1) / S, at = (task * p.W + phase) * C;
+      ChannelRow<T> d{{}, {},         0,     p.OW, taps.start, outputs, C,
+                      &e, grad_input, route, at,   S * C,      0,       nullptr};
+      for (int64_t kh = 0; kh < p.KH && taps.count; ++kh) {
+        const int64_t shifted = h + p.pad_top - kh * p.dilation_h, oh = shifted / p.stride_h;
+        if (shifted < 0 || shifted % p.stride_h || oh >= p.OH) continue;
+        d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
+        d.w[d.rows++] = weights[phase] + kh * taps.count * G * C;
+      }
+      run(d, taps.count ? taps.count : 1);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
