@@ -4,10 +4,15 @@
 
 namespace fastnn {
 
+// The graph that this thread is recording on a device.
+static const void* recording_on(int device) {
+  return device == kCpu ? nullptr : device_table()->recording();
+}
+
 KeptBlock::KeptBlock(int64_t size, int on)
     : device(on),
       bytes(size),
-      recording(on == kCpu ? nullptr : device_table()->recording()),
+      recording(recording_on(on)),
       data(on == kCpu ? allocate(size) : device_table()->allocate(on, size)) {
   if (!data) check_device();
 }
@@ -32,7 +37,9 @@ void KeptWorkspaces::clear() {
 std::shared_ptr<KeptBlock> KeptWorkspaces::find(uint64_t key) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = blocks_.find(key);
-  return found == blocks_.end() ? nullptr : found->second;
+  if (found == blocks_.end() || found->second->recording != recording_on(found->second->device))
+    return nullptr;
+  return found->second;
 }
 
 int64_t KeptWorkspaces::count() {

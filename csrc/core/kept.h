@@ -23,6 +23,8 @@ class KeptWorkspaces {
  public:
   // Forgets everything if the storage has changed since.
   void check_version(int64_t version);
+  // What a graph fills is found while that graph is recorded, and what none fills outside of any:
+  // a replay must not go by contents from before it.
   std::shared_ptr<KeptBlock> find(uint64_t key);
   void keep(uint64_t key, std::shared_ptr<KeptBlock> block);
   int64_t count();

@@ -15,9 +15,8 @@ constexpr int64_t kMostMultiplied = 8, kMostSummed = 16;
 // Groups of up to `most` channels.
 FASTNN_INLINE bool is_small_groups(const ConvParams& p, int64_t most) {
   const int64_t G = p.group_inputs();
-  return p.groups > 1 && G == p.group_outputs() && G > 1 && G <= LANES && LANES % G == 0 &&
-         G <= most && p.C % LANES == 0 && p.KW == 3 && p.KH <= 7 && p.dilation_w == 1 &&
-         p.stride_w <= 2;
+  return p.groups > 1 && G == p.group_outputs() && G > 1 && LANES % G == 0 && G <= most &&
+         p.C % LANES == 0 && p.KW == 3 && p.KH <= 7 && p.dilation_w == 1 && p.stride_w <= 2;
 }
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,

@@ -126,7 +126,8 @@ FASTNN_DEVICE void keep_moments(const Gather& p, const typename Tile::Sums& sums
 #pragma unroll
       for (int i = 0; i < 2 * Tile::kPiecesDown; ++i)
         if (16 * (i / 2) + at.g + 8 * (i % 2) < left) total += sums[i / 2][j][i % 2 * 2 + n];
-      const float mean = rows > 0 ? across_rows(total) / rows : across_rows(0.0f);
+      total = across_rows(total);
+      const float mean = rows > 0 ? total / rows : 0.0f;
 #pragma unroll
       for (int i = 0; i < 2 * Tile::kPiecesDown; ++i) {
         const float away = sums[i / 2][j][i % 2 * 2 + n] - mean;

@@ -103,8 +103,8 @@ bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
 void set_allow_tf32(bool allowed) { tf32.store(allowed, std::memory_order_relaxed); }
 
 static std::atomic<bool>& wgmma() {
-  static std::atomic<bool> used{std::getenv("FASTNN_WGMMA") &&
-                                std::string(std::getenv("FASTNN_WGMMA")) == "1"};
+  const char* const asked = std::getenv("FASTNN_WGMMA");
+  static std::atomic<bool> used{asked && std::strcmp(asked, "1") == 0};
   return used;
 }
 bool use_wgmma() { return wgmma().load(std::memory_order_relaxed); }

@@ -6,24 +6,30 @@ namespace fastnn::cuda {
 
 #if defined(FASTNN_CUDA_EMULATE)
 
-TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
+namespace {
+
+// A dense tensor; sizes innermost first.
+TensorMap dense(const void* data, const int64_t* size, int rank) {
   TensorMap m{};
   m.data = static_cast<const char*>(data);
-  for (int i = 0; i < 3; ++i) {
-    m.size[i] = size[i], m.box[i] = box[i];
+  for (int i = 0; i < rank; ++i) {
+    m.size[i] = size[i];
     m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : 2;
   }
   return m;
 }
 
+}  // namespace
+
+TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
+  TensorMap m = dense(data, size, 3);
+  for (int i = 0; i < 3; ++i) m.box[i] = box[i];
+  return m;
+}
+
 TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
-  TensorMap m{};
-  m.data = static_cast<const char*>(data);
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
-  for (int i = 0; i < 4; ++i) {
-    m.size[i] = size[i];
-    m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : 2;
-  }
+  TensorMap m = dense(data, size, 4);
   m.box[0] = 64, m.box[1] = pixels;
   for (int i = 0; i < 2; ++i)
     m.lower[i] = grid.lower[i], m.upper[i] = grid.upper[i], m.step[i] = grid.step[i];

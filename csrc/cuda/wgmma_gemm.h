@@ -47,11 +47,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   auto* const stages =
       reinterpret_cast<Stage*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kWgmmaStages; ++i) {
-      barrier_init(&full[i], 1);
-      barrier_init(&empty[i], kWgmmaConsumers);
-    }
-    publish_barriers();
+    make_barriers(full, kWgmmaStages, 1);
+    make_barriers(empty, kWgmmaStages, kWgmmaConsumers);
   }
   __syncthreads();
 

@@ -39,8 +39,6 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
     std::copy_n(from + C, C, m2);
     return true;
   }
-  // A graph's moments are those of its replays.
-  if (block->recording != device_table()->recording()) return false;
   const auto copy = device_table()->copy;
   const int64_t bytes = C * int64_t{sizeof(float)};
   return copy(mean, x.device(), from, x.device(), bytes, true) &&

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import fastnn._core as _core
 from fastnn.device import cuda_module
+
+_Setting = TypeVar("_Setting")
+
+
+@contextmanager
+def _within(
+    get: Callable[[], _Setting], put: Callable[[_Setting], None], value: _Setting
+) -> Iterator[None]:
+    """A switch set to ``value`` within a block."""
+    before = get()
+    put(value)
+    try:
+        yield
+    finally:
+        put(before)
 
 
 class cpu:
@@ -37,15 +53,9 @@ class cpu:
         _core.set_isa(name)
 
     @staticmethod
-    @contextmanager
-    def isa(name: str) -> Iterator[None]:
+    def isa(name: str) -> AbstractContextManager[None]:
         """Uses a level within a block."""
-        before = _core.active_isa()
-        _core.set_isa(name)
-        try:
-            yield
-        finally:
-            _core.set_isa(before)
+        return _within(_core.active_isa, _core.set_isa, name)
 
     @staticmethod
     def set_winograd(mode: str) -> None:
@@ -53,7 +63,7 @@ class cpu:
 
         Args:
             mode: ``"auto"``, where it is expected to be faster (the default, or what
-                ``FASTNN_WINOGRAD`` says); ``"off"``; or ``"always"`` from 32 channels on.
+                ``FASTNN_WINOGRAD`` says); ``"off"``; or ``"always"`` from 16 channels on.
                 It computes with a quarter of the multiplications and an error about 1.6 times
                 that of the direct sum (docs/winograd.md).
 
@@ -63,15 +73,9 @@ class cpu:
         _core.set_winograd(mode)
 
     @staticmethod
-    @contextmanager
-    def winograd(mode: str) -> Iterator[None]:
+    def winograd(mode: str) -> AbstractContextManager[None]:
         """:meth:`set_winograd` within a block."""
-        before = _core.winograd()
-        _core.set_winograd(mode)
-        try:
-            yield
-        finally:
-            _core.set_winograd(before)
+        return _within(_core.winograd, _core.set_winograd, mode)
 
 
 def get_num_threads() -> int:
@@ -102,15 +106,9 @@ class cuda:
         cuda_module().set_allow_tf32(bool(allowed))
 
     @staticmethod
-    @contextmanager
-    def tf32(allowed: bool) -> Iterator[None]:
+    def tf32(allowed: bool) -> AbstractContextManager[None]:
         """:meth:`set_allow_tf32` within a block."""
-        before = cuda_module().allow_tf32()
-        cuda_module().set_allow_tf32(bool(allowed))
-        try:
-            yield
-        finally:
-            cuda_module().set_allow_tf32(before)
+        return _within(cuda.allow_tf32, cuda.set_allow_tf32, allowed)
 
     @staticmethod
     def use_wgmma() -> bool:
@@ -127,12 +125,6 @@ class cuda:
         cuda_module().set_use_wgmma(bool(used))
 
     @staticmethod
-    @contextmanager
-    def wgmma(used: bool) -> Iterator[None]:
+    def wgmma(used: bool) -> AbstractContextManager[None]:
         """:meth:`set_use_wgmma` within a block."""
-        before = cuda_module().use_wgmma()
-        cuda_module().set_use_wgmma(bool(used))
-        try:
-            yield
-        finally:
-            cuda_module().set_use_wgmma(before)
+        return _within(cuda.use_wgmma, cuda.set_use_wgmma, used)

@@ -93,10 +93,7 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap ones, float* y) {
   auto* const tile = reinterpret_cast<bfloat16*>(dynamic_shared());
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
-  if (threadIdx.x == 0) {
-    barrier_init(full, 1);
-    publish_barriers();
-  }
+  if (threadIdx.x == 0) make_barriers(full, 1, 1);
   __syncthreads();
   if (threadIdx.x == 0) {
     barrier_expect(full, (kMistake == Mistake::too_few_bytes ? 65 : 64) * kBoxBytes);

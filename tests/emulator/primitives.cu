@@ -100,10 +100,7 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
   auto* const tiles = reinterpret_cast<bfloat16*>(dynamic_shared());
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
-  if (threadIdx.x == 0) {
-    barrier_init(full, 1);
-    publish_barriers();
-  }
+  if (threadIdx.x == 0) make_barriers(full, 1, 1);
   __syncthreads();
   for (unsigned turn = 0; turn < 2; ++turn) {
     if (threadIdx.x == 0) {
@@ -129,10 +126,7 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
   bfloat16* const tile_b = tile_a + 64 * kBoxValues;
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
-  if (threadIdx.x == 0) {
-    barrier_init(full, 1);
-    publish_barriers();
-  }
+  if (threadIdx.x == 0) make_barriers(full, 1, 1);
   __syncthreads();
   if (threadIdx.x == 0) {
     barrier_expect(full, (64 + N) * kBoxBytes);

@@ -86,14 +86,11 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   const Route route = conv_route(p, y);
-  const auto grid_of = [&](int64_t group) {
-    const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        group * real,
-                       ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
-                       dh, dw,   missing};
-    return TapGrid{in, nullptr, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
-  };
-  TapGrid any = grid_of(0);
-  const InputTiles plan = plan_tiles(any);
+  const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        0,
+                     ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
+                     dh, dw,   missing};
+  TapGrid first{in, nullptr, oc, y, p.OH, p.OW, p.OC, 0, 0, 1, 0, 1, epilogue, route};
+  const InputTiles plan = plan_tiles(first);
   const int64_t size = packed_bytes(padded_to_steps(rows), oc) / 4;
   KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k), p.groups * size * 4);
   const auto* from = static_cast<const bfloat16*>(w);
@@ -107,8 +104,10 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     from = to;
   }
   each_group(p, [&](int64_t group) {
-    TapGrid grid = grid_of(group);
-    const InputTiles t = plan_tiles(grid);
+    TapGrid grid = first;
+    InputTiles t = plan;
+    t.in.a_channel = grid.in.a_channel = group * real;
+    grid.y_channel = group * oc;
     float* const b = packed.floats() + group * size;
     if (!packed.filled())
       pack_weight(from + group * oc * rows, rows, oc, t, reinterpret_cast<bfloat16*>(b));

@@ -1,5 +1,6 @@
 // What kernel sources include: the CUDA language, or its emulation on the host (cuda/emulator), and
-// launches. Instructions that CUDA C++ has no name for are in device/ptx.h.
+// launches. Instructions that CUDA C++ has no name for are in device/ptx.h
+// and device/hopper.h.
 #pragma once
 
 #if defined(FASTNN_CUDA_EMULATE)

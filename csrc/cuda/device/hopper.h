@@ -26,12 +26,13 @@ using Barrier = uint64_t;
 
 #if !defined(FASTNN_CUDA_EMULATE)
 
-FASTNN_DEVICE void barrier_init(Barrier* b, unsigned arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals));
-}
-// Makes barriers known to the copies; a __syncthreads follows.
-FASTNN_DEVICE void publish_barriers() {
+// One thread makes barriers of so many arrivals, and them known to the copies; a __syncthreads
+// follows.
+FASTNN_DEVICE void make_barriers(Barrier* b, int count, unsigned arrivals) {
 #if __CUDA_ARCH__ >= 900
+  for (int i = 0; i < count; ++i)
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b + i)),
+                 "r"(arrivals));
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
@@ -164,10 +165,9 @@ FASTNN_DEVICE void take_registers() {
 
 #else
 
-static inline void barrier_init(Barrier* b, unsigned arrivals) {
-  emulator::barrier_init(b, arrivals);
+static inline void make_barriers(Barrier* b, int count, unsigned arrivals) {
+  for (int i = 0; i < count; ++i) emulator::barrier_init(b + i, arrivals);
 }
-static inline void publish_barriers() {}
 static inline void barrier_expect(Barrier* b, unsigned bytes) {
   emulator::barrier_arrive(b, bytes);
 }
@@ -177,18 +177,25 @@ static inline void barrier_wait(Barrier* b, unsigned parity) { emulator::barrier
 // Where byte `at` of a tile lies: parts of 16 bytes change places within eight rows.
 static inline size_t swizzled(size_t at) { return at ^ (at / kBoxBytes % 8 * 16); }
 
+// One row of a box: its values from element `at` of the tensor on.
+template <int kRank>
+static inline void copy_box_row(const TensorMap& m, int64_t (&at)[kRank], void* shared,
+                                int64_t row) {
+  for (int64_t i = 0; i < m.box[0]; ++i, ++at[0]) {
+    uint16_t value = 0;
+    if (m.holds(at, kRank)) memcpy(&value, m.address(at, kRank), 2);
+    memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + 2 * i)),
+           &value, 2);
+  }
+}
 static inline void load_box(void* shared, const TensorMap* map, Barrier* b, int x, int y, int z) {
   const TensorMap m = *map;
   const int64_t rows = m.box[1] * m.box[2];
   emulator::bulk_copy(shared, static_cast<size_t>(rows) * kBoxBytes, b, [=] {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t i = 0; i < m.box[0]; ++i) {
-        const int64_t at[3] = {x + i, y + row % m.box[1], z + row / m.box[1]};
-        uint16_t value = 0;
-        if (m.holds(at, 3)) memcpy(&value, m.address(at, 3), 2);
-        memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + 2 * i)),
-               &value, 2);
-      }
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t at[3] = {x, y + row % m.box[1], z + row / m.box[1]};
+      copy_box_row(m, at, shared, row);
+    }
   });
 }
 static inline void load_pixels(void* shared, const TensorMap* map, Barrier* b, int channel,
@@ -199,13 +206,8 @@ static inline void load_pixels(void* shared, const TensorMap* map, Barrier* b, i
   emulator::bulk_copy(shared, static_cast<size_t>(m.box[1]) * kBoxBytes, b, [=] {
     int64_t w = across, h = down, n = image;
     for (int64_t row = 0; row < m.box[1]; ++row) {
-      for (int64_t i = 0; i < m.box[0]; ++i) {
-        const int64_t at[4] = {channel + i, w + tap_across, h + tap_down, n};
-        uint16_t value = 0;
-        if (m.holds(at, 4)) memcpy(&value, m.address(at, 4), 2);
-        memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + 2 * i)),
-               &value, 2);
-      }
+      int64_t at[4] = {channel, w + tap_across, h + tap_down, n};
+      copy_box_row(m, at, shared, row);
       // On to the next base pixel, within the corners.
       if ((w += m.step[0]) <= m.size[1] - 1 + m.upper[0]) continue;
       w = m.lower[0];

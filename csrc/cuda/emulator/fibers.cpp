@@ -268,15 +268,20 @@ PhaseBarrier& phase_barrier(const void* barrier) {
   return found->second;
 }
 
-// Ends the phase if nothing is missing, and lets its waiters go on.
-void settle(const void* barrier, PhaseBarrier& b) {
-  if (b.missing || b.bytes) return;
-  b.parity ^= 1;
-  b.missing = b.arrivals;
+// Lets those that wait look again.
+void wake(const void* barrier) {
   Machine& m = machine();
   for (unsigned t = 0; t < m.threads; ++t)
     if (m.fibers[t].state == State::at_barrier && m.fibers[t].barrier == barrier)
       m.fibers[t].state = State::ready;
+}
+
+// Ends the phase if nothing is missing.
+void settle(const void* barrier, PhaseBarrier& b) {
+  if (b.missing || b.bytes) return;
+  b.parity ^= 1;
+  b.missing = b.arrivals;
+  wake(barrier);
 }
 
 }  // namespace
@@ -420,14 +425,11 @@ void barrier_wait(const void* barrier, unsigned parity) {
 }
 
 void bulk_copy(void* dst, size_t bytes, const void* barrier, std::function<void()> copy) {
-  Machine& m = machine();
   PhaseBarrier& b = phase_barrier(barrier);
   if (reinterpret_cast<uintptr_t>(dst) % 1024) fail("a misaligned copy of a box");
   memset(dst, 0xff, bytes);
   b.copies.emplace_back(bytes, std::move(copy));
-  for (unsigned t = 0; t < m.threads; ++t)
-    if (m.fibers[t].state == State::at_barrier && m.fibers[t].barrier == barrier)
-      m.fibers[t].state = State::ready;
+  wake(barrier);
 }
 
 void later_product(float* d, int count, std::function<void(float*)> product) {
