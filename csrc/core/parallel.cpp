@@ -115,13 +115,28 @@ void run_chunks_dynamic(int64_t chunks, void (*body)(void*, int64_t), void* cont
   const int threads = threads_for(chunks);
   if (threads <= 1) return run_serial(chunks, body, context);
   pool_started.store(true);
-  std::atomic<int64_t> next{0};
+  // A range of chunks for each thread, the same for every call of that many: what a thread wrote in
+  // one operator it reads in the next from its own cache. Whoever is done helps the others.
+  constexpr int kMostRanges = 64;
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  } ranges[kMostRanges];
+  const int count = threads < kMostRanges ? threads : kMostRanges;
+  for (int64_t i = 0; i < count; ++i) {
+    ranges[i].next.store(chunks * i / count, std::memory_order_relaxed);
+    ranges[i].end = chunks * (i + 1) / count;
+  }
 #pragma omp parallel num_threads(threads)
   {
     KernelScope scope;
     inside_region = true;
-    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;)
-      body(context, chunk);
+    const int id = omp_get_thread_num();
+    for (int i = 0; i < count; ++i) {
+      Range& range = ranges[(id + i) % count];
+      for (int64_t chunk; (chunk = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+        body(context, chunk);
+    }
     inside_region = false;
   }
 }

@@ -20,7 +20,8 @@ void set_serial(bool serial);
 // allowed. Chunks are dealt in contiguous, fixed ranges. Body must not throw.
 void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);
 
-// As run_chunks, but chunks are handed out one by one: for chunks of uneven cost.
+// As run_chunks, but a thread that has done its range takes chunks of the others': for chunks of
+// uneven cost. A chunk is likely to be followed by the next one on the same thread.
 void run_chunks_dynamic(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);
 
 template <class Body>

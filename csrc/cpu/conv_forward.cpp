@@ -8,29 +8,33 @@
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 // packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC. Turned in squares of
-// one cache line, because columns of a large weight are a power of two apart more often than not.
+// LANES outputs by LANES rows.
 template <class T>
 void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
-  constexpr int64_t kSquare = 16;
-  const int64_t blocks = block_count(outputs), chunk = 32 * kSquare, chunks = ceil_div(rows, chunk);
+  const int64_t blocks = block_count(outputs), chunk = 32 * LANES, chunks = ceil_div(rows, chunk);
   parallel_for(blocks * chunks, [&](int64_t task) {
     const int64_t block = task / chunks, begin = task % chunks * chunk;
     const int64_t end = clamp(rows, begin, begin + chunk);
     const int width = block_vectors(outputs, block) * LANES;
-    const int64_t first = block * NR, used = clamp(outputs - first, 0, width);
-    float* const to = packed + first * rows;
-    for (int64_t row = begin; row < end; row += kSquare) {
-      const int64_t count = clamp(end - row, 0, kSquare);
-      for (int64_t n = 0; n < used; ++n) {
-        const T* from = w + (first + n) * rows + row;
-        for (int64_t r = 0; r < count; ++r) to[(row + r) * width + n] = to_float(from[r]);
+    float* const to = packed + block * NR * rows;
+    for (int64_t row = begin; row < end; row += LANES) {
+      const int count = static_cast<int>(clamp(end - row, 0, LANES));
+      for (int64_t v = 0; v < width; v += LANES) {
+        const int64_t first = block * NR + v;
+        vfloat square[LANES];
+#pragma GCC unroll 16
+        for (int n = 0; n < LANES; ++n)
+          square[n] =
+              first + n < outputs ? load_any(w + (first + n) * rows + row, count) : vfloat{};
+        transpose(square);
+        for (int r = 0; r < count; ++r) store(to + (row + r) * width + v, square[r]);
       }
-      for (int64_t r = 0; r < count; ++r) zero_values(to + (row + r) * width + used, width - used);
     }
   });
 }

@@ -17,6 +17,7 @@
 #include "cpu/conv_input.h"
 #include "cpu/matmul.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/simd/transpose.h"
 #include "cpu/winograd.h"
 #include "ops/slots.h"
 
@@ -40,33 +41,35 @@ struct Winograd {
   Route route;
 };
 
-// The U of 3 x 3 weights; weight(tap, k, n, count) loads `count` columns from n on.
-template <int R, class Weight>
-void transform_weights(int64_t K, int64_t columns, float* u, const Weight& weight) {
+// The U of 3 x 3 weights. weights(k, rows, n, count, square) fills square[tap][k][n] for `rows`
+// channels from k on and `count` columns from n on, up to LANES of each; zero beyond the columns.
+using Square = float[9][LANES][LANES];
+template <int R, class Weights>
+void transform_weights(int64_t K, int64_t columns, float* u, const Weights& weights) {
   constexpr int kSide = R + 2;
   const int64_t blocks = block_count(columns), plane = packed_columns(columns) * K;
-  constexpr int64_t kChunk = 32;
-  const int64_t chunks = ceil_div(K, kChunk);
+  const int64_t chunks = ceil_div(K, LANES);
   parallel_for(blocks * chunks, [&](int64_t task) {
     const int64_t block = task / chunks, width = block_vectors(columns, block) * LANES;
-    const int64_t end = clamp(K, 0, task % chunks * kChunk + kChunk);
-    for (int64_t k = task % chunks * kChunk; k < end; ++k)
-      for (int64_t v = 0; v < width; v += LANES) {
-        const int64_t n = block * NR + v;
-        vfloat g[3][3], half[kSide][3], out[kSide];
-        for (int tap = 0; tap < 9; ++tap)
-          g[tap % 3][tap / 3] = weight(tap, k, n, static_cast<int>(clamp(columns - n, 0, LANES)));
-        vfloat column[kSide];
+    const int64_t k = task % chunks * LANES, rows = clamp(K - k, 0, LANES);
+    for (int64_t v = 0; v < width; v += LANES) {
+      const int64_t n = block * NR + v;
+      alignas(64) Square square;
+      weights(k, rows, n, clamp(columns - n, 0, LANES), square);
+      for (int64_t r = 0; r < rows; ++r) {
+        vfloat half[kSide][3], column[kSide];
         for (int j = 0; j < 3; ++j) {
-          transform_weight<R>(g[j], column);
+          const vfloat g[3] = {load(square[j][r]), load(square[3 + j][r]), load(square[6 + j][r])};
+          transform_weight<R>(g, column);
           for (int i = 0; i < kSide; ++i) half[i][j] = column[i];
         }
         for (int i = 0; i < kSide; ++i) {
-          transform_weight<R>(half[i], out);
+          transform_weight<R>(half[i], column);
           for (int j = 0; j < kSide; ++j)
-            store(u + (i * kSide + j) * plane + block * NR * K + k * width + v, out[j]);
+            store(u + (i * kSide + j) * plane + block * NR * K + (k + r) * width + v, column[j]);
         }
       }
+    }
   });
 }
 
@@ -126,20 +129,26 @@ void run(const Winograd& c) {
       });
     kept[0] = call, kept[1] = task;
     const int block_m = even_block(tiles);
+    const int64_t share = ceil_div(NR * int64_t{sizeof(float)}, ceil_div(tiles, block_m));
     const int64_t no_offset = 0, last = blocks * (part + 1) / parts;
     for (int64_t b = blocks * part / parts; b < last; b += group) {
       const int64_t end = clamp(last, 0, b + group);
       for (int p = 0; p < kPoints; ++p)
         for (int64_t block = b; block < end; ++block) {
           const int vectors = block_vectors(c.columns, block);
+          const float* const u = c.u + p * u_plane + block * NR * c.K;
+          // The block of U after this one comes from memory meanwhile.
+          Ahead next{block + 1 < end ? u + NR * c.K : u + u_plane - (end - 1 - b) * NR * c.K,
+                     share};
+          if (block + 1 == end && p + 1 == kPoints) next = Ahead::nothing(v);
           for (int64_t t = 0; t < tiles; t += block_m) {
             const int rows = static_cast<int>(clamp(tiles - t, 1, block_m));
             const float* from[MR];
             for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * c.K;
             product_kernels[rows - 1][vectors - 1](
-                from, &no_offset, 1, c.K, c.u + p * u_plane + block * NR * c.K,
-                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES,
-                Ahead::nothing(v));
+                from, &no_offset, 1, c.K, u,
+                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES, next);
+            next.from = static_cast<const char*>(next.from) + next.step * c.K;
           }
         }
       for (int64_t t = 0; t < tiles; ++t)
@@ -158,25 +167,25 @@ void run(const Winograd& c) {
   });
 }
 
-template <int R, class Weight>
-void transform_and_run(Winograd& c, KeptWorkspaces* kept, const Weight& weight) {
+template <int R, class Weights>
+void transform_and_run(Winograd& c, KeptWorkspaces* kept, const Weights& weights) {
   constexpr int64_t kPoints = (R + 2) * (R + 2);
   KeptWorkspace u(kept, hash(2, LANES, R, c.columns, c.K),
                   kPoints * packed_columns(c.columns) * c.K * 4);
   c.down = ceil_div(c.YH, R), c.across = ceil_div(c.YW, R);
   c.tiles = c.N * c.down * c.across;
-  if (!u.filled()) transform_weights<R>(c.K, c.columns, u.floats(), weight);
+  if (!u.filled()) transform_weights<R>(c.K, c.columns, u.floats(), weights);
   c.u = u.floats();
   run<R>(c);
 }
 
-template <class Weight>
-void dispatch(int tile, Winograd& c, KeptWorkspaces* kept, const Weight& weight) {
+template <class Weights>
+void dispatch(int tile, Winograd& c, KeptWorkspaces* kept, const Weights& weights) {
   if (c.N * c.YH * c.YW == 0) return;
   if (tile == 4)
-    transform_and_run<4>(c, kept, weight);
+    transform_and_run<4>(c, kept, weights);
   else
-    transform_and_run<2>(c, kept, weight);
+    transform_and_run<2>(c, kept, weights);
 }
 
 void forward(const ConvParams& p, int tile, const void* x, const void* w,
@@ -199,10 +208,14 @@ void forward(const ConvParams& p, int tile, const void* x, const void* w,
              static_cast<float*>(y),
              route_to(y)};
   const auto* const from = static_cast<const float*>(w);
-  dispatch(tile, c, p.kept, [&](int tap, int64_t k, int64_t n, int count) {
-    float lane[LANES] = {};
-    for (int i = 0; i < count; ++i) lane[i] = from[((n + i) * 9 + tap) * p.C + k];
-    return load(lane);
+  dispatch(tile, c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
+    for (int tap = 0; tap < 9; ++tap) {
+      vfloat turned[LANES] = {};
+      for (int64_t i = 0; i < count; ++i)
+        turned[i] = load_any(from + ((n + i) * 9 + tap) * p.C + k, static_cast<int>(rows));
+      transpose(turned);
+      for (int i = 0; i < LANES; ++i) store(to[tap][i], turned[i]);
+    }
   });
 }
 
@@ -226,8 +239,11 @@ void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
              static_cast<float*>(grad_input),
              route_to(grad_input)};
   const auto* const from = static_cast<const float*>(w);
-  dispatch(tile, c, nullptr, [&](int tap, int64_t k, int64_t n, int count) {
-    return load_any(from + (k * 9 + 8 - tap) * p.C + n, count);
+  dispatch(tile, c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
+    for (int tap = 0; tap < 9; ++tap)
+      for (int64_t r = 0; r < rows; ++r)
+        store(to[tap][r],
+              load_any(from + ((k + r) * 9 + 8 - tap) * p.C + n, static_cast<int>(count)));
   });
 }
 

@@ -95,10 +95,12 @@ void run_grid(TapGrid g) {
   InputTiles t;
   t.in = g.in;
   const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
-  plan_input<T>(t, 32 * MR, large ? kLargePanelFloats : kPanelFloats);
+  const int64_t tasks = 8 * get_num_threads();
+  const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, tasks), 4 * MR, 32 * MR);
+  plan_input<T>(t, large ? 32 * MR : some, large ? kLargePanelFloats : kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
-  while (tiles * parts < 16 && parts * 2 <= blocks) parts *= 2;
+  while (tiles * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
   T* const y = static_cast<T*>(g.y);
 
@@ -112,15 +114,19 @@ void run_grid(TapGrid g) {
     const float* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
     // A pointwise product over the tensor itself reads every pixel once: all column blocks before
-    // the next pixels, which are brought from memory meanwhile. Elsewhere B is read once, and the
-    // panel is in L2.
-    const bool once = t.source == Source::direct && t.tap_count == 1;
-    const int64_t group = once ? last_block - first_block : 1;
-    // The pixels after a block of them, a share for each kernel call.
-    Ahead next = Ahead::nothing(sums);
-    if (once && t.col_stride == t.k) next.step = ceil_div(block_m * int64_t{sizeof(float)}, group);
+    // the next pixels, which are brought from memory meanwhile. Elsewhere the panel is in L2, and B
+    // is read once: the next block of it comes from memory meanwhile. A share for each kernel call.
+    const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1;
+    const int64_t group = once ? blocks : 1;
+    const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)
+                               : ceil_div(NR * int64_t{sizeof(float)}, ceil_div(pixels, block_m));
     int64_t where[MR];
+    const auto packed_block = [&](int64_t block) {
+      return static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
+    };
     for (int64_t start = first_block; start < last_block; start += group) {
+      Ahead next = Ahead::nothing(sums);
+      if (!once && start + 1 < blocks) next = {packed_block(start + 1), share};
       int64_t image = 0, i = 0, j = 0;  // of the next pixel
       for (int64_t p = 0; p < pixels; p += block_m) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
@@ -135,15 +141,15 @@ void run_grid(TapGrid g) {
             }
           }
         }
-        if (next.step) next.from = at[0] + block_m * t.k;
+        if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
         for (int64_t block = start; block < start + group; ++block) {
           const int vectors = block_vectors(g.columns, block);
-          const float* b = static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
+          const float* b = packed_block(block);
           const int64_t left = g.columns - block * NR;
           product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
           store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
                      left < NR ? left : NR, g.epilogue, y, g.route);
-          next.from = static_cast<const char*>(next.from) + next.step * t.k;
+          next.from = static_cast<const char*>(next.from) + next.step * t.k * t.tap_count;
         }
       }
     }

@@ -52,9 +52,12 @@ bool winograd_for_weight(const ConvParams& p) {
 }
 
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
-// N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant is its
-// multiply-adds plus the bytes that it moves beyond the core's own cache, at kFlopsPerByte: what a
-// core computes in the time of one byte of shared cache or memory.
+// N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant, in what a core
+// computes in its time: its multiply-adds, or its transformed weights, which are prefetched
+// meanwhile, if those take longer; the other bytes that it moves beyond the core's own cache, at
+// kFlopsPerByte; and weights that have to be transformed first, against packing them for the direct
+// kernel (measured: a constant for reading them, a share for each number written, and twice that
+// where they leave the caches before they are used).
 int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
   if (!winograd_applies(p)) return 0;
   const int mode = winograd_mode().load(std::memory_order_relaxed);
@@ -71,12 +74,13 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
     const double per_task = std::max(64.0, kL2Floats / (points * static_cast<double>(K)));
     const double tasks = std::ceil(tiles / per_task);
     const double u = points * pair, v = points * tiles * static_cast<double>(K);
-    // U is written once and read by every task; V is read once per group of columns, from L2 if it
-    // fits; transforms read each input (size + 2)^2 / size^2 times, at about a byte per flop.
+    // U is read by every task; V once per group of columns, from L2 if it fits; transforms read
+    // each input (size + 2)^2 / size^2 times, at about a byte per flop.
     const double groups = v / tasks > kL2Floats ? static_cast<double>(columns) / 64 : 0;
-    const double bytes =
-        4 * (u * (2 + tasks) + v * (1 + groups) + points * tiles * static_cast<double>(columns));
-    const double cost = 1.15 * 2 * points * tiles * pair + kFlopsPerByte * bytes;
+    const double bytes = 4 * (v * (1 + groups) + points * tiles * static_cast<double>(columns));
+    const double weights = p.kept ? 0 : pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
+    const double cost = std::max(1.15 * 2 * points * tiles * pair, 11 * 4 * u * tasks) +
+                        kFlopsPerByte * bytes + weights;
     if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
   }
   return tile;

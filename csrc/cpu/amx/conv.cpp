@@ -5,6 +5,7 @@
 #include "cpu/amx/implicit_gemm.h"
 #include "cpu/amx/joined_groups.h"
 #include "cpu/conv_phases.h"
+#include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {

@@ -24,6 +24,7 @@
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
 #include "ops/slots.h"
+#include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {

@@ -333,8 +333,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
                  at, where, sums, moments ? moments + task / parts * blocks : nullptr};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
-    // Tasks are handed out in order: this thread's next one, most likely.
-    const int64_t later = (task + threads) / parts;
+    const int64_t later = (task + 1) / parts;
     if (once && later != task / parts && later < tiles) {
       const Tile next = t.tile(later);
       meanwhile.input = next_lines(direct_base<bfloat16>(t, next), next.cols * t.col_stride,

@@ -101,51 +101,5 @@ FASTNN_INLINE NextLines next_lines(const bfloat16* from, int64_t count, int64_t 
   return {at, at + 2 * count, count / 32 / steps + 1};
 }
 
-// Turns 16 vectors of 16 dwords: r[j][i] = r[i][j]. Four rounds of pairwise shuffles: of dwords, of
-// quadwords, and twice of 128-bit lanes.
-FASTNN_INLINE void transpose(vuint (&r)[16]) {
-  vuint t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28,
-                                   13, 29);
-    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
-                                       14, 30, 15, 31);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      r[i + 2 * h] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 0, 1, 16, 17, 4, 5, 20, 21, 8,
-                                             9, 24, 25, 12, 13, 28, 29);
-      r[i + 2 * h + 1] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 2, 3, 18, 19, 6, 7, 22, 23,
-                                                 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-  // Lane l of r[4 g + c] now holds column 4 l + c of rows 4 g to 4 g + 3.
-  const auto lower = [](vuint a, vuint b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  };
-  const auto upper = [](vuint a, vuint b) {
-    return __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
-                                   31);
-  };
-  const auto low_halves = [](vuint a, vuint b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  };
-  const auto high_halves = [](vuint a, vuint b) {
-    return __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
-                                   31);
-  };
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const vuint a = lower(r[c], r[4 + c]), b = upper(r[c], r[4 + c]);
-    const vuint d = lower(r[8 + c], r[12 + c]), e = upper(r[8 + c], r[12 + c]);
-    t[c] = low_halves(a, d), t[4 + c] = high_halves(a, d);
-    t[8 + c] = low_halves(b, e), t[12 + c] = high_halves(b, e);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
-}
-
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA
