@@ -25,8 +25,9 @@ constexpr int64_t kTilePixels = 1024;
 constexpr int64_t kInputValues = 96 << 10;   // under a tile of one tap
 constexpr int64_t kOutputValues = 64 << 10;  // and of all its columns
 constexpr int64_t kPanelValues = 640 << 10;
-constexpr int64_t kSliceSteps = 32;  // 64 KiB of B
-constexpr int kColumns = 2 * kTile;  // of a block
+constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one's
+constexpr int64_t kSliceSteps = 80;        // 160 KiB of B
+constexpr int kColumns = 2 * kTile;        // of a block
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
 FASTNN_INLINE int64_t packed_bytes(int64_t rows, int64_t columns) {
@@ -288,6 +289,24 @@ inline InputTiles plan_tiles(TapGrid& g) {
   return t;
 }
 
+// The input under a tile, where it lies in one piece that L2 has room for.
+struct Span {
+  const bfloat16* from;
+  int64_t count;
+};
+inline Span input_under(const InputTiles& t, const Tile& tile) {
+  const InputGrid& in = t.in;
+  const int64_t first = clamp(tile.row * in.step_h + t.low_h, 0, in.H);
+  const int64_t rows = tile.images > 1 ? tile.images * in.H : clamp(in.H - first, 0, t.panel_rows);
+  // Of a single row, the columns.
+  const int64_t pixel = in.H == 1 ? tile.col * in.step_w : first * in.W;
+  const int64_t count = in.H == 1 ? clamp(in.W - pixel, 0, t.panel_cols) : rows * in.W;
+  if (in.a_pixel != in.K || (in.H > 1 && t.segments > 1) || count * in.K > kNextInput)
+    return {nullptr, 0};
+  return {static_cast<const bfloat16*>(in.a) + (tile.image * in.H * in.W + pixel) * in.K,
+          count * in.K};
+}
+
 // The tiles' sums, in order.
 inline void merge_moments(const InputTiles& t, const TileMoments* moments, int64_t blocks,
                           ConvMoments& out) {
@@ -313,7 +332,6 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   int64_t parts = 1;
   const int64_t call = new_call(), threads = get_num_threads();
   while (tiles * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
-  const bool once = t.source == Source::direct && t.tap_count == 1 && g.in.GH == 1;
   // Whole blocks, and all channels: of one group.
   const bool counted = g.epilogue.moments && g.columns % kColumns == 0 && g.columns == g.y_pixel;
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
@@ -334,10 +352,10 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
     const int64_t later = (task + 1) / parts;
-    if (once && later != task / parts && later < tiles) {
-      const Tile next = t.tile(later);
-      meanwhile.input = next_lines(direct_base<bfloat16>(t, next), next.cols * t.col_stride,
-                                   (last - first) * ceil_div(p.count(), 2) * steps_of(t).per_tap);
+    if (later != task / parts && later < tiles) {
+      const Span next = input_under(t, t.tile(later));
+      const int64_t steps = ceil_div(p.count(), 2) * steps_of(t).per_tap * t.tap_count;
+      meanwhile.input = next_lines(next.from, next.count, (last - first) * steps);
     }
     run_columns(k, first, last, meanwhile);
     release_tiles();
