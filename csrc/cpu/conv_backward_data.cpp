@@ -41,8 +41,7 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
 
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
-  if (is_small_groups(p, kMostMultiplied))
-    return grouped_backward_data(p, g, w, epilogue, grad_input);
+  if (is_grouped(p)) return grouped_backward_data(p, g, w, epilogue, grad_input);
   if (p.dtype == DType::float32)
     backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), epilogue,
                         static_cast<float*>(grad_input));

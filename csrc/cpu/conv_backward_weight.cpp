@@ -63,7 +63,9 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
   plan_input<T>(a.x, ahead ? clamp(kUnitFloats / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
                 kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
-  a.partials = clamp(kPartialFloats / a.size, 1, clamp(a.x.count(), 1, 16));
+  // Groups are parallel to each other: many of them need few partial sums each.
+  const int64_t most = ceil_div(16, p.groups);
+  a.partials = clamp(kPartialFloats / a.size, 1, clamp(a.x.count(), 1, most));
   if (a.x.in.pointwise()) {  // as many units for each partial sum
     a.x.segments = ceil_div(a.x.segments, a.partials) * a.partials;
     a.x.cols = ceil_div(a.x.in.GW, a.x.segments);
@@ -103,19 +105,9 @@ void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g
   }
 }
 
-// Memory under the next unit's pixels, a share for each kernel call; none if it has no bytes.
-struct NextUnit {
-  const char *x, *g;
-  int64_t x_bytes, g_bytes, share;
-  Ahead piece(int64_t call) const {
-    const int64_t at = call * share;
-    return {at < x_bytes ? x + at : g + (at - x_bytes), share ? 64 : 0};
-  }
-};
-
 // Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
 inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* g, int64_t first,
-                     int64_t last, bool add, float* sum, const NextUnit& next) {
+                     int64_t last, bool add, float* sum, const NextPixels& next) {
   int64_t call = 0;
   const int64_t per_tap = ceil_div(a.x.k, a.width), m_blocks = ceil_div(a.oc, a.block_m);
   // Blocks of x outside keeps x in cache, and g of this many channels; few pixels keep all of x
@@ -138,23 +130,11 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
                                u.images,
                                u.rows,
                                u.cols,
-                               next.piece(call++)};
+                               next.piece(call++, 64)};
         const OuterKernel kernel = a.square ? outer_square : outer_kernels[m - 1][vectors - 1];
         kernel(strip, sum + channel * a.row + tap * a.x.k + n, a.row, tail, add);
       }
     }
-}
-
-// gw = sum of partials, in order.
-template <class T>
-void combine(const float* sums, int64_t partials, int64_t size, T* gw) {
-  parallel_ranges(size, kGrain / 4, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end, [&](int64_t i, int n) {
-      vfloat total = load_any(sums + i, n);
-      for (int64_t r = 1; r < partials; ++r) total += load_any(sums + r * size + i, n);
-      store_any(gw + i, total, n);
-    });
-  });
 }
 
 template <class T>
@@ -170,7 +150,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  for (int64_t group = 0; group < p.groups; ++group) {
+  each_group(p, [&](int64_t group) {
     const Plan a = plan(p, x, group, dh, dw);
     const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.unit_pixels, kPackPixels);
     const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
@@ -191,7 +171,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
       const Tile u = a.x.tile(unit);
       const float* panel = panels.floats() + partial * (x_size + a.g_size);
       const float* from = a.x.source == Source::direct ? direct_base<float>(a.x, u) : panel;
-      NextUnit next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
+      NextPixels next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
       if (a.x.in.pointwise() && a.parts == 1 && unit + 1 < units) {
         const int64_t pixel = u.col + u.cols;
         next.x = reinterpret_cast<const char*>(x + pixel * p.C + group * ic);
@@ -226,12 +206,12 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
         });
       }
     }
-    if (!in_place) combine(sums, a.partials, a.size, gw + group * a.size);
-  }
+    if (!in_place) add_partials(sums, a.partials, a.size, gw + group * a.size);
+  });
 }
 
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
-  if (is_small_groups(p, kMostSummed)) return grouped_backward_weight(p, x, g, gw);
+  if (is_grouped(p)) return grouped_backward_weight(p, x, g, gw);
   if (p.dtype == DType::float32)
     backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g),
                           static_cast<float*>(gw));

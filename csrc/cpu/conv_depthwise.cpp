@@ -31,7 +31,7 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, int64_t c,
   for (int64_t r = 0; r < d.rows; ++r) {
     vfloat w[KW];
 #pragma GCC unroll 8
-    for (int k = 0; k < KW; ++k) w[k] = load_any(d.w[r] + k * d.C + c, lanes);
+    for (int k = 0; k < KW; ++k) w[k] = load(d.weights(r, c) + k * LANES);
     const T* const in = d.in[r] + first * d.C + c;
 #pragma GCC unroll 16
     for (int j = 0; j < (B - 1) * S + KW; ++j) {
@@ -90,8 +90,9 @@ bool run_row(int64_t KW, int64_t S, const ChannelRow<T>& d) {
 template <class T>
 void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
   const int64_t C = p.C;
-  Workspace turned(C * p.KH * p.KW * 4);
-  turn_weight(w, C, p.KH * p.KW, 1, turned.floats());
+  const int64_t taps = p.KH * p.KW;
+  Workspace turned(turned_size(C, taps, 1) * 4);
+  turn_weight(w, C, taps, 1, turned.floats());
   parallel_for(p.N * p.OH, [&](int64_t task) {
     const int64_t n = task / p.OH, oh = task % p.OH;
     for (int64_t ow = 0; ow < p.OW; ++ow) {
@@ -105,7 +106,7 @@ void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilog
             const int64_t v = ow * p.stride_w - p.pad_left + kw * p.dilation_w;
             if (v < 0 || v >= p.W) continue;
             sum += load_any(x + ((n * p.H + h) * p.W + v) * C + c, lanes) *
-                   load_any(turned.floats() + (kh * p.KW + kw) * C + c, lanes);
+                   load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
           }
         }
         finish(sum, e, c, at + c, lanes, y, Route::through);
@@ -126,8 +127,9 @@ template <class T>
 void backward_data_plain(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                          T* grad_input) {
   const int64_t C = p.C;
-  Workspace turned(C * p.KH * p.KW * 4);
-  turn_weight(w, C, p.KH * p.KW, 1, turned.floats());
+  const int64_t taps = p.KH * p.KW;
+  Workspace turned(turned_size(C, taps, 1) * 4);
+  turn_weight(w, C, taps, 1, turned.floats());
   parallel_for(p.N * p.H, [&](int64_t task) {
     const int64_t n = task / p.H, h = task % p.H;
     for (int64_t v = 0; v < p.W; ++v) {
@@ -141,7 +143,7 @@ void backward_data_plain(const ConvParams& p, const T* g, const T* w, const Conv
             const int64_t ow = reached(v, p.pad_left, kw, p.dilation_w, p.stride_w, p.OW);
             if (ow < 0) continue;
             sum += load_any(g + ((n * p.OH + oh) * p.OW + ow) * C + c, lanes) *
-                   load_any(turned.floats() + (kh * p.KW + kw) * C + c, lanes);
+                   load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
           }
         }
         finish(sum, e, c, at + c, lanes, grad_input, Route::through);

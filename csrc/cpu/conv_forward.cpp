@@ -65,7 +65,7 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
-  if (is_small_groups(p, kMostMultiplied)) return grouped_forward(p, x, w, epilogue, y);
+  if (is_grouped(p)) return grouped_forward(p, x, w, epilogue, y);
   if (p.dtype == DType::float32)
     forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
                   static_cast<float*>(y));

@@ -1,5 +1,5 @@
-// conv2d of small groups: G inputs and G outputs each, 2 to 8 (weight gradient: 16), three taps
-// across.
+// conv2d of small groups: G inputs and G outputs each, three taps across. 2 to 8 here; 16 and 32 in
+// conv_grouped_wide.h.
 //
 // Tasks are rows, vectors run over channels (conv_rows.h). A vector of outputs is a sum over taps
 // and k of weights times the k-th input of each lane's group: a vector of inputs is loaded once and
@@ -15,6 +15,7 @@
 #include "cpu/conv_grouped.h"
 
 #include "core/allocator.h"
+#include "cpu/conv_grouped_wide.h"
 #include "cpu/conv_rows.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -36,7 +37,7 @@ FASTNN_INLINE void grouped_block(const ChannelRow<T>& d, int64_t i, int64_t c) {
   const int64_t first = i * S + d.start;
   bring_next<N, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
-    const float* const w = d.w[r] + c;
+    const float* const w = d.weights(r, c);
     const T* const in = d.in[r] + first * d.C + c;
 #pragma GCC unroll 9
     for (int j = 0; j < (N - 1) * S + KW; ++j) {
@@ -48,7 +49,7 @@ FASTNN_INLINE void grouped_block(const ChannelRow<T>& d, int64_t i, int64_t c) {
 #pragma GCC unroll 4
         for (int b = 0; b < N; ++b)
           if (j - b * S >= 0 && j - b * S < KW)
-            sum[b][k % 2] += mine * load(w + ((j - b * S) * G + k) * d.C);
+            sum[b][k % 2] += mine * load(w + ((j - b * S) * G + k) * LANES);
       }
     }
   }
@@ -76,27 +77,34 @@ void grouped_row(const ChannelRow<T>& d) {
 }
 
 // Calls row with G, KW and S as constants: KW of a phase is 1 to 3.
+template <class T, int G, int KW, int S>
+FASTNN_INLINE void any_row(const ChannelRow<T>& d) {
+  if constexpr (G < 16)
+    grouped_row<G, KW, S>(d);
+  else
+    wide_row<G, KW, S>(d);
+}
 template <class T, int G>
 void run_row(int64_t KW, int64_t S, const ChannelRow<T>& d) {
-  if (KW == 3 && S == 2) return grouped_row<G, 3, 2>(d);
-  if (KW == 3) return grouped_row<G, 3, 1>(d);
-  if (KW == 2) return grouped_row<G, 2, 1>(d);
-  grouped_row<G, 1, 1>(d);
+  if (KW == 3 && S == 2) return any_row<T, G, 3, 2>(d);
+  if (KW == 3) return any_row<T, G, 3, 1>(d);
+  if (KW == 2) return any_row<T, G, 2, 1>(d);
+  any_row<T, G, 1, 1>(d);
 }
 
 template <int N>
 struct Size {
   static constexpr int value = N;
 };
-// body(Size<G>) for the size of a group, up to kMost.
-template <int64_t kMost, class Body>
+// body(Size<G>) for the size of a group.
+template <class Body>
 FASTNN_INLINE void with_group(int64_t G, const Body& body) {
   if (G == 2) return body(Size<2>{});
   if (G == 4) return body(Size<4>{});
-  if constexpr (LANES >= 8 && kMost >= 8)
+  if constexpr (LANES >= 8)
     if (G == 8) return body(Size<8>{});
-  if constexpr (LANES >= 16 && kMost >= 16)
-    if (G == 16) return body(Size<16>{});
+  if (G == 16) return body(Size<16>{});
+  if (G == 32) return body(Size<32>{});
 }
 
 // Adds N outputs' share to the sums of one row of taps: in is the input row at the channel.
@@ -180,9 +188,9 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
 }
 
 // body(Size<G>, value of the element type).
-template <int64_t kMost, class Body>
+template <class Body>
 FASTNN_INLINE void dispatch(const ConvParams& p, const Body& body) {
-  with_group<kMost>(p.group_inputs(), [&](auto size) FASTNN_INLINED {
+  with_group(p.group_inputs(), [&](auto size) FASTNN_INLINED {
     if (p.dtype == DType::float32)
       body(size, float{});
     else
@@ -194,7 +202,7 @@ FASTNN_INLINE void dispatch(const ConvParams& p, const Body& body) {
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
                      void* y) {
-  dispatch<kMostMultiplied>(p, [&](auto size, auto type) {
+  dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     each_output_row(p, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y),
                     [&](const ChannelRow<T>& d) { run_row<T, size.value>(p.KW, p.stride_w, d); });
@@ -203,7 +211,7 @@ void grouped_forward(const ConvParams& p, const void* x, const void* w, const Co
 
 void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
                            void* grad_input) {
-  dispatch<kMostMultiplied>(p, [&](auto size, auto type) {
+  dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     each_input_row(
         p, static_cast<const T*>(g), static_cast<const T*>(w), e, static_cast<T*>(grad_input),
@@ -212,10 +220,13 @@ void grouped_backward_data(const ConvParams& p, const void* g, const void* w, co
 }
 
 void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
-  dispatch<kMostSummed>(p, [&](auto size, auto type) {
+  dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
-    backward_weight_typed<size.value>(p, static_cast<const T*>(x), static_cast<const T*>(g),
-                                      static_cast<T*>(gw));
+    const T *const input = static_cast<const T*>(x), *const grad = static_cast<const T*>(g);
+    if constexpr (size.value < 16)
+      backward_weight_typed<size.value>(p, input, grad, static_cast<T*>(gw));
+    else
+      wide_backward_weight<size.value>(p, input, grad, static_cast<T*>(gw));
   });
 }
 

@@ -1,6 +1,5 @@
-// Convolutions of small groups (ResNeXt): as many outputs as inputs to a group, a divisor of a
-// vector's lanes, so that a vector of outputs depends on the same vector of inputs.
-// conv_grouped.cpp.
+// Convolutions of small groups (ResNeXt): as many outputs as inputs to a group, which is a part of
+// a vector (conv_grouped.cpp), or one or more whole vectors (conv_grouped_wide.h).
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -8,15 +7,12 @@
 
 namespace fastnn::cpu::FASTNN_ISA {
 
-// Beyond these sizes of a group the kernels for whole groups are faster: for products, and for sums
-// of weight gradients.
-constexpr int64_t kMostMultiplied = 8, kMostSummed = 16;
-
-// Groups of up to `most` channels.
-FASTNN_INLINE bool is_small_groups(const ConvParams& p, int64_t most) {
+FASTNN_INLINE bool is_grouped(const ConvParams& p) {
   const int64_t G = p.group_inputs();
-  return p.groups > 1 && G == p.group_outputs() && G > 1 && LANES % G == 0 && G <= most &&
-         p.C % LANES == 0 && p.KW == 3 && p.KH <= 7 && p.dilation_w == 1 && p.stride_w <= 2;
+  const bool part = (G == 2 || G == 4 || G == 8) && LANES % G == 0;
+  const bool whole = (G == 16 || G == 32) && G % LANES == 0;
+  return p.groups > 1 && G == p.group_outputs() && (part || whole) && p.C % LANES == 0 &&
+         p.KW == 3 && p.KH <= 7 && p.dilation_h <= 8 && p.dilation_w == 1 && p.stride_w <= 2;
 }
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "cpu/simd/vec.h"
+#include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -28,6 +29,27 @@ FASTNN_INLINE int64_t clamp(int64_t x, int64_t lowest, int64_t highest) {
   return x < lowest ? lowest : (x > highest ? highest : x);
 }
 FASTNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// body(group) for all groups: of many groups, each is a task, and its loops run on one thread.
+template <class Body>
+FASTNN_INLINE void each_group(const ConvParams& p, const Body& body) {
+  if (p.groups >= 2 * get_num_threads())
+    parallel_for_dynamic(p.groups, body);
+  else
+    for (int64_t group = 0; group < p.groups; ++group) body(group);
+}
+
+// to = the sum of partial sums of `size` values each, in order.
+template <class T>
+void add_partials(const float* sums, int64_t partials, int64_t size, T* to) {
+  parallel_ranges(size, kGrain / 4, [&](int64_t begin, int64_t end) {
+    vector_loop(begin, end, [&](int64_t i, int n) {
+      vfloat total = load_any(sums + i, n);
+      for (int64_t r = 1; r < partials; ++r) total += load_any(sums + r * size + i, n);
+      store_any(to + i, total, n);
+    });
+  });
+}
 
 struct InputGrid {
   const void* a;  // input images, NHWC

@@ -4,7 +4,8 @@
 //
 // Both passes over activations are rows of one form: an output pixel of the forward pass, or an
 // input pixel of one phase of the columns' stride, is a sum over a few rows and neighbouring taps.
-// Weights are turned once per call to [kernel row][tap][k][C], k counting the channels of a group.
+// Weights are turned once per call to [vector of channels][kernel row][tap][k][LANES], k counting
+// the channels of a group.
 #pragma once
 
 #include "core/allocator.h"
@@ -21,7 +22,7 @@ constexpr int64_t kMaxRows = 7;  // of a kernel that these loops take; its colum
 template <class T>
 struct ChannelRow {
   const T* in[kMaxRows];     // pixels C apart
-  const float* w[kMaxRows];  // (tap, k) C apart
+  const float* w[kMaxRows];  // of the first vector of channels, (tap, k) LANES apart
   int64_t rows, width, start, outputs, C;
   const ConvEpilogue* e;
   T* y;
@@ -30,6 +31,11 @@ struct ChannelRow {
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows;
   const T* next;
+  int64_t w_vector;  // from one vector's weights to the next one's
+
+  FASTNN_INLINED inline const float* weights(int64_t r, int64_t c) const {
+    return w[r] + c / LANES * w_vector;
+  }
 };
 
 // Channels c to c + n - 1 of an output, which lie at y + at.
@@ -55,21 +61,39 @@ FASTNN_INLINE void bring_next(const ChannelRow<T>& d, int64_t i, int64_t c) {
       __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
 }
 
+FASTNN_INLINE int64_t turned_size(int64_t C, int64_t taps, int64_t G) {
+  return (C + LANES - 1) / LANES * LANES * taps * G;
+}
+// The k-th weight of a channel and a tap is w[of_channel(c) + of_tap(tap) + k * k_step].
+template <class T, class OfChannel, class OfTap>
+void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, int64_t k_step,
+                 const OfChannel& of_channel, const OfTap& of_tap, float* turned) {
+  parallel_for((C + LANES - 1) / LANES, [&](int64_t vector) {
+    const int64_t used = C - vector * LANES < LANES ? C - vector * LANES : LANES;
+    int64_t channel[LANES];
+    for (int64_t l = 0; l < used; ++l) channel[l] = of_channel(vector * LANES + l);
+    float* to = turned + vector * taps * G * LANES;
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t k = 0; k < G; ++k, to += LANES) {
+        const T* const from = w + of_tap(t) + k * k_step;
+        for (int64_t l = 0; l < LANES; ++l) to[l] = l < used ? to_float(from[channel[l]]) : 0.0f;
+      }
+  });
+}
 template <class T>
 void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, float* turned) {
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t k = 0; k < G; ++k)
-        turned[(t * G + k) * C + c] = to_float(w[(c * taps + t) * G + k]);
+  turn_weight(
+      w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
+      turned);
 }
 
 // Calls run(row) for the rows of the forward pass.
 template <class T, class Run>
 void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y,
                      const Run& run) {
-  const int64_t C = p.C, G = p.group_inputs();
-  Workspace turned(C * p.KH * p.KW * G * 4);
-  turn_weight(w, C, p.KH * p.KW, G, turned.floats());
+  const int64_t C = p.C, G = p.group_inputs(), taps = p.KH * p.KW;
+  Workspace turned(turned_size(C, taps, G) * 4);
+  turn_weight(w, C, taps, G, turned.floats());
   const Route route = route_to(y);
   parallel_for(p.N * p.OH, [&](int64_t task) {
     const int64_t n = task / p.OH, oh = task % p.OH;
@@ -88,12 +112,13 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
                     task * p.OW * C,
                     C,
                     fresh,
-                    x + (n * p.H + below) * p.W * C};
+                    x + (n * p.H + below) * p.W * C,
+                    taps * G * LANES};
     for (int64_t kh = 0; kh < p.KH; ++kh) {
       const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
       if (h < 0 || h >= p.H) continue;
       d.in[d.rows] = x + (n * p.H + h) * p.W * C;
-      d.w[d.rows++] = turned.floats() + kh * p.KW * G * C;
+      d.w[d.rows++] = turned.floats() + kh * p.KW * G * LANES;
     }
     run(d);
   });
@@ -120,17 +145,18 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
                     T* grad_input, const Run& run) {
   const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w;
   const ColumnPhase phases[2] = {{p, 0}, {p, 1}};
-  Workspace turned(C * p.KH * p.KW * G * 4);
+  Workspace turned(turned_size(C, p.KH * p.KW, G) * 4);
   const float* weights[2];
   float* to = turned.floats();
   for (int64_t phase = 0; phase < S; ++phase) {
+    const ColumnPhase& taps = phases[phase];
     weights[phase] = to;
-    for (int64_t kh = 0; kh < p.KH; ++kh)
-      for (int64_t t = 0; t < phases[phase].count; ++t)
-        for (int64_t k = 0; k < G; ++k, to += C)
-          for (int64_t c = 0; c < C; ++c)  // of input c: from output k of its group
-            to[c] = to_float(
-                w[(((c / G * G + k) * p.KH + kh) * p.KW + phases[phase].taps[t]) * G + c % G]);
+    // Of input c: from output k of its group.
+    turn_weight(
+        w, C, p.KH * taps.count, G, p.KH * p.KW * G,
+        [&](int64_t c) { return c / G * G * p.KH * p.KW * G + c % G; },
+        [&](int64_t t) { return (t / taps.count * p.KW + taps.taps[t % taps.count]) * G; }, to);
+    to += turned_size(C, p.KH * taps.count, G);
   }
   const Route route = route_to(grad_input);
   parallel_for(p.N * p.H, [&](int64_t task) {
@@ -138,13 +164,14 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
       const ColumnPhase& taps = phases[phase];
       const int64_t outputs = (p.W - phase + S - 1) / S, at = (task * p.W + phase) * C;
-      ChannelRow<T> d{{}, {},         0,     p.OW, taps.start, outputs, C,
-                      &e, grad_input, route, at,   S * C,      0,       nullptr};
+      ChannelRow<T> d{{},      {},    0,  p.OW,       taps.start,
+                      outputs, C,     &e, grad_input, route,
+                      at,      S * C, 0,  nullptr,    p.KH * taps.count * G * LANES};
       for (int64_t kh = 0; kh < p.KH && taps.count; ++kh) {
         const int64_t shifted = h + p.pad_top - kh * p.dilation_h, oh = shifted / p.stride_h;
         if (shifted < 0 || shifted % p.stride_h || oh >= p.OH) continue;
         d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
-        d.w[d.rows++] = weights[phase] + kh * taps.count * G * C;
+        d.w[d.rows++] = weights[phase] + kh * taps.count * G * LANES;
       }
       run(d, taps.count ? taps.count : 1);
     }

@@ -43,15 +43,6 @@ FASTNN_INLINE Route conv_route(const ConvParams& p, const void* y) {
   return p.groups == 1 ? route_to(y) : Route::through;
 }
 
-// body(group) for all groups: of many groups, each is a task, and its loops run on one thread.
-template <class Body>
-FASTNN_INLINE void each_group(const ConvParams& p, const Body& body) {
-  if (p.groups >= 4 * get_num_threads())
-    parallel_for_dynamic(p.groups, body);
-  else
-    for (int64_t group = 0; group < p.groups; ++group) body(group);
-}
-
 // One finished tile: y = relu(tile + bias + residual), row by row.
 template <class T>
 FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t* where,

@@ -35,6 +35,17 @@ struct Ahead {
   static Ahead nothing(const void* cached) { return {cached, 0}; }
 };
 
+// Memory under the pixels that a weight gradient adds next, of the input and of the output's
+// gradient, a share for each kernel call; none if it has no bytes.
+struct NextPixels {
+  const char *x, *g;
+  int64_t x_bytes, g_bytes, share;
+  Ahead piece(int64_t call, int64_t step) const {
+    const int64_t at = call * share;
+    return {at < x_bytes ? x + at : g + (at - x_bytes), share ? step : 0};
+  }
+};
+
 // Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES].
 using ProductKernel = void (*)(const float* const* rows, const int64_t* taps, int64_t tap_count,
                                int64_t k, const float* b, float* tile, Ahead ahead);
