@@ -52,9 +52,9 @@ def test_conv_transpose2d_with_random_settings(line):
 
 @st.composite
 def grouped_lines(draw):
-    """Groups as small as those of ResNeXt, of which a vector holds several."""
-    each, groups = draw(st.sampled_from([2, 4, 8, 16])), draw(st.sampled_from([2, 4, 8, 16, 24]))
-    n, h, w = draw(st.integers(0, 3)), draw(st.integers(3, 12)), draw(st.integers(3, 12))
+    """Groups as small as those of ResNeXt: several to a vector, or a few vectors each."""
+    each, groups = draw(st.sampled_from([2, 4, 8, 16, 32])), draw(st.sampled_from([2, 4, 8, 24]))
+    n, h, w = draw(st.integers(0, 3)), draw(st.integers(3, 12)), draw(st.integers(3, 17))
     kh, sh, sw = draw(small), draw(small), draw(st.integers(1, 2))
     ph, pw = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     fused = draw(st.sampled_from(["", "_relu", "_relu_res", "_nobias"]))

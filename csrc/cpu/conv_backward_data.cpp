@@ -31,11 +31,13 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   const int64_t size = packed_columns(ic) * oc * p.KH * p.KW;
   Workspace packed(p.groups * size * 4);
-  each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, TapGrid& grid, int64_t group) {
-    float* const b = packed.floats() + group * size;
-    pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, b);
-    grid.b = b;
-    run_grid<T>(grid);
+  each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, TapGrid& grid) {
+    grid.b = packed.floats();
+    grid.b_bytes = size * 4;
+    each_group(p, [&](int64_t group) {
+      pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, packed.floats() + group * size);
+      run_grid<T>(grid.of_group(group));
+    });
   });
 }
 

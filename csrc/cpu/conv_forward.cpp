@@ -49,17 +49,18 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  const Route route = conv_route(p, y);
+  const Route route = conv_route(p, oc, y);
   const int64_t size = packed_columns(oc) * rows;
   KeptWorkspace packed(p.kept, hash(0, LANES, oc, rows), p.groups * size * 4);
+  const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        0,
+                     ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
+                     dh, dw};
+  const TapGrid grid{in, packed.floats(), oc,    y,        p.OH,    p.OW, p.OC, 0, 0, 1, 0,
+                     1,  epilogue,        route, p.groups, size * 4};
   each_group(p, [&](int64_t group) {
-    float* const b = packed.floats() + group * size;
-    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, b);
-    const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        group * ic,
-                       ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
-                       dh, dw};
-    TapGrid grid{in, b, oc, y, p.OH, p.OW, p.OC, group * oc, 0, 1, 0, 1, epilogue, route};
-    run_grid<T>(grid);
+    if (!packed.filled())
+      pack_weight(w + group * oc * rows, oc, rows, packed.floats() + group * size);
+    run_grid<T>(grid.of_group(group));
   });
 }
 

@@ -72,9 +72,9 @@ struct InputGrid {
   }
 };
 
-// The grid points of one tile.
+// The grid points of one tile, and the first input channel that they use.
 struct Tile {
-  int64_t image, images, row, rows, col, cols;
+  int64_t image, images, row, rows, col, cols, channel;
 };
 
 enum class Source { direct, padded, gathered };
@@ -96,11 +96,16 @@ struct InputTiles {
   int64_t taps[kMaxTaps];
 
   int64_t count() const { return groups * strips * segments; }
-  Tile tile(int64_t index) const {
+  Tile tile(int64_t index, int64_t group = 0) const {
     const int64_t col = index % segments * cols, row = index / segments % strips * rows;
     const int64_t image = index / segments / strips * images;
-    return {image, clamp(in.N - image, 0, images), row, clamp(in.GH - row, 0, rows),
-            col,   clamp(in.GW - col, 0, cols)};
+    return {image,
+            clamp(in.N - image, 0, images),
+            row,
+            clamp(in.GH - row, 0, rows),
+            col,
+            clamp(in.GW - col, 0, cols),
+            in.a_channel + group * (in.K - in.missing)};
   }
 };
 
@@ -245,7 +250,7 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
 // Where a full image is its own panel.
 template <class P>
 const P* direct_base(const InputTiles& t, const Tile& tile) {
-  const P* a = static_cast<const P*>(t.in.a) + t.in.a_channel;
+  const P* a = static_cast<const P*>(t.in.a) + tile.channel;
   return a + tile.image * t.image_stride + tile.row * t.row_stride + tile.col * t.col_stride;
 }
 
@@ -289,7 +294,8 @@ FASTNN_INLINE void widen_pixels(bfloat16* to, const bfloat16* from, int64_t pixe
 // One row of a padded panel: panel_cols pixels from (row, col) on, zero outside the image. Planes
 // are written side by side, so that the input is read as it lies.
 template <class T, class P>
-void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P* to) {
+void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t channel,
+                 P* to) {
   const InputGrid& in = t.in;
   const int64_t pixel = t.across ? t.images * in.K : t.width, planes = in.K / t.width;
   const bool inside = row >= 0 && row < in.H;
@@ -304,7 +310,7 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P
   };
   zeros(0, first);
   zeros(last, t.panel_cols);
-  const T* from = static_cast<const T*>(in.a) + in.a_channel +
+  const T* from = static_cast<const T*>(in.a) + channel +
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
   if (in.a_pixel == t.width && !t.across && !in.missing)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
@@ -325,9 +331,9 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, P
 // One grid row of a gathered panel. Neighbouring taps are copied together.
 template <class T, class P>
 void gathered_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t cols,
-                   P* to) {
+                   int64_t channel, P* to) {
   const InputGrid& in = t.in;
-  const T* a = static_cast<const T*>(in.a) + in.a_channel + image * in.H * in.W * in.a_pixel;
+  const T* a = static_cast<const T*>(in.a) + channel + image * in.H * in.W * in.a_pixel;
   const bool joined = in.a_pixel == in.K && !in.missing;
   const int64_t padding = t.k - in.K * in.tap_count;
   for (int64_t j = col; j < col + cols; ++j) {
@@ -363,19 +369,19 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
     const int64_t pixel = t.across ? t.images * t.in.K : t.width;
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
       padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
-                     tile.col * t.in.step_w + t.low_w,
+                     tile.col * t.in.step_w + t.low_w, tile.channel,
                      panel + image * t.image_stride + row * t.panel_cols * pixel);
   } else if (row < tile.rows) {
-    gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols,
+    gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols, tile.channel,
                      panel + image * t.image_stride + row * t.row_stride);
   }
 }
 
 // What a kernel reads a tile's input from: the tensor, or this thread's panel, filled unless it is
-// still there from the thread's last task. `call` tells this operator call's panels from others'.
+// still there from the thread's last task. `call` tells this operator call's panels from others',
+// and `index` this tile's.
 template <class T, class P>
-const P* tile_input(const InputTiles& t, int64_t index, int64_t call) {
-  const Tile tile = t.tile(index);
+const P* tile_input(const InputTiles& t, const Tile& tile, int64_t index, int64_t call) {
   if (t.source == Source::direct) return direct_base<P>(t, tile);
   struct alignas(64) Head {
     int64_t call, index;

@@ -36,11 +36,22 @@ struct TapGrid {
   int64_t y_row0, y_row_step, y_col0, y_col_step;  // where grid point (i, j) lies in the output
   ConvEpilogue epilogue;                           // bias and residual offsets are those of y
   Route route;                                     // to y
+  // Groups, each with its own B behind the one before: the grid of the first serves all of them.
+  int64_t groups, b_bytes;
+
+  TapGrid of_group(int64_t group) const {
+    TapGrid own = *this;
+    own.in.a_channel += group * (in.K - in.missing);
+    own.y_channel += group * columns;
+    own.b = static_cast<const char*>(b) + group * b_bytes;
+    return own;
+  }
 };
 
-// Groups write their share of a pixel at different times: lines stay in the caches meanwhile.
-FASTNN_INLINE Route conv_route(const ConvParams& p, const void* y) {
-  return p.groups == 1 ? route_to(y) : Route::through;
+// Groups write their share of a pixel at different times: unless it is whole lines, they stay in
+// the caches meanwhile. `columns` of one group.
+FASTNN_INLINE Route conv_route(const ConvParams& p, int64_t columns, const void* y) {
+  return p.groups == 1 || columns % 32 == 0 ? route_to(y) : Route::through;
 }
 
 // One finished tile: y = relu(tile + bias + residual), row by row.
@@ -98,7 +109,7 @@ void run_grid(TapGrid g) {
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     const Tile tile = t.tile(task / parts);
-    const float* const panel = tile_input<T, float>(t, task / parts, call);
+    const float* const panel = tile_input<T, float>(t, tile, task / parts, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];

@@ -86,12 +86,12 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  const Route route = conv_route(p, y);
+  const Route route = conv_route(p, oc, y);
   const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        0,
                      ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
                      dh, dw,   missing};
-  TapGrid first{in, nullptr, oc, y, p.OH, p.OW, p.OC, 0, 0, 1, 0, 1, epilogue, route};
-  const InputTiles plan = plan_tiles(first);
+  TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, 0, 0, 1, 0, 1, epilogue, route, p.groups, 0};
+  const InputTiles plan = plan_tiles(grid);
   const int64_t size = packed_bytes(padded_to_steps(rows), oc) / 4;
   KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k), p.groups * size * 4);
   const auto* from = static_cast<const bfloat16*>(w);
@@ -104,17 +104,14 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     }
     from = to;
   }
-  each_group(p, [&](int64_t group) {
-    TapGrid grid = first;
-    InputTiles t = plan;
-    t.in.a_channel = grid.in.a_channel = group * real;
-    grid.y_channel = group * oc;
-    float* const b = packed.floats() + group * size;
-    if (!packed.filled())
-      pack_weight(from + group * oc * rows, rows, oc, t, reinterpret_cast<bfloat16*>(b));
-    grid.b = b;
-    run_tiles(grid, t);
-  });
+  if (!packed.filled())
+    each_group(p, [&](int64_t group) {
+      pack_weight(from + group * oc * rows, rows, oc, plan,
+                  reinterpret_cast<bfloat16*>(packed.floats() + group * size));
+    });
+  grid.b = packed.floats();
+  grid.b_bytes = size * 4;
+  run_tiles(grid, plan);
 }
 
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
@@ -131,12 +128,14 @@ void backward_data(const ConvParams& p, const void* g, const void* w, const Conv
   const int64_t size = packed_bytes(padded_to_steps(taps_oc) + 64, ic) / 4;
   Workspace packed(p.groups * size * 4);
   each_phase(p, static_cast<const bfloat16*>(g), epilogue, static_cast<bfloat16*>(grad_input),
-             [&](const Taps& taps, TapGrid& grid, int64_t group) {
-               float* const b = packed.floats() + group * size;
-               grid.b = b;
+             [&](const Taps& taps, TapGrid& grid) {
                const InputTiles t = plan_tiles(grid);
-               pack_transposed(static_cast<const bfloat16*>(w) + group * taps_oc * ic, p, taps, t,
-                               reinterpret_cast<bfloat16*>(b));
+               each_group(p, [&](int64_t group) {
+                 pack_transposed(static_cast<const bfloat16*>(w) + group * taps_oc * ic, p, taps, t,
+                                 reinterpret_cast<bfloat16*>(packed.floats() + group * size));
+               });
+               grid.b = packed.floats();
+               grid.b_bytes = size * 4;
                run_tiles(grid, t);
              });
 }

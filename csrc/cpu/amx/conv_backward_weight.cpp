@@ -61,8 +61,8 @@ struct Plan {
   Tile unit(int64_t index) const {
     const int64_t col = index % col_units * cols, r = index / col_units % row_units * rows;
     const int64_t image = index / col_units / row_units * images;
-    return {image, clamp(in.N - image, 0, images), r, clamp(in.GH - r, 0, rows),
-            col,   clamp(in.GW - col, 0, cols)};
+    return {image, clamp(in.N - image, 0, images), r,           clamp(in.GH - r, 0, rows),
+            col,   clamp(in.GW - col, 0, cols),    in.a_channel};
   }
   // Bytes of the panels per pixel of the output, borders not counted.
   int64_t pixel_bytes() const {

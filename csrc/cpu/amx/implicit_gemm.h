@@ -285,11 +285,13 @@ inline InputTiles plan_tiles(TapGrid& g) {
     const int64_t input = kInputValues / g.in.K, output = kOutputValues / g.columns;
     pixels = clamp((input < output ? input : output) / 32 * 32, 64, pixels);
   }
+  if (g.groups > 1)  // all of a pixel's channels wait in L2 for their group's turn
+    pixels = clamp(8 * kInputValues / g.in.a_pixel, 64, pixels);
   plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, true, true);
   return t;
 }
 
-// The input under a tile, where it lies in one piece that L2 has room for.
+// The input under a tile, of all groups, where it lies in one piece that L2 has room for.
 struct Span {
   const bfloat16* from;
   int64_t count;
@@ -301,10 +303,9 @@ inline Span input_under(const InputTiles& t, const Tile& tile) {
   // Of a single row, the columns.
   const int64_t pixel = in.H == 1 ? tile.col * in.step_w : first * in.W;
   const int64_t count = in.H == 1 ? clamp(in.W - pixel, 0, t.panel_cols) : rows * in.W;
-  if (in.a_pixel != in.K || (in.H > 1 && t.segments > 1) || count * in.K > kNextInput)
-    return {nullptr, 0};
-  return {static_cast<const bfloat16*>(in.a) + (tile.image * in.H * in.W + pixel) * in.K,
-          count * in.K};
+  if ((in.H > 1 && t.segments > 1) || count * in.a_pixel > kNextInput) return {nullptr, 0};
+  return {static_cast<const bfloat16*>(in.a) + (tile.image * in.H * in.W + pixel) * in.a_pixel,
+          count * in.a_pixel};
 }
 
 // The tiles' sums, in order.
@@ -331,29 +332,31 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const int64_t tiles = t.count(), blocks = ceil_div(g.columns, kColumns);
   int64_t parts = 1;
   const int64_t call = new_call(), threads = get_num_threads();
-  while (tiles * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
+  while (tiles * g.groups * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
   // Whole blocks, and all channels: of one group.
   const bool counted = g.epilogue.moments && g.columns % kColumns == 0 && g.columns == g.y_pixel;
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
-  parallel_for_dynamic(tiles * parts, [&](int64_t task) {
-    const int64_t part = task % parts;
-    const Tile tile = t.tile(task / parts);
-    const bfloat16* const panel = tile_input<bfloat16, bfloat16>(t, task / parts, call);
+  parallel_for_dynamic(tiles * g.groups * parts, [&](int64_t task) {
+    const int64_t part = task % parts, group = task / parts % g.groups;
+    const int64_t index = task / parts / g.groups;
+    const TapGrid own = g.of_group(group);
+    const Tile tile = t.tile(index, group);
+    const bfloat16* const panel = tile_input<bfloat16, bfloat16>(t, tile, task / parts, call);
     const PixelBlocks p = pixel_blocks(t, tile);
     const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
     auto* const sums = static_cast<float*>(thread_scratch((p.count() + 3) * per_block, 1));
     auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
-    place_blocks(g, t, tile, p, panel, at, where);
+    place_blocks(own, t, tile, p, panel, at, where);
     shape_tiles(p.rows, steps_of(t).depth);
-    const Task k{g,  t,     tile, p,
-                 at, where, sums, moments ? moments + task / parts * blocks : nullptr};
+    const Task k{own, t, tile, p, at, where, sums, moments ? moments + index * blocks : nullptr};
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
-    const int64_t later = (task + 1) / parts;
-    if (later != task / parts && later < tiles) {
-      const Span next = input_under(t, t.tile(later));
+    if (part + 1 == parts && index + 1 < tiles) {
+      Span next = input_under(t, t.tile(index + 1));
+      next.count /= g.groups;  // a share for each
+      next.from += group * next.count;
       const int64_t steps = ceil_div(p.count(), 2) * steps_of(t).per_tap * t.tap_count;
       meanwhile.input = next_lines(next.from, next.count, (last - first) * steps);
     }

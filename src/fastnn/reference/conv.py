@@ -244,7 +244,9 @@ _CONV = (
     "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32",
     "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
-    # Small groups: sizes from 2 to 16, both strides, rows shorter than a block, groups taken together.
+    # Small groups: sizes from 2 to 32, both strides, rows shorter than a block, groups taken together.
+    "n2c64h9w17_oc64_k3p1g4_f32", "n1c64h7w15_oc64_k3p1g2_relu_res_f32", "n2c32h9w30_oc32_k3s2p1g2_f32",
+    "n3c96h8w9_oc96_k3s2p1g3_bf16", "n1c64h20w20_oc64_k3p8x1d8x1g4_f32", "n20c64h3w4_oc64_k3p1g2_bf16",
     "n2c32h7w9_oc32_k3p1g16_f32", "n2c64h6w14_oc64_k3p1g16_relu_res_f32", "n1c32h9w3_oc32_k3p1g4_f32",
     "n2c64h8w11_oc64_k3s2p1g8_f32", "n2c48h9w8_oc48_k3s2p0g3_f32", "n1c32h40w37_oc32_k5x3p2x1g8_nobias_f32",
     "n3c64h7w7_oc64_k3s1x2p2d2x1g32_f32", "n2c64h9w9_oc64_k3p1g16_bf16",
