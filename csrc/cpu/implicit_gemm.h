@@ -99,7 +99,8 @@ void run_grid(TapGrid g) {
   const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
   const int64_t tasks = 8 * get_num_threads();
   const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, tasks), 4 * MR, 32 * MR);
-  plan_input<T>(t, large ? 32 * MR : some, large ? kLargePanelFloats : kPanelFloats);
+  const int64_t most = clamp(kLargePanelFloats / (g.in.tap_count * g.in.K), 4 * MR, 32 * MR);
+  plan_input<T>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
@@ -115,10 +116,11 @@ void run_grid(TapGrid g) {
     alignas(64) float sums[MR * NR];
     const float* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
-    // A pointwise product over the tensor itself reads every pixel once: all column blocks before
-    // the next pixels, which are brought from memory meanwhile. Elsewhere the panel is in L2, and B
-    // is read once: the next block of it comes from memory meanwhile. A share for each kernel call.
-    const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1;
+    // A pointwise product over the tensor itself, with a B that fits L2, reads every pixel once: all
+    // column blocks before the next pixels, which are brought from memory meanwhile. Elsewhere the
+    // input is in L2, and B is read once for it: the next block of it comes from memory meanwhile.
+    // A share for each kernel call.
+    const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1 && !large;
     const int64_t group = once ? blocks : 1;
     const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)
                                : ceil_div(NR * int64_t{sizeof(float)}, ceil_div(pixels, block_m));

@@ -28,7 +28,7 @@ FASTNN_INLINE void steps(const float* const (&a)[M], int64_t i, const float* b,
 template <int M, int V>
 void product(const float* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
              const float* b, float* tile, Ahead ahead) {
-  constexpr int U = V == 1 ? 4 : 1;  // tiles of one vector have registers for more of B
+  constexpr int U = V == 1 ? 4 : 2;
   vfloat acc[M][V] = {};
   for (int64_t t = 0; t < tap_count; ++t) {
     const float* a[M];

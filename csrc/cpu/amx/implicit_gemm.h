@@ -68,6 +68,16 @@ struct TileMoments {
   float first[kColumns], sum[kColumns], square[kColumns];
 };
 
+// One of 16.
+FASTNN_INLINE void store_half(const float* sums, int64_t at, int64_t channel, const ConvEpilogue& e,
+                              bfloat16* y, Route route) {
+  vfloat value = load(sums);
+  if (e.bias) value += load(e.bias + channel);
+  if (e.residual) value += load(static_cast<const bfloat16*>(e.residual) + at + channel);
+  if (e.relu) value = select(value < 0, vfloat{}, value);
+  store_any(y + at + channel, value, LANES, route);
+}
+
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
 // input of a later task into L2, and finish the rows of the pixel blocks before.
 struct Meanwhile {
@@ -90,6 +100,8 @@ struct Meanwhile {
       const int slot = row < block_rows ? row : row - block_rows + kTile;
       if (count == kColumns)
         store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
+      else if (count == kTile)
+        store_half(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
       else
         store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y,
                    route);
