@@ -42,8 +42,7 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, int64_t c,
         if (j - b * S >= 0 && j - b * S < KW) sum[b] += v * w[j - b * S];
     }
   }
-#pragma GCC unroll 4
-  for (int b = 0; b < B; ++b) finish(sum[b], d, i + b, c, lanes);
+  finish_row(sum, d, i, c, lanes);
 }
 
 // The channels of four outputs are walked before the next four: memory is then read and written in

@@ -53,8 +53,10 @@ FASTNN_INLINE void grouped_block(const ChannelRow<T>& d, int64_t i, int64_t c) {
       }
     }
   }
+  vfloat total[N];
 #pragma GCC unroll 4
-  for (int b = 0; b < N; ++b) finish(sum[b][0] + sum[b][1], d, i + b, c, LANES);
+  for (int b = 0; b < N; ++b) total[b] = sum[b][0] + sum[b][1];
+  finish_row(total, d, i, c, LANES);
 }
 
 template <int G, int KW, int S, class T>

@@ -62,9 +62,11 @@ FASTNN_INLINE void wide_block(const ChannelRow<T>& d, int64_t i, int64_t c) {
           }
         }
     }
+    vfloat total[N];
 #pragma GCC unroll 16
     for (int b = 0; b < N; ++b)
-      finish(kChains == 2 ? sum[b][0] + sum[b][kChains - 1] : sum[b][0], d, i + b, c + v, LANES);
+      total[b] = kChains == 2 ? sum[b][0] + sum[b][kChains - 1] : sum[b][0];
+    finish_row(total, d, i, c + v, LANES);
   }
 }
 

@@ -47,9 +47,23 @@ FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_
   if (e.relu) value = select(value < 0, vfloat{}, value);
   store_any(y + at, value, n, route);
 }
-template <class T>
-FASTNN_INLINE void finish(vfloat value, const ChannelRow<T>& d, int64_t i, int64_t c, int n) {
-  finish(value, *d.e, c, d.at + i * d.step + c, n, d.y, d.route);
+// Channels c to c + n - 1 of outputs i to i + N - 1. Without an epilogue a store is all that is
+// left.
+template <int N, class T>
+FASTNN_INLINE void finish_row(const vfloat (&sum)[N], const ChannelRow<T>& d, int64_t i, int64_t c,
+                              int n) {
+  const int64_t at = d.at + i * d.step + c;
+  const bool plain = !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
+  if (plain && d.step % LANES == 0 && streams(d.y + at, LANES * sizeof(T), d.route)) {
+#pragma GCC unroll 16
+    for (int b = 0; b < N; ++b) stream(d.y + at + b * d.step, sum[b]);
+  } else if (plain) {
+#pragma GCC unroll 16
+    for (int b = 0; b < N; ++b) store(d.y + at + b * d.step, sum[b]);
+  } else {
+#pragma GCC unroll 16
+    for (int b = 0; b < N; ++b) finish(sum[b], *d.e, c, at + b * d.step, n, d.y, d.route);
+  }
 }
 
 // Prefetches what outputs i to i + count - 1 of the next task read first.

@@ -51,21 +51,21 @@ void pack_transposed(const bfloat16* w, const ConvParams& p, const Taps& taps, c
                      bfloat16* packed) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   const int depth = steps_of(t).depth;
-  each_b_tile(taps.count * oc, ic, t, packed,
-              [&](int64_t row, int64_t count, int64_t n, int64_t used, bfloat16* to) {
-                const auto mask = static_cast<__mmask16>((1 << used) - 1);
-                const auto load_row = [&](int64_t i) {
-                  if (i >= count) return vuint{};
-                  const int64_t tap = (row + i) / oc, o = (row + i) % oc;
-                  const bfloat16* from = w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic;
-                  return __builtin_convertvector(
-                      reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, from + n)), vuint);
-                };
-                for (int j = 0; j < depth / 2; ++j) {
-                  const vuint pair = load_row(2 * j) | load_row(2 * j + 1) << 16;
-                  __builtin_memcpy(to + 2 * kTile * j, &pair, sizeof(pair));
-                }
-              });
+  each_b_tile(
+      taps.count * oc, ic, t, packed,
+      [&](int64_t row, int64_t count, int64_t n, int64_t used, bfloat16* to) {
+        const auto mask = static_cast<__mmask16>((1 << used) - 1);
+        const auto load_row = [&](int64_t i) {
+          if (i >= count) return vuint{};
+          const int64_t tap = (row + i) / oc, o = (row + i) % oc;
+          const bfloat16* from = w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic;
+          return from_halves(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, from + n)));
+        };
+        for (int j = 0; j < depth / 2; ++j) {
+          const vuint pair = load_row(2 * j) | load_row(2 * j + 1) << 16;
+          __builtin_memcpy(to + 2 * kTile * j, &pair, sizeof(pair));
+        }
+      });
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,

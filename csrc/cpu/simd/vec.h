@@ -49,7 +49,8 @@ FASTNN_INLINE vuint as_uint(vfloat x) { return reinterpret_cast<vuint>(x); }
 FASTNN_INLINE vfloat as_float(vint x) { return reinterpret_cast<vfloat>(x); }
 FASTNN_INLINE vfloat as_float(vuint x) { return reinterpret_cast<vfloat>(x); }
 
-// Bytes to and from integer lanes; GCC 12 makes lane by lane moves of __builtin_convertvector here.
+// Bytes and halves to and from integer lanes: GCC 12 makes moves lane by lane, or half by half, of
+// __builtin_convertvector here.
 typedef uint8_t vbyte __attribute__((vector_size(LANES)));
 FASTNN_INLINE vint from_bytes(vbyte b) {
 #if defined(FASTNN_ISA_avx512)
@@ -66,6 +67,23 @@ FASTNN_INLINE vbyte to_bytes(vint v) {
   return reinterpret_cast<vbyte>(_mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(v)));
 #else
   return __builtin_convertvector(v, vbyte);
+#endif
+}
+
+FASTNN_INLINE vuint from_halves(vhalf h) {
+#if defined(FASTNN_ISA_avx512)
+  return reinterpret_cast<vuint>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(h)));
+#elif defined(FASTNN_ISA_avx2)
+  return reinterpret_cast<vuint>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
+#else
+  return __builtin_convertvector(h, vuint);
+#endif
+}
+FASTNN_INLINE vhalf to_halves(vuint v) {
+#if defined(FASTNN_ISA_avx512)
+  return reinterpret_cast<vhalf>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(v)));
+#else
+  return __builtin_convertvector(v, vhalf);
 #endif
 }
 
@@ -180,7 +198,7 @@ FASTNN_INLINE vfloat load(const float* p) {
 }
 FASTNN_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-FASTNN_INLINE vfloat widen(vhalf h) { return as_float(__builtin_convertvector(h, vuint) << 16); }
+FASTNN_INLINE vfloat widen(vhalf h) { return as_float(from_halves(h) << 16); }
 FASTNN_INLINE vhalf narrow(vfloat v) {
 #if defined(FASTNN_ISA_amx)
   return reinterpret_cast<vhalf>(_mm512_cvtneps_pbh(v));
@@ -190,7 +208,7 @@ FASTNN_INLINE vhalf narrow(vfloat v) {
   const vuint quiet = bits | 0x400000u;
   const vint nan = v != v;
   const vuint kept = nan ? quiet : rounded;
-  return __builtin_convertvector(kept >> 16, vhalf);
+  return to_halves(kept >> 16);
 #endif
 }
 FASTNN_INLINE vfloat load(const bfloat16* p) {
