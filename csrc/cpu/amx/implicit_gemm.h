@@ -26,6 +26,7 @@ constexpr int64_t kInputValues = 96 << 10;   // under a tile of one tap
 constexpr int64_t kOutputValues = 64 << 10;  // and of all its columns
 constexpr int64_t kPanelValues = 640 << 10;
 constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one's
+constexpr int64_t kFarOutput = 2 << 20;    // values, of which little is in L2
 constexpr int64_t kSliceSteps = 80;        // 160 KiB of B
 constexpr int kColumns = 2 * kTile;        // of a block
 
@@ -78,14 +79,31 @@ FASTNN_INLINE void store_half(const float* sums, int64_t at, int64_t channel, co
   store_any(y + at + channel, value, LANES, route);
 }
 
+// The rows of a residual, or of an output that is not written around the caches, under the next
+// pair of pixel blocks: brought in their order, where finishing them goes block of columns by
+// block.
+struct NextRows {
+  const bfloat16* at;
+  int64_t pitch, columns, rows, per_step, column;
+  FASTNN_INLINED inline void fetch() {
+    for (int64_t i = 0; i < per_step && rows > 0; ++i) {
+      _mm_prefetch(at + column, _MM_HINT_T1);
+      column += 32;
+      if (column >= columns) column = 0, at += pitch, --rows;
+    }
+  }
+};
+
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
-// input of a later task into L2, and finish the rows of the pixel blocks before.
+// input of a later task and the next rows of the output into L2, and finish the rows of the pixel
+// blocks before.
 struct Meanwhile {
   const ConvEpilogue& epilogue;
   bfloat16* y;
   Route route;
   int block_rows;  // of a pixel block; the next one's begin kTile rows on
   NextLines input{};
+  NextRows residual{}, output{};
   const float* sums = nullptr;
   const int64_t* where = nullptr;
   int64_t channel = 0, count = 0;
@@ -139,6 +157,8 @@ struct Meanwhile {
   }
   FASTNN_INLINED inline void step(int64_t finished) {
     input.fetch();
+    residual.fetch();
+    output.fetch();
     finish(finished);
   }
 };
@@ -265,6 +285,24 @@ inline void run_pair(const Task& k, int64_t block, int64_t i, int64_t first, int
   for (int64_t j = 0; j <= two; ++j) meanwhile.repeated[j] = static_cast<int>(k.p.repeated(i + j));
 }
 
+// Columns [begin, end) of the pixels after those of pair i, within so many steps: where the output
+// is one long row of pixels, those of the next task included.
+inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int64_t steps,
+                       Meanwhile& meanwhile) {
+  const TapGrid& g = k.g;
+  if (g.YH != 1 || g.y_col_step != 1 || k.p.lines != 1 || g.YW * g.y_pixel < kFarOutput) return;
+  const int64_t from = k.where[i * kTile] + 2 * k.p.rows * g.y_pixel;
+  const int64_t rows = clamp(g.YW - from / g.y_pixel, 0, 2 * k.p.rows);
+  const int64_t columns = clamp(g.columns, begin, end) - begin;
+  const NextRows next{nullptr, g.y_pixel, columns, rows, rows * columns / 32 / steps + 1, 0};
+  const int64_t at = from + g.y_channel + begin;
+  meanwhile.residual = meanwhile.output = next;
+  meanwhile.residual.at = static_cast<const bfloat16*>(g.epilogue.residual) + at;
+  meanwhile.output.at = static_cast<const bfloat16*>(g.y) + at;
+  if (!g.epilogue.residual) meanwhile.residual.rows = 0;
+  if (g.route == Route::around) meanwhile.output.rows = 0;
+}
+
 // Column blocks [begin, end). As many as have little B together take turns, so that lines of the
 // output that lie side by side are written together; one whose B is larger is cut into slices.
 inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
@@ -279,9 +317,13 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
   for (int64_t group = begin; group < end; group += together)
     for (int64_t first = 0; first < units; first += per_slice) {
       const int64_t n = clamp(units - first, 1, per_slice);
-      for (int64_t i = 0; i < blocks; i += 2)
+      for (int64_t i = 0; i < blocks; i += 2) {
+        if (together > 1)
+          bring_rows(k, i, group * kColumns, clamp(end, 0, group + together) * kColumns,
+                     n * unit * together, meanwhile);
         for (int64_t block = group; block < clamp(end, 0, group + together); ++block)
           run_pair(k, block, i, first, n, single, kept, first + per_slice >= units, meanwhile);
+      }
     }
   meanwhile.finish(meanwhile.rows);
 }
