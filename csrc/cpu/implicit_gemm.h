@@ -116,10 +116,10 @@ void run_grid(TapGrid g) {
     alignas(64) float sums[MR * NR];
     const float* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
-    // A pointwise product over the tensor itself, with a B that fits L2, reads every pixel once: all
-    // column blocks before the next pixels, which are brought from memory meanwhile. Elsewhere the
-    // input is in L2, and B is read once for it: the next block of it comes from memory meanwhile.
-    // A share for each kernel call.
+    // A pointwise product over the tensor itself, with a B that fits L2, reads every pixel once:
+    // all column blocks before the next pixels, which are brought from memory meanwhile. Elsewhere
+    // the input is in L2, and B is read once for it: the next block of it comes from memory
+    // meanwhile. A share for each kernel call.
     const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1 && !large;
     const int64_t group = once ? blocks : 1;
     const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)

@@ -1,6 +1,6 @@
 // The loop nest of ../implicit_gemm.h on AMX tiles: bfloat16 in and out, float32 sums.
 //
-//   task = tile of grid points (conv_input.h) x range of blocks of 32 columns
+//   task = tile of grid points (conv_input.h) x group x range of blocks of 32 columns
 //     for each block of 32 columns: B in pairs, [tap][step][half][depth / 2][16 columns][2]
 //       for each slice of the reduction whose B stays close (kSliceSteps):
 //         for each pair of pixel blocks: 2 x 2 tiles over the slice; sums wait in L2 between slices
