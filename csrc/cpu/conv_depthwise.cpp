@@ -108,7 +108,7 @@ void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilog
                    load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
           }
         }
-        finish(sum, e, c, at + c, lanes, y, Route::through);
+        finish_vector(sum, e, c, at + c, lanes, y, Route::through);
       });
     }
   });
@@ -145,7 +145,7 @@ void backward_data_plain(const ConvParams& p, const T* g, const T* w, const Conv
                    load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
           }
         }
-        finish(sum, e, c, at + c, lanes, grad_input, Route::through);
+        finish_vector(sum, e, c, at + c, lanes, grad_input, Route::through);
       });
     }
   });

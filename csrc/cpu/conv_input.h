@@ -61,6 +61,8 @@ struct InputGrid {
   const int64_t* dw;
   int64_t missing = 0;  // 1 if the last of the K channels is not in the tensor: zero in a panel
 
+  // The first channel of a group, if a_channel is that of the first.
+  int64_t channel_of(int64_t group) const { return a_channel + group * (K - missing); }
   bool pointwise() const {
     return tap_count == 1 && dh[0] == 0 && dw[0] == 0 && step_h == 1 && step_w == 1 && GH == H &&
            GW == W;
@@ -105,7 +107,7 @@ struct InputTiles {
             clamp(in.GH - row, 0, rows),
             col,
             clamp(in.GW - col, 0, cols),
-            in.a_channel + group * (in.K - in.missing)};
+            in.channel_of(group)};
   }
 };
 

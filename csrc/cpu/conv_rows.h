@@ -9,8 +9,7 @@
 #pragma once
 
 #include "core/allocator.h"
-#include "cpu/simd/vec.h"
-#include "ops/conv.h"
+#include "cpu/conv_epilogue.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -38,15 +37,6 @@ struct ChannelRow {
   }
 };
 
-// Channels c to c + n - 1 of an output, which lie at y + at.
-template <class T>
-FASTNN_INLINE void finish(vfloat value, const ConvEpilogue& e, int64_t c, int64_t at, int n, T* y,
-                          Route route) {
-  if (e.bias) value += load_any(e.bias + c, n);
-  if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
-  if (e.relu) value = select(value < 0, vfloat{}, value);
-  store_any(y + at, value, n, route);
-}
 // Channels c to c + n - 1 of outputs i to i + N - 1. Without an epilogue a store is all that is
 // left.
 template <int N, class T>
@@ -62,7 +52,7 @@ FASTNN_INLINE void finish_row(const vfloat (&sum)[N], const ChannelRow<T>& d, in
     for (int b = 0; b < N; ++b) store(d.y + at + b * d.step, sum[b]);
   } else {
 #pragma GCC unroll 16
-    for (int b = 0; b < N; ++b) finish(sum[b], *d.e, c, at + b * d.step, n, d.y, d.route);
+    for (int b = 0; b < N; ++b) finish_vector(sum[b], *d.e, c, at + b * d.step, n, d.y, d.route);
   }
 }
 

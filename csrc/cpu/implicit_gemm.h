@@ -17,6 +17,7 @@
 // blocking.
 #pragma once
 
+#include "cpu/conv_epilogue.h"
 #include "cpu/conv_input.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
@@ -41,7 +42,7 @@ struct TapGrid {
 
   TapGrid of_group(int64_t group) const {
     TapGrid own = *this;
-    own.in.a_channel += group * (in.K - in.missing);
+    own.in.a_channel = in.channel_of(group);
     own.y_channel += group * columns;
     own.b = static_cast<const char*>(b) + group * b_bytes;
     return own;
@@ -63,11 +64,8 @@ FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t
     const int64_t at = where[r] + channel;
     for (int v = 0; v * LANES < count; ++v) {
       const int n = count - v * LANES < LANES ? static_cast<int>(count - v * LANES) : LANES;
-      vfloat value = load(tile + r * width + v * LANES);
-      if (e.bias) value += load_any(e.bias + channel + v * LANES, n);
-      if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at + v * LANES, n);
-      if (e.relu) value = select(value < 0, vfloat{}, value);
-      store_any(y + at + v * LANES, value, n, route);
+      finish_vector(load(tile + r * width + v * LANES), e, channel + v * LANES, at + v * LANES, n,
+                    y, route);
     }
   }
 }

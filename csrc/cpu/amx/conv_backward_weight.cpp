@@ -23,8 +23,8 @@
 #include "cpu/amx/tiles.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
-#include "ops/slots.h"
 #include "cpu/simd/transpose.h"
+#include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {

@@ -69,16 +69,6 @@ struct TileMoments {
   float first[kColumns], sum[kColumns], square[kColumns];
 };
 
-// One of 16.
-FASTNN_INLINE void store_half(const float* sums, int64_t at, int64_t channel, const ConvEpilogue& e,
-                              bfloat16* y, Route route) {
-  vfloat value = load(sums);
-  if (e.bias) value += load(e.bias + channel);
-  if (e.residual) value += load(static_cast<const bfloat16*>(e.residual) + at + channel);
-  if (e.relu) value = select(value < 0, vfloat{}, value);
-  store_any(y + at + channel, value, LANES, route);
-}
-
 // The rows of a residual, or of an output that is not written around the caches, under the next
 // pair of pixel blocks: brought in their order, where finishing them goes block of columns by
 // block.
@@ -119,7 +109,8 @@ struct Meanwhile {
       if (count == kColumns)
         store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
       else if (count == kTile)
-        store_half(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
+        finish_vector(load(sums + slot * kColumns), epilogue, channel, where[slot] + channel, LANES,
+                      y, route);
       else
         store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y,
                    route);
