@@ -45,17 +45,23 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
          copy(m2, x.device(), from + C, x.device(), bytes, true);
 }
 
+void check_epilogue(const Array& input, const std::string& activation, const Array* residual) {
+  check(activation.empty() || activation == "relu",
+        "batch_norm: activation expects None or 'relu', got '", activation, "'");
+  check(!residual || residual->shape() == input.shape(),
+        "batch_norm: residual expects the input's shape ", input.shape().str(), ", got ",
+        residual ? residual->shape().str() : "");
+}
+
 }  // namespace
 
-Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
-                  const Array* weight, const Array* bias, bool training, double factor, double eps,
-                  const std::string& activation, const Array* residual) {
+BatchStatistics batch_norm_statistics(const Array& input, const Array* running_mean,
+                                      const Array* running_var, const Array* weight,
+                                      const Array* bias, bool training, double factor, double eps) {
   const char* op = "batch_norm";
   check_floating(op, "input", input);
   check(input.rank() == 2 || input.rank() == 4, op,
         ": input expects shape (N, C) or (N, C, H, W), got ", input.shape().str());
-  check(activation.empty() || activation == "relu", op,
-        ": activation expects None or 'relu', got '", activation, "'");
   check(eps >= 0, op, ": eps expects a value >= 0, got ", eps);
   const NormShape s = pixels_of(input, false);
   check(training || (running_mean && running_var), op,
@@ -71,26 +77,20 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   const Array w = floats(op, "weight", weight, s.C), b = floats(op, "bias", bias, s.C);
   const Array old_mean = floats(op, "running_mean", running_mean, s.C);
   const Array old_var = floats(op, "running_var", running_var, s.C);
-  Array r;
-  if (residual) {
-    check(residual->shape() == input.shape(), op, ": residual expects the input's shape ",
-          input.shape().str(), ", got ", residual->shape().str());
-    r = canonical(astype(*residual, input.dtype()));
-  }
   for (const Array* running : {&old_mean, &old_var})
     check(!training || !running->defined() || running->storage()->writable, op,
           ": running statistics are read-only");
 
   const Array x = canonical(input);
-  Normed out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0)};
+  BatchStatistics out{constant(s.C, 0), constant(s.C, 0), empty({s.C}), empty({s.C})};
   float* mean = out.mean.data<float>();
-  Array m2 = constant(training ? s.C : 0, 0), scale = empty({s.C}), shift = empty({s.C});
+  Array m2 = constant(training ? s.C : 0, 0);
   const NormSlots& slots = kernels().norm;
   if (training && s.P && !kept_moments(x, s.C, mean, m2.data<float>()))
     slots.channel_moments(s, x.raw(), mean, m2.data<float>());
   slots.finish_batch({training, static_cast<double>(s.P), factor, eps, m2.data<float>(),
                       pointer(old_mean), pointer(old_var), pointer(w), pointer(b), mean,
-                      out.invstd.data<float>(), scale.data<float>(), shift.data<float>()},
+                      out.invstd.data<float>(), pointer(out.scale), pointer(out.shift)},
                      s.C);
   if (training && running_mean && s.P) {
     // A strided running_mean was copied; ours to write back either way.
@@ -99,10 +99,30 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
     ++running_mean->storage()->version;
     ++running_var->storage()->version;
   }
-  if (x.count())
-    slots.channel_apply(s, x.raw(), mean, pointer(scale), pointer(shift),
-                        residual ? r.raw() : nullptr, activation == "relu", out.y.raw());
   return out;
+}
+
+Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
+                       const std::string& activation, const Array* residual) {
+  check_epilogue(input, activation, residual);
+  Array r;
+  if (residual) r = canonical(astype(*residual, input.dtype()));
+  const Array x = canonical(input);
+  Array y = empty(x.shape(), x.dtype());
+  if (x.count())
+    kernels().norm.channel_apply(pixels_of(x, false), x.raw(), pointer(statistics.mean),
+                                 pointer(statistics.scale), pointer(statistics.shift),
+                                 residual ? r.raw() : nullptr, activation == "relu", y.raw());
+  return y;
+}
+
+Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
+                  const Array* weight, const Array* bias, bool training, double factor, double eps,
+                  const std::string& activation, const Array* residual) {
+  check_epilogue(input, activation, residual);  // before running statistics change
+  const BatchStatistics s =
+      batch_norm_statistics(input, running_mean, running_var, weight, bias, training, factor, eps);
+  return {batch_norm_apply(input, s, activation, residual), s.mean, s.invstd};
 }
 
 NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,

@@ -67,8 +67,20 @@ struct NormGrads {
   Array input, weight, bias, residual;  // undefined where not asked for
 };
 
+// What a batch norm does to each channel: (x - mean) * scale + shift. The backward needs invstd.
+struct BatchStatistics {
+  Array mean, invstd, scale, shift;  // (C,), float32
+};
+
 // input (N, C) or (N, C, H, W). With `training` the batch's moments are used and, where running_*
 // are given, mixed into them: running += factor * (new - running), variance unbiased.
+BatchStatistics batch_norm_statistics(const Array& input, const Array* running_mean,
+                                      const Array* running_var, const Array* weight,
+                                      const Array* bias, bool training, double factor, double eps);
+// activation((x - mean) * scale + shift + residual); `activation` is "" or "relu".
+Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
+                       const std::string& activation, const Array* residual);
+// Both at once.
 Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual);

@@ -162,6 +162,18 @@ class Node:
     def __repr__(self) -> str:
         return f"<{self.name} backward>"
 
+    def changed(self) -> tuple[Any, int] | None:
+        """The first saved array that was changed in place since, and its version then."""
+        for value, version in zip(self.saved or (), self.versions, strict=False):
+            if version is not None and value.version != version:
+                return value, version
+        return None
+
+    def become(self, other: Node) -> None:
+        """Computes what ``other`` does from now on, in its own place and with its own hooks."""
+        self.name, self.inputs, self.needs = other.name, other.inputs, other.needs
+        self.saved, self.versions, self.backward = other.saved, other.versions, other.backward
+
     def run(self, grads: list[Any], so_far: Any = None) -> tuple[Any, ...]:
         """Gradients of the inputs, given those of the outputs; the first plus ``so_far``."""
         if self.saved is None:
@@ -169,13 +181,13 @@ class Node:
                 f"{self.name}: backward ran a second time through a graph whose saved tensors "
                 "were freed; call backward(retain_graph=True) the first time"
             )
-        for value, version in zip(self.saved, self.versions, strict=True):
-            if version is not None and value.version != version:
-                raise RuntimeError(
-                    f"{self.name}: a tensor of shape {value.shape} needed for the gradient was "
-                    f"changed in place (version {value.version}, expected {version}); "
-                    "change a .clone() of it instead"
-                )
+        if (changed := self.changed()) is not None:
+            value, version = changed
+            raise RuntimeError(
+                f"{self.name}: a tensor of shape {value.shape} needed for the gradient was "
+                f"changed in place (version {value.version}, expected {version}); "
+                "change a .clone() of it instead"
+            )
         grad_output = grads[0] if self.outputs == 1 else tuple(grads)
         more = () if so_far is None else (so_far,)
         found = self.backward(self.saved, grad_output, self.needs, *more)

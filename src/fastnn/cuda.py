@@ -15,7 +15,7 @@ import fastnn._core as _core
 from fastnn import device as _device
 from fastnn.device import cuda_module, index_of
 from fastnn.optim import optimizer
-from fastnn.tensor import Tensor
+from fastnn.tensor import Tensor, settle
 
 
 def is_available() -> bool:
@@ -184,6 +184,7 @@ class graph:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
+            settle()
             self._graph = self._module.end_capture()
         else:
             self._module.abandon_capture()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -20,6 +21,15 @@ from fastnn import device as _device
 from fastnn.dtypes import DType, as_dtype, bfloat16, float32
 
 Array = _core.Array
+
+# Tensors whose values are still to be computed from other tensors' (functional/deferred.py).
+waiting: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+
+def settle() -> None:
+    """Computes the values of all waiting tensors, before memory can change unnoticed."""
+    for tensor in list(waiting.values()):
+        tensor._array  # noqa: B018 (reading it computes it)
 
 
 class Tensor:
@@ -154,6 +164,7 @@ class Tensor:
 
     def data_ptr(self) -> int:
         """Address of the first element."""
+        settle()
         self._array.forget_kept()
         return self._array.pointer
 
@@ -171,6 +182,7 @@ class Tensor:
         return _to_numpy(self._array)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        settle()
         out = _to_numpy(_core.to_device(self._array, _device.CPU))
         if dtype is not None and np.dtype(dtype) != out.dtype:
             if copy is False:
@@ -312,6 +324,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory outside the tape."""
+        settle()  # NumPy can write to what it gets from here
         return Tensor._wrap(self._array)
 
     def backward(

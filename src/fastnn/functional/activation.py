@@ -6,6 +6,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import record
+from fastnn.functional.deferred import Deferred
 from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
@@ -34,6 +35,8 @@ def relu(input: Tensor) -> Tensor:
     References:
         Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
     """
+    if isinstance(input, Deferred) and (joined := input.activated(relu)) is not None:
+        return joined
     output = _core.relu(input._array)
     return record("relu", output, (input,), (output,), _relu_backward)
 

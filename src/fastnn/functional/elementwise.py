@@ -15,6 +15,7 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import record
+from fastnn.functional.deferred import Deferred
 from fastnn.tensor import Tensor
 
 __all__ = [
@@ -105,6 +106,10 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1) ->
         ValueError: the shapes do not broadcast, or a number does not fit the dtype.
         TypeError: an operand is neither a tensor nor a number.
     """
+    if alpha == 1:
+        for one, more in ((input, other), (other, input)):
+            if isinstance(one, Deferred) and (joined := one.plus(more, add)) is not None:
+                return joined
     return _scaled("add", input, other, alpha)
 
 

@@ -6,22 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import no_grad, record
+from fastnn.autograd import is_grad_enabled, no_grad, record
+from fastnn.functional.deferred import Deferred, array_of, like, record_batch_norm
 from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"]
-
-
-def _array(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor._array
-
-
-def _like(grad: Any, parameter: Any) -> Any:
-    """A gradient in its operand's dtype; itself if it has it, so that nobody else holds it."""
-    if parameter is None or grad is None or grad.dtype == parameter.dtype:
-        return None if parameter is None else grad
-    return _core.astype(grad, parameter.dtype)
 
 
 def batch_norm(
@@ -56,6 +46,8 @@ def batch_norm(
     Returns:
         A tensor of the input's shape and dtype. Moments are computed and kept in float32, in two
         passes over chunks that are merged by Chan's formula; no cancellation for far-off means.
+        While gradients are recorded the values are computed when first used, so that a
+        :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
 
     Raises:
         ValueError: shapes do not fit, one value per channel when training, or no running
@@ -71,35 +63,16 @@ def batch_norm(
             activation=activation, residual=flat,
         )  # fmt: skip
         return squeeze(out, 2)
+    arrays = (input._array, *map(array_of, (running_mean, running_var, weight, bias)))
+    inputs = (input, weight, bias, residual)
+    if activation is None and residual is None and not input.is_leaf and is_grad_enabled():
+        return Deferred(
+            inputs, _core.batch_norm_statistics(*arrays, training, momentum, eps), training
+        )
     result = _core.batch_norm(
-        input._array, _array(running_mean), _array(running_var), _array(weight), _array(bias),
-        training, momentum, eps, activation or "", _array(residual),
-    )  # fmt: skip
-    saved = (
-        input._array,
-        bool(activation),
-        result.y if activation and residual is not None else None,
-        _array(weight),
-        _array(bias),
-        _array(residual),
-        result.mean,
-        result.invstd,
-        training,
+        *arrays, training, momentum, eps, activation or "", array_of(residual)
     )
-    return record("batch_norm", result.y, (input, weight, bias, residual), saved, _batch_backward)
-
-
-def _batch_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, relu, y, weight, bias, residual, mean, invstd, training = saved
-    grads = _core.batch_norm_backward(
-        grad_output, x, relu, y, weight, bias, mean, invstd, training, needs[3]
-    )
-    return (
-        grads.input,
-        _like(grads.weight, weight),
-        _like(grads.bias, bias),
-        _like(grads.residual, residual) if needs[3] else None,
-    )
+    return record_batch_norm(result.y, inputs, bool(activation), result, training)
 
 
 def group_norm(
@@ -136,9 +109,9 @@ def _grouped(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Group norm, and the moments it used: ``.mean`` and ``.invstd`` of shape (N, num_groups)."""
-    result = _core.group_norm(input._array, num_groups, _array(weight), _array(bias), eps)
+    result = _core.group_norm(input._array, num_groups, array_of(weight), array_of(bias), eps)
     saved = (
-        input._array, num_groups, _array(weight), _array(bias), result.mean, result.invstd,
+        input._array, num_groups, array_of(weight), array_of(bias), result.mean, result.invstd,
     )  # fmt: skip
     return record("group_norm", result.y, (input, weight, bias), saved, _group_backward), result
 
@@ -146,7 +119,7 @@ def _grouped(
 def _group_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     x, groups, weight, bias, mean, invstd = saved
     grads = _core.group_norm_backward(grad_output, x, groups, weight, mean, invstd)
-    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
+    return grads.input, like(grads.weight, weight), like(grads.bias, bias)
 
 
 def instance_norm(
@@ -244,9 +217,9 @@ def layer_norm(
     for argument, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.shape != shape:
             raise ValueError(f"layer_norm: {argument} expects shape {shape}, got {value.shape}")
-    result = _core.layer_norm(input._array, len(shape), _array(weight), _array(bias), eps)
+    result = _core.layer_norm(input._array, len(shape), array_of(weight), array_of(bias), eps)
     saved = (
-        input._array, len(shape), _array(weight), _array(bias), result.mean, result.invstd,
+        input._array, len(shape), array_of(weight), array_of(bias), result.mean, result.invstd,
     )  # fmt: skip
     return record("layer_norm", result.y, (input, weight, bias), saved, _layer_backward)
 
@@ -254,7 +227,7 @@ def layer_norm(
 def _layer_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     x, dims, weight, bias, mean, invstd = saved
     grads = _core.layer_norm_backward(grad_output, x, dims, weight, mean, invstd)
-    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
+    return grads.input, like(grads.weight, weight), like(grads.bias, bias)
 
 
 def local_response_norm(

@@ -1,0 +1,356 @@
+"""Batch norms that wait for a ReLU or a sum: fewer passes, and nothing else to be seen."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from harness import PROPERTY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastnn
+from fastnn import nn
+from fastnn.functional.deferred import Deferred
+from fastnn.nn import functional as F
+
+SHAPE = (3, 8, 5, 7)
+
+
+class Net:
+    """Two activations of one input, batch norms between convolutions, and a fixed loss."""
+
+    def __init__(self, dtype=fastnn.float32):
+        fastnn.manual_seed(3)
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.bn.bias.detach().copy_(fastnn.randn(8))
+        self.x = fastnn.randn(3, 4, 5, 7)
+        self.weigh = fastnn.randn(*SHAPE)
+        self.parameters = [*self.conv.parameters(), *self.bn.parameters()]
+        self.dtype = dtype
+
+    def activation(self):
+        return self.conv(self.x).to(self.dtype)
+
+    def norm(self):
+        return self.bn(self.activation())
+
+    def gradients(self, out):
+        for p in self.parameters:
+            p.grad = None
+        (out.to(fastnn.float32) * self.weigh).sum().backward()
+        return [p.grad.numpy().copy() for p in self.parameters]
+
+
+def settled(t):
+    """The tensor after somebody has looked at its values and at its place on the tape."""
+    assert t.grad_fn is not None
+    t.detach()
+    return t
+
+
+def values(t):
+    return t.detach().to(fastnn.float32).numpy().copy()
+
+
+def name(t):
+    return t._node.name
+
+
+STEP = st.tuples(
+    st.sampled_from(["norm", "norm", "relu", "relu", "add", "add", "scale", "hook", "read"]),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+
+
+OPERATORS = {
+    "norm": lambda net, a, b: F.batch_norm(a, None, None, net.bn.weight, net.bn.bias, True),
+    "relu": lambda net, a, b: F.relu(a),
+    "add": lambda net, a, b: a + b,
+    "scale": lambda net, a, b: a * 0.5,
+}
+
+
+def run(program, wanted):
+    """Values, gradients of some tensors and of the parameters, and what hooks saw."""
+    net = Net()
+    known, seen = [net.activation()], []
+    for kind, i, j in program:
+        a, b = known[-1 - i % len(known)], known[-1 - j % len(known)]  # mostly recent ones
+        if kind == "hook":
+            place = len(seen)
+            seen.append([])
+            a.register_hook(lambda g, place=place: seen[place].append(values(g)))
+        elif kind == "read":
+            a.sum().item()
+        else:
+            known.append(OPERATORS[kind](net, a, b))
+    loss = (known[-1] * net.weigh).sum() + (known[len(known) // 2] * net.weigh).sum()
+    asked = [known[w % len(known)] for w in wanted]
+    grads = fastnn.grad(loss, asked, retain_graph=True, allow_unused=True) if asked else ()
+    loss.backward()
+    return [
+        *[values(t) for t in known],
+        *[np.zeros(1) if g is None else values(g) for g in grads],
+        *[values(p.grad) for p in net.parameters if p.grad is not None],
+        *[g for one in seen for g in one],
+    ]
+
+
+@settings(PROPERTY, max_examples=400)
+@given(
+    program=st.lists(STEP, min_size=2, max_size=14), wanted=st.lists(st.integers(0, 14), max_size=3)
+)
+def test_random_programs_do_not_notice(program, wanted):
+    got = run(program, wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Deferred, "_can_join", lambda self: False)
+        plain = run(program, wanted)
+    assert len(got) == len(plain)
+    for a, b in zip(got, plain, strict=True):
+        # Not exact: a sum that waits is rounded once, a gradient adds up in another order, and a
+        # value at the edge of a relu may fall on its other side.
+        assert np.mean(np.abs(a - b) > 1e-3 * (np.abs(b).max() + 1)) <= 0.01, (a, b)
+
+
+@pytest.mark.parametrize("dtype", [fastnn.float32, fastnn.bfloat16])
+@pytest.mark.parametrize(
+    "relu", [F.relu, nn.ReLU(), lambda t: t.relu()], ids=["function", "module", "method"]
+)
+def test_relu_is_one_operator_with_the_same_bits(relu, dtype):
+    net = Net(dtype)
+    fused, plain = relu(net.norm()), relu(settled(net.norm()))
+    assert (name(fused), name(plain)) == ("batch_norm", "relu")
+    np.testing.assert_array_equal(values(fused), values(plain))
+    for a, b in zip(net.gradients(fused), net.gradients(plain), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def additions(t, z):
+    def augmented():
+        out = t
+        out += z
+        return out
+
+    return {"t + z": lambda: t + z, "z + t": lambda: z + t, "t += z": augmented}
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("written", ["t + z", "z + t", "t += z"])
+def test_a_sum_joins_too(written, relu):
+    def run(look):
+        net = Net()
+        z = net.activation() * 2
+        out = additions(look(net.norm()), z)[written]()
+        out = F.relu(look(out)) if relu else out
+        return out, net
+
+    (fused, net), (plain, other) = run(lambda t: t), run(settled)
+    assert name(fused) == "batch_norm"
+    assert name(plain) == ("relu" if relu else "add")
+    np.testing.assert_allclose(values(fused), values(plain), rtol=1e-6, atol=1e-6)
+    for a, b in zip(net.gradients(fused), other.gradients(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_two_norms_in_one_sum():
+    net, second = Net(), nn.BatchNorm2d(8)
+
+    def run(look):
+        h = net.activation()
+        return F.relu(look(net.bn(h)) + look(second(h * 3)))
+
+    fused, plain = run(lambda t: t), run(settled)
+    assert name(fused) == "batch_norm"
+    np.testing.assert_allclose(values(fused), values(plain), rtol=1e-6, atol=1e-6)
+    for a, b in zip(net.gradients(fused), net.gradients(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_shape_and_kind_are_known_without_the_values():
+    t = Net(fastnn.bfloat16).norm()
+    assert (t.shape, t.ndim, t.dtype, t.device) == (SHAPE, 4, fastnn.bfloat16, "cpu")
+    assert t.size(1) == 8 and not t.is_cuda and not t.is_leaf and t.requires_grad
+    assert name(F.relu(t)) == "batch_norm"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        t.nothing  # noqa: B018
+
+
+def test_a_hook_set_before_or_after_sees_the_gradient():
+    seen = []
+    for early in (True, False):
+        net = Net()
+        t = net.norm()
+        if early:
+            t.register_hook(lambda g: seen.append(values(g)))
+        out = F.relu(t)
+        if not early:
+            t.register_hook(lambda g: seen.append(values(g)))
+        net.gradients(out)
+        expected = np.where(values(t) > 0, values(net.weigh), 0)
+        np.testing.assert_array_equal(seen.pop(), expected)
+    assert not seen
+
+
+def test_a_hook_may_replace_the_gradient():
+    net = Net()
+    t = net.norm()
+    out = F.relu(t)
+    t.register_hook(lambda g: g * 0)
+    assert all((g == 0).all() for g in net.gradients(out))
+
+
+def test_gradients_of_every_step_of_a_chain():
+    net = Net()
+    z = net.activation() * 2
+    t = net.norm()
+    s = t + z
+    out = F.relu(s)
+    got = fastnn.grad((out * net.weigh).sum(), [t, s, z, out], retain_graph=True)
+    masked = np.where(values(s) > 0, values(net.weigh), 0)
+    for g, expected in zip(got, [masked, masked, masked, values(net.weigh)], strict=True):
+        np.testing.assert_array_equal(values(g), expected)
+
+
+@pytest.mark.parametrize("first", ["t", "s"])
+def test_the_order_of_looking_does_not_matter(first):
+    net = Net()
+    z = net.activation() * 2
+    t = net.norm()
+    s = t + z
+    out = F.relu(s)
+    seen = {"t": [], "s": []}
+    order = [("t", t), ("s", s)] if first == "t" else [("s", s), ("t", t)]
+    for key, tensor in order:
+        tensor.register_hook(lambda g, key=key: seen[key].append(values(g)))
+    net.gradients(out)
+    masked = np.where(values(s) > 0, values(net.weigh), 0)
+    for key in seen:
+        assert len(seen[key]) == 1
+        np.testing.assert_array_equal(seen[key][0], masked)
+
+
+def test_more_than_one_use():
+    def run(look):
+        net = Net()
+        t = look(net.norm())
+        return net.gradients(F.relu(t) + t * 2 + F.relu(t) * t)
+
+    for a, b in zip(run(lambda t: t), run(settled), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_retained_gradient_and_graph():
+    net = Net()
+    t = net.norm()
+    out = F.relu(t)
+    t.retain_grad()
+    loss = (out * net.weigh).sum()
+    loss.backward(retain_graph=True)
+    once = values(t.grad)
+    loss.backward()
+    np.testing.assert_array_equal(values(t.grad), 2 * once)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_values_after_the_step():
+    net = Net()
+    t = net.norm()
+    net.gradients(F.relu(t))
+    with fastnn.no_grad():
+        expected = values(
+            F.batch_norm(net.activation(), None, None, net.bn.weight, net.bn.bias, True)
+        )
+        net.bn.weight.copy_(fastnn.randn(8))  # an optimizer's step
+    np.testing.assert_array_equal(values(t), expected)
+
+
+def test_running_statistics_move_once_and_at_once():
+    net = Net()
+    t = net.norm()
+    moved = values(net.bn.running_mean)
+    assert np.abs(moved).max() > 0
+    F.relu(t)
+    F.relu(t)
+    settled(t)
+    np.testing.assert_array_equal(values(net.bn.running_mean), moved)
+    assert net.bn.num_batches_tracked.item() == 1
+
+
+def test_a_changed_input_is_refused_or_harmless():
+    net = Net()
+    h = net.activation()
+    t = net.bn(h)
+    with fastnn.no_grad():
+        h.mul_(2)
+    with pytest.raises(RuntimeError, match="batch_norm: .*changed in place before"):
+        F.relu(t)
+    h = net.activation()
+    t = net.bn(h)
+    expected = values(settled(net.bn(h)))
+    h.detach().numpy()[:] = 0  # what a view shows has been computed by then
+    np.testing.assert_array_equal(values(t), expected)
+
+
+def test_a_weight_changed_between_is_refused_in_the_backward():
+    net = Net()
+    t = net.norm()
+    with fastnn.no_grad():
+        net.bn.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        net.gradients(F.relu(t))
+
+
+def test_without_recording_nothing_waits():
+    net = Net()
+    with fastnn.no_grad():
+        assert type(net.norm()) is fastnn.Tensor
+    assert type(net.bn(fastnn.randn(*SHAPE))) is fastnn.Tensor  # a leaf may change at any time
+    t = net.norm()
+    with fastnn.no_grad():
+        out = F.relu(t)
+    assert not out.requires_grad
+    np.testing.assert_array_equal(values(out), np.maximum(values(t), 0))
+
+
+def test_sums_that_do_not_fit_are_plain():
+    net = Net()
+    for other in (
+        fastnn.randn(*SHAPE),  # a leaf
+        net.activation().to(fastnn.bfloat16),
+        net.activation()[:, :1],
+        1.5,
+    ):
+        t = net.norm()
+        added = values(other) if isinstance(other, fastnn.Tensor) else other
+        np.testing.assert_allclose(values(t + other), values(t) + added, rtol=1e-6)
+    t = net.norm()
+    np.testing.assert_array_equal(values(t + t), 2 * values(t))
+    t = net.norm()
+    z = net.activation()
+    np.testing.assert_allclose(values(F.add(t, z, alpha=2)), values(t) + 2 * values(z), rtol=1e-6)
+
+
+def test_what_nobody_keeps_is_freed():
+    net = Net()
+    t = net.norm()
+    s = t + net.activation()
+    out = F.relu(s)
+    held = [weakref.ref(t), weakref.ref(s)]
+    gc.disable()
+    try:
+        del t, s
+        assert [r() for r in held] == [None, None]
+    finally:
+        gc.enable()
+    net.gradients(out)
+
+
+def test_bad_input_is_refused_at_once():
+    with pytest.raises(ValueError, match="weight expects 8 values"):
+        F.batch_norm(Net().activation(), None, None, fastnn.ones(3), None, True)
+    with pytest.raises(ValueError, match="running_mean and running_var are needed"):
+        F.batch_norm(Net().activation(), None, None, training=False)
