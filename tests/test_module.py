@@ -334,7 +334,7 @@ def test_sequences_fuse_relu_and_give_the_same_numbers(monkeypatch):
     plain.fuse = False
     alone, y, grads = _count(monkeypatch, fused, x)
     all_of_them, want, wanted = _count(monkeypatch, plain, x)
-    assert (alone, all_of_them) == (1, 4)
+    assert (alone, all_of_them) == (1, 2)  # recorded batch norms wait for their ReLU anyway
     assert np.array_equal(y, want)
     for got, expected in zip(grads, wanted, strict=True):
         assert np.array_equal(got, expected)

@@ -68,8 +68,8 @@ Array as_strided(const Array& x, const Dims& shape, const Dims& strides, int64_t
 // checked by functional/view.py.
 Array reshape(const Array& x, const Dims& shape) {
   if (element_count(shape) != x.count())
-    throw ValueError(text("reshape: shape ", shape.str(), " is invalid for a tensor of shape ",
-                          x.shape().str(), " with ", x.count(), " elements"));
+    throw ValueError(text("reshape: shape ", shape, " is invalid for a tensor of shape ", x.shape(),
+                          " with ", x.count(), " elements"));
   const Array dense = ops::row_major(x);
   const Array flat = dense.view(dense.offset(), shape, row_major_strides(shape));
   return flat;

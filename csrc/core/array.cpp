@@ -24,26 +24,23 @@ bool Dims::operator==(const Dims& other) const {
   return rank_ == other.rank_ && std::equal(begin(), end(), other.begin());
 }
 
-std::string Dims::str() const {
-  std::string out = "(";
-  for (int i = 0; i < rank_; ++i) {
-    if (i) out += ", ";
-    out += std::to_string(values_[i]);
-  }
-  return out + (rank_ == 1 ? ",)" : ")");
+std::ostream& operator<<(std::ostream& out, const Dims& dims) {
+  out << "(";
+  for (int i = 0; i < dims.rank_; ++i) out << (i ? ", " : "") << dims.values_[i];
+  return out << (dims.rank_ == 1 ? ",)" : ")");
 }
 
 int64_t element_count(const Dims& shape) {
   int64_t count = 1;
   bool zero = false;
   for (int64_t size : shape) {
-    check(size >= 0, "expected sizes >= 0, got shape ", shape.str());
+    check(size >= 0, "expected sizes >= 0, got shape ", shape);
     zero = zero || size == 0;
   }
   if (zero) return 0;
   for (int64_t size : shape) {
     check<MemoryError>(size <= (int64_t{1} << 59) / count, "cannot allocate a tensor of shape ",
-                       shape.str(), ": its size exceeds 2^59 elements");
+                       shape, ": its size exceeds 2^59 elements");
     count *= size;
   }
   return count;

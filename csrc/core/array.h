@@ -35,7 +35,7 @@ class Dims {
   bool operator==(const Dims& other) const;
   bool operator!=(const Dims& other) const { return !(*this == other); }
   // "(8, 32, 56, 56)"
-  std::string str() const;
+  friend std::ostream& operator<<(std::ostream& out, const Dims& dims);
 
  private:
   int rank_ = 0;

@@ -13,7 +13,7 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
                                  T* y, Route route) {
   if (e.bias) value += load_any(e.bias + c, n);
   if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
-  if (e.relu) value = select(value < 0, vfloat{}, value);
+  if (e.relu) value = vmax(vfloat{}, value);  // NaN stays
   store_any(y + at, value, n, route);
 }
 

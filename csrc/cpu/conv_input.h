@@ -28,7 +28,6 @@ constexpr int kMaxTaps = 1024;
 FASTNN_INLINE int64_t clamp(int64_t x, int64_t lowest, int64_t highest) {
   return x < lowest ? lowest : (x > highest ? highest : x);
 }
-FASTNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // body(group) for all groups: of many groups, each is a task, and its loops run on one thread.
 template <class Body>

@@ -28,34 +28,48 @@ FASTNN_INLINE vint load_index(const int32_t* p, int n) {
   return v;
 }
 
+// The taps of a window that meet the input: [begin, end).
+struct Inside {
+  int64_t begin, end;
+};
+FASTNN_INLINE Inside taps_inside(const PoolAxis& a, int64_t window) {
+  const int64_t start = a.start[window], taps = a.taps[window];
+  return {start < 0 ? ceil_div(-start, a.dilation) : 0,
+          start + (taps - 1) * a.dilation < a.in ? taps : ceil_div(a.in - start, a.dilation)};
+}
+
 template <class T, class I>
 void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
   const Route route = route_to(y);
   parallel_for(p.N * p.h.out, [&](int64_t task) {
     const int64_t oh = task % p.h.out;
     const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
-    for (int64_t ow = 0; ow < p.w.out; ++ow)
+    const Inside rows = taps_inside(p.h, oh);
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Inside cols = taps_inside(p.w, ow);
+      const bool empty = rows.begin >= rows.end || cols.begin >= cols.end;
+      const T* corner = image + (p.h.start[oh] * p.w.in + p.w.start[ow]) * p.C;
+      // The first tap wins even if it is -inf. A window that lies in the padding as a whole has no
+      // winner: tap 0, which no input meets.
+      const auto first = static_cast<int32_t>(empty ? 0 : rows.begin * p.w.extent + cols.begin);
       vector_loop(0, p.C, [&](int64_t c, int n) {
         vfloat best = set1(-__builtin_inff());
-        vint winner = vint{} - 1;
-        for (int64_t i = 0; i < p.h.taps[oh]; ++i) {
-          const int64_t h = p.h.start[oh] + i * p.h.dilation;
-          if (h < 0 || h >= p.h.in) continue;
-          for (int64_t j = 0; j < p.w.taps[ow]; ++j) {
-            const int64_t w = p.w.start[ow] + j * p.w.dilation;
-            if (w < 0 || w >= p.w.in) continue;
-            const vfloat v = load_any(image + (h * p.w.in + w) * p.C + c, n);
-            // The first tap wins even if it is -inf; a NaN wins over anything before it.
-            const vint wins = (v > best) | (v != v) | (winner < 0);
-            best = select(wins, v, best);
-            winner = wins ? vint{} + static_cast<int32_t>(i * p.w.extent + j) : winner;
+        vint winner = vint{} + first;
+        for (int64_t i = rows.begin; i < rows.end; ++i)
+          for (int64_t j = cols.begin; j < cols.end; ++j) {
+            const vfloat v =
+                load_any(corner + (i * p.h.dilation * p.w.in + j * p.w.dilation) * p.C + c, n);
+            const vint tap = vint{} + static_cast<int32_t>(i * p.w.extent + j);
+            winner = v > best ? tap : winner;
+            winner = v != v ? tap : winner;  // a NaN wins over anything before it
+            best = v > best ? v : best;
+            best = v != v ? v : best;
           }
-        }
         const int64_t at = (task * p.w.out + ow) * p.C + c;
         store_any(y + at, best, n, route);
-        // A window that lies in the padding as a whole has no winner: tap 0, which no input meets.
-        store_index(indices + at, winner < 0 ? vint{} : winner, n);
+        store_index(indices + at, winner, n);
       });
+    }
   });
 }
 
@@ -99,19 +113,16 @@ void average_typed(const PoolParams& p, const T* x, T* y) {
   parallel_for(p.N * p.h.out, [&](int64_t task) {
     const int64_t oh = task % p.h.out;
     const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
+    const Inside rows = taps_inside(p.h, oh);
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Inside cols = taps_inside(p.w, ow);
+      const T* corner = image + (p.h.start[oh] * p.w.in + p.w.start[ow]) * p.C;
       const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
       vector_loop(0, p.C, [&](int64_t c, int n) {
         vfloat sum{};
-        for (int64_t i = 0; i < p.h.taps[oh]; ++i) {
-          const int64_t h = p.h.start[oh] + i;
-          if (h < 0 || h >= p.h.in) continue;
-          for (int64_t j = 0; j < p.w.taps[ow]; ++j) {
-            const int64_t w = p.w.start[ow] + j;
-            if (w < 0 || w >= p.w.in) continue;
-            sum += load_any(image + (h * p.w.in + w) * p.C + c, n);
-          }
-        }
+        for (int64_t i = rows.begin; i < rows.end; ++i)
+          for (int64_t j = cols.begin; j < cols.end; ++j)
+            sum += load_any(corner + (i * p.w.in + j) * p.C + c, n);
         store_any(y + (task * p.w.out + ow) * p.C + c, sum / divisor, n);
       });
     }

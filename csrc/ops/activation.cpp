@@ -16,14 +16,14 @@ Activation activation_named(const std::string& name) {
 }
 
 Array gradient_like(const char* op, const Array& grad_output, const Array& like) {
-  check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ", like.shape().str(),
-        ", got ", grad_output.shape().str());
+  check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ", like.shape(),
+        ", got ", grad_output.shape());
   return canonical(astype(grad_output, like.dtype()));
 }
 
 int64_t channels_of(const char* op, const Array& x) {
   check(x.rank() == 2 || x.rank() == 4, op, ": input expects shape (N, C) or (N, C, H, W), got ",
-        x.shape().str());
+        x.shape());
   return x.size(1);
 }
 
@@ -31,7 +31,7 @@ int64_t channels_of(const char* op, const Array& x) {
 Array slopes(const Array& weight, int64_t channels) {
   check_floating("prelu", "weight", weight);
   check(weight.rank() == 1 && (weight.size(0) == 1 || weight.size(0) == channels),
-        "prelu: weight expects 1 or ", channels, " values, got shape ", weight.shape().str());
+        "prelu: weight expects 1 or ", channels, " values, got shape ", weight.shape());
   const Array w = canonical(astype(weight, DType::float32));
   return w.size(0) == channels ? w : clone(w.view(w.offset(), {channels}, {0}));
 }
@@ -117,8 +117,8 @@ Array maxout(const Array& input, int64_t pool) {
 
 Array maxout_backward(const Array& grad_output, const Array& input, int64_t pool) {
   const Dims shape = pooled_shape(input, pool);
-  check(grad_output.shape() == shape, "maxout: grad_output expects shape ", shape.str(), ", got ",
-        grad_output.shape().str());
+  check(grad_output.shape() == shape, "maxout: grad_output expects shape ", shape, ", got ",
+        grad_output.shape());
   const Array x = canonical(input), g = canonical(astype(grad_output, x.dtype()));
   Array grad_input = empty(x.shape(), x.dtype());
   kernels().activation.maxout_backward(g.raw(), x.raw(), grad_input.raw(), g.count(), pool,

@@ -91,14 +91,13 @@ constexpr int64_t kMaxKernel = 1024;  // taps; bounds the kernels' tables
 void check_settings(const char* op, const Dims& stride, const Dims& padding, const Dims& dilation,
                     int64_t groups) {
   check(stride.rank() == 2 && stride[0] > 0 && stride[1] > 0, op,
-        ": stride expects two integers > 0, got ", stride.str());
+        ": stride expects two integers > 0, got ", stride);
   check(dilation.rank() == 2 && dilation[0] > 0 && dilation[1] > 0, op,
-        ": dilation expects two integers > 0, got ", dilation.str());
-  check(padding.rank() == 4, op, ": padding expects (left, right, top, bottom), got ",
-        padding.str());
+        ": dilation expects two integers > 0, got ", dilation);
+  check(padding.rank() == 4, op, ": padding expects (left, right, top, bottom), got ", padding);
   for (int64_t side : padding)
     check(side >= 0, op,
-          ": padding expects integers >= 0, got (left, right, top, bottom) = ", padding.str());
+          ": padding expects integers >= 0, got (left, right, top, bottom) = ", padding);
   check(groups > 0, op, ": groups expects an integer > 0, got ", groups);
   for (const Dims* dims : {&stride, &padding, &dilation})
     for (int64_t value : *dims)
@@ -114,19 +113,18 @@ int64_t output_size(int64_t in, int64_t before, int64_t after, int64_t kernel, i
 // Checks shapes and settles every size but the dtype.
 ConvParams settle(const char* op, const Dims& input, const Dims& weight, const Dims& stride,
                   const Dims& padding, const Dims& dilation, int64_t groups) {
-  check(input.rank() == 4, op, ": input expects 4 dimensions (N, C, H, W), got shape ",
-        input.str());
+  check(input.rank() == 4, op, ": input expects 4 dimensions (N, C, H, W), got shape ", input);
   check(weight.rank() == 4, op,
         ": weight expects 4 dimensions (out_channels, in_channels / groups, kh, kw), got shape ",
-        weight.str());
+        weight);
   check_settings(op, stride, padding, dilation, groups);
   check(weight[2] > 0 && weight[3] > 0 && weight[2] * weight[3] <= kMaxKernel, op,
-        ": weight expects a kernel of 1 to ", kMaxKernel, " taps, got shape ", weight.str());
+        ": weight expects a kernel of 1 to ", kMaxKernel, " taps, got shape ", weight);
   check(weight[1] > 0 && input[1] == weight[1] * groups, op, ": weight expects ",
         weight[1] * groups, " input channels (groups=", groups, "), got input with ", input[1],
-        " channels, shape ", input.str());
+        " channels, shape ", input);
   check(weight[0] > 0 && weight[0] % groups == 0, op, ": weight expects out_channels divisible by ",
-        "groups=", groups, ", got weight of shape ", weight.str());
+        "groups=", groups, ", got weight of shape ", weight);
   ConvParams p{};
   p.N = input[0], p.C = input[1], p.H = input[2], p.W = input[3];
   p.OC = weight[0], p.KH = weight[2], p.KW = weight[3];
@@ -136,9 +134,9 @@ ConvParams settle(const char* op, const Dims& input, const Dims& weight, const D
   p.groups = groups;
   p.OH = output_size(p.H, padding[2], padding[3], p.KH, p.dilation_h, p.stride_h);
   p.OW = output_size(p.W, padding[0], padding[1], p.KW, p.dilation_w, p.stride_w);
-  check(p.OH > 0 && p.OW > 0, op, ": kernel (", p.KH, ", ", p.KW, ") with dilation ",
-        dilation.str(), " is larger than the padded input, shape ", input.str(),
-        ", padding (left, right, top, bottom) = ", padding.str());
+  check(p.OH > 0 && p.OW > 0, op, ": kernel (", p.KH, ", ", p.KW, ") with dilation ", dilation,
+        " is larger than the padded input, shape ", input,
+        ", padding (left, right, top, bottom) = ", padding);
   return p;
 }
 
@@ -146,7 +144,7 @@ Array float_bias(const char* op, const Array* bias, int64_t channels) {
   if (!bias) return {};
   check_floating(op, "bias", *bias);
   check(bias->rank() == 1 && bias->size(0) == channels, op, ": bias expects shape (", channels,
-        ",), got ", bias->shape().str());
+        ",), got ", bias->shape());
   return canonical(astype(*bias, DType::float32));
 }
 
@@ -177,8 +175,8 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   Array r;
   if (residual) {
     const Dims shape{p.N, p.OC, p.OH, p.OW};
-    check(residual->shape() == shape, "conv2d: residual expects the output's shape ", shape.str(),
-          ", got ", residual->shape().str());
+    check(residual->shape() == shape, "conv2d: residual expects the output's shape ", shape,
+          ", got ", residual->shape());
     check_floating("conv2d", "residual", *residual);
     r = canonical(astype(*residual, p.dtype));
   }
@@ -207,8 +205,8 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
 
 static void check_gradient(const ConvParams& p, const Array& grad_output) {
   const Dims shape{p.N, p.OC, p.OH, p.OW};
-  check(grad_output.shape() == shape, "conv2d: grad_output expects shape ", shape.str(), ", got ",
-        grad_output.shape().str());
+  check(grad_output.shape() == shape, "conv2d: grad_output expects shape ", shape, ", got ",
+        grad_output.shape());
 }
 
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
@@ -221,8 +219,8 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
   Array grad_input = empty(input_shape, p.dtype);
   Array total;
   if (so_far) {
-    check(so_far->shape() == input_shape, "conv2d: so_far expects shape ", input_shape.str(),
-          ", got ", so_far->shape().str());
+    check(so_far->shape() == input_shape, "conv2d: so_far expects shape ", input_shape, ", got ",
+          so_far->shape());
     total = canonical(astype(*so_far, p.dtype));
   }
   const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr, false};
@@ -252,7 +250,7 @@ Array conv2d_backward_weight(const Array& grad_output, const Array& input, const
 
 Array conv2d_backward_bias(const Array& grad_output, DType dtype) {
   check(grad_output.rank() == 4 || grad_output.rank() == 2,
-        "conv2d_backward_bias: expected rank 2 or 4, got shape ", grad_output.shape().str());
+        "conv2d_backward_bias: expected rank 2 or 4, got shape ", grad_output.shape());
   const Array g = canonical(grad_output);
   const int64_t channels = g.size(1);
   Array grad_bias = empty({channels}, DType::float32);
@@ -267,28 +265,28 @@ Array conv_transpose2d(const Array& input, const Array& weight, const Array* bia
   const char* op = "conv_transpose2d";
   check_same_dtype(op, input, weight);
   check(input.rank() == 4, op, ": input expects 4 dimensions (N, C, H, W), got shape ",
-        input.shape().str());
+        input.shape());
   check(weight.rank() == 4, op,
         ": weight expects 4 dimensions (in_channels, out_channels / groups, kh, kw), got shape ",
-        weight.shape().str());
+        weight.shape());
   check_settings(op, stride, padding, dilation, groups);
   check(input.size(1) == weight.size(0) && input.size(1) % groups == 0, op, ": weight expects ",
         weight.size(0), " input channels divisible by groups=", groups, ", got input with ",
-        input.size(1), " channels, shape ", input.shape().str());
+        input.size(1), " channels, shape ", input.shape());
   check(output_padding.rank() == 2, op, ": output_padding expects two integers, got ",
-        output_padding.str());
+        output_padding);
   Dims out{input.size(0), weight.size(1) * groups, 0, 0};
   for (int i = 0; i < 2; ++i) {
     const int64_t extra = output_padding[i];
     check(extra >= 0 && extra < stride[i], op,
-          ": output_padding expects values from 0 to below stride ", stride.str(), ", got ",
-          output_padding.str());
+          ": output_padding expects values from 0 to below stride ", stride, ", got ",
+          output_padding);
     // padding is (left, right, top, bottom); dimension i = 0 is H.
     const int64_t pads = padding[2 - 2 * i] + padding[3 - 2 * i];
     out[2 + i] = (input.size(2 + i) - 1) * stride[i] - pads +
                  dilation[i] * (weight.size(2 + i) - 1) + extra + 1;
     check(input.size(2 + i) > 0 && out[2 + i] > 0, op, ": the output would be empty for input ",
-          input.shape().str(), " and padding (left, right, top, bottom) = ", padding.str());
+          input.shape(), " and padding (left, right, top, bottom) = ", padding);
   }
   // Seen as the gradient of a convolution from `out` to the input: the side after the image absorbs
   // output_padding, so that the sizes agree.

@@ -47,8 +47,8 @@ uint64_t bits_of(float value) {
 }  // namespace
 
 void copy_into(const Array& dst, const Array& src) {
-  check(dst.shape() == src.shape(), "copy: expected source shape ", dst.shape().str(), ", got ",
-        src.shape().str());
+  check(dst.shape() == src.shape(), "copy: expected source shape ", dst.shape(), ", got ",
+        src.shape());
   check(dst.storage()->writable, "copy: the destination is a view of read-only memory");
   if (dst.count() == 0) return;
   kernels().copy.strided(plan(dst, src));
@@ -132,8 +132,7 @@ Array to_device(const Array& x, int device, bool later) {
 }
 
 void accumulate(const Array& x, const Array& y) {
-  check(x.shape() == y.shape(), "accumulate: expected shape ", x.shape().str(), ", got ",
-        y.shape().str());
+  check(x.shape() == y.shape(), "accumulate: expected shape ", x.shape(), ", got ", y.shape());
   check_floating("accumulate", "gradient", x);
   check(x.is_canonical(), "accumulate: expected a canonical destination");
   const Array addend = canonical(astype(y, x.dtype()));

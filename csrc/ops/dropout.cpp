@@ -11,7 +11,7 @@ Array dropout(const std::string& kind, const Array& input, double p, uint64_t se
   check_floating(kind.c_str(), "input", input);
   check(p >= 0 && p <= 1, kind, ": p expects a probability from 0 to 1, got ", p);
   check(kind != "dropout2d" || input.rank() == 4, kind, ": input expects shape (N, C, H, W), got ",
-        input.shape().str());
+        input.shape());
   check(kind != "drop_path" || input.rank() >= 1, kind,
         ": input expects a batch dimension, got a scalar");
   const Array x = canonical(input);

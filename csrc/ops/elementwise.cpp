@@ -102,8 +102,8 @@ bool overlaps_itself(const Array& x) {
 // Where a result of `shape` and `dtype` goes. Throws unless `out`, if given, can hold it.
 Array destination(const char* name, const Out& out, const Dims& shape, DType dtype) {
   if (!out) return empty(shape, dtype);
-  check(out->shape() == shape, name, ": the tensor changed in place has shape ", out->shape().str(),
-        ", the result has ", shape.str());
+  check(out->shape() == shape, name, ": the tensor changed in place has shape ", out->shape(),
+        ", the result has ", shape);
   check<TypeError>(kind_of(out->dtype()) >= kind_of(dtype), name, ": the result is ",
                    name_of(dtype), ", which a tensor of dtype ", name_of(out->dtype()),
                    " cannot hold");
@@ -245,7 +245,7 @@ Dims broadcast_shape(const char* name, const Dims& a, const Dims& b) {
     const int ia = i - (rank - a.rank()), ib = i - (rank - b.rank());
     const int64_t na = ia < 0 ? 1 : a[ia], nb = ib < 0 ? 1 : b[ib];
     check(na == nb || na == 1 || nb == 1, name,
-          ": expected shapes that broadcast (equal sizes, or 1), got ", a.str(), " and ", b.str());
+          ": expected shapes that broadcast (equal sizes, or 1), got ", a, " and ", b);
     shape[i] = na == 1 ? nb : na;
   }
   return shape;

@@ -69,17 +69,16 @@ struct Resample {
 void settle(Resample& r, const Dims& input, const Dims& size, const std::string& mode,
             bool align_corners, double scale_h, double scale_w, DType dtype) {
   const char* op = "interpolate";
-  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input.str());
+  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input);
   check(mode == "nearest" || mode == "bilinear", op,
         ": mode expects 'nearest' or 'bilinear', got '", mode, "'");
   check(mode == "bilinear" || !align_corners, op,
         ": align_corners can be set only with mode='bilinear'");
   check<MemoryError>(size[0] < 1 << 24 && size[1] < 1 << 24, op,
-                     ": size expects two integers below 2^24, got ", size.str());
+                     ": size expects two integers below 2^24, got ", size);
   check(size.rank() == 2 && size[0] > 0 && size[1] > 0, op, ": size expects two integers > 0, got ",
-        size.str());
-  check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ",
-        input.str());
+        size);
+  check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ", input);
   const bool nearest = mode == "nearest";
   r.h = axis(input[2], size[0], nearest, align_corners, scale_h);
   r.w = axis(input[3], size[1], nearest, align_corners, scale_w);

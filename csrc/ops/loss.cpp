@@ -34,11 +34,11 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
                 int64_t ignore_index, double smoothing, bool log_probabilities) {
   check_floating(op, "input", input);
   check(input.rank() == 2 || input.rank() == 4, op,
-        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape().str());
+        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape());
   check(smoothing >= 0 && smoothing <= 1, op, ": label_smoothing expects 0 to 1, got ", smoothing);
   Classes c;
   const int64_t C = input.size(1);
-  check(C > 0, op, ": input expects at least one class, got shape ", input.shape().str());
+  check(C > 0, op, ": input expects at least one class, got shape ", input.shape());
   c.rows_shape.push_back(input.size(0));
   for (int i = 2; i < input.rank(); ++i) c.rows_shape.push_back(input.size(i));
   c.x = canonical(input);
@@ -46,7 +46,7 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
   c.p.C = C;
   if (is_floating(target.dtype()) && !log_probabilities) {
     check(target.shape() == input.shape(), op, ": target probabilities expect the input's shape ",
-          input.shape().str(), ", got ", target.shape().str());
+          input.shape(), ", got ", target.shape());
     c.probabilities = canonical(astype(target, DType::float32));
     c.p.probabilities = c.probabilities.data<float>();
   } else {
@@ -54,8 +54,8 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
                      ": target expects int64 or int32 labels",
                      log_probabilities ? "" : ", or floating probabilities", ", got ",
                      name_of(target.dtype()));
-    check(target.shape() == c.rows_shape, op, ": target labels expect shape ", c.rows_shape.str(),
-          ", got ", target.shape().str());
+    check(target.shape() == c.rows_shape, op, ": target labels expect shape ", c.rows_shape,
+          ", got ", target.shape());
     c.labels = row_major(astype(target, DType::int64));
     const int64_t* labels = c.labels.data<int64_t>();
     const int64_t bad = kernels().shape.first_outside(labels, c.p.rows, C, ignore_index, op);
@@ -66,7 +66,7 @@ Classes prepare(const char* op, const Array& input, const Array& target, const A
   if (weight) {
     check_floating(op, "weight", *weight);
     check(weight->rank() == 1 && weight->size(0) == C, op, ": weight expects shape (", C,
-          ",), got ", weight->shape().str());
+          ",), got ", weight->shape());
     c.weight = row_major(astype(*weight, DType::float32));
     c.p.weight = c.weight.data<float>();
   }
@@ -106,8 +106,8 @@ Pairs prepare_pairs(const std::string& name, const Array& input, const Array& ta
   check(kind < 4, "pair_loss: unknown kind '", name, "'");
   check_floating(op, "input", input);
   check_floating(op, "target", target);
-  check(target.shape() == input.shape(), op, ": target expects the input's shape ",
-        input.shape().str(), ", got ", target.shape().str());
+  check(target.shape() == input.shape(), op, ": target expects the input's shape ", input.shape(),
+        ", got ", target.shape());
   check(a >= 0, op, ": beta expects a value >= 0, got ", a);
   const DType dtype = input.dtype() == target.dtype() ? input.dtype() : DType::float32;
   Pairs c{canonical(astype(input, dtype)), canonical(astype(target, dtype)), {}, {}, {}};
@@ -115,7 +115,7 @@ Pairs prepare_pairs(const std::string& name, const Array& input, const Array& ta
     if (given) {
       check_floating(op, "weight", *given);
       check(given->shape() == input.shape(), op, ": weights expect the input's shape ",
-            input.shape().str(), ", got ", given->shape().str());
+            input.shape(), ", got ", given->shape());
       *kept = canonical(astype(*given, DType::float32));
     }
   const auto pointer = [](const Array& x) { return x.defined() ? x.data<float>() : nullptr; };
@@ -148,7 +148,7 @@ Array cross_entropy_backward(const Array& grad_output, const Array& input, const
   const Classes c = prepare(op, input, target, weight, ignore_index, smoothing, log_probabilities);
   Array scale = row_major(astype(grad_output, DType::float32));
   check(how != Reduction::none || scale.shape() == c.rows_shape, op, ": grad_output expects shape ",
-        c.rows_shape.str(), ", got ", scale.shape().str());
+        c.rows_shape, ", got ", scale.shape());
   if (how == Reduction::mean) scale = averaged(c.p, scale);
   Array grad_input = empty(input.shape(), input.dtype());
   kernels().loss.classes_backward(c.p, scale.data<float>(), how != Reduction::none,
@@ -178,8 +178,8 @@ Array pair_loss_backward(const std::string& kind, const Array& grad_output, cons
   const Pairs c = prepare_pairs(kind, input, target, a, weight, pos_weight);
   Array g = canonical(astype(grad_output, DType::float32));
   if (how == Reduction::none)
-    check(g.shape() == c.x.shape(), kind, ": grad_output expects shape ", c.x.shape().str(),
-          ", got ", g.shape().str());
+    check(g.shape() == c.x.shape(), kind, ": grad_output expects shape ", c.x.shape(), ", got ",
+          g.shape());
   else if (how == Reduction::mean)
     g = arithmetic("mean", Arithmetic::div, g, Operand::of(static_cast<double>(c.p.count)), {});
   Array grad_input = empty(c.x.shape(), c.p.dtype);

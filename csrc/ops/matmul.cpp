@@ -47,10 +47,10 @@ Array matmul(const Array& a, const Array& b) {
   check_operands("matmul", "input", a, "other", b);
   const int r = a.rank();
   check((r == 2 || r == 3) && b.rank() == r, "matmul: expected two matrices or two batches, got ",
-        a.shape().str(), " and ", b.shape().str());
+        a.shape(), " and ", b.shape());
   const int64_t m = a.size(r - 2), k = a.size(r - 1), n = b.size(r - 1);
   check(b.size(r - 2) == k && (r == 2 || a.size(0) == b.size(0)), "matmul: other expects ", k,
-        " rows, got shapes ", a.shape().str(), " and ", b.shape().str());
+        " rows, got shapes ", a.shape(), " and ", b.shape());
   const Array x = canonical(a), y = canonical(b);
   Array out = matrices(a, m, n);
   const ConvParams p = pointwise(m, n, k, a.dtype());
@@ -109,14 +109,14 @@ Array linear_of_few(const Array& x, const Array& w, const Array* bias) {
 Array linear(const Array& input, const Array& weight, const Array* bias, bool keep_packed) {
   check_operands("linear", "input", input, "weight", weight);
   check(weight.rank() == 2, "linear: weight expects shape (out_features, in_features), got ",
-        weight.shape().str());
+        weight.shape());
   check(input.rank() == 2 && input.size(1) == weight.size(1), "linear: weight expects ",
-        weight.size(1), " input features, got input of shape ", input.shape().str());
+        weight.size(1), " input features, got input of shape ", input.shape());
   Array b;
   if (bias) {
     check_floating("linear", "bias", *bias);
     check(bias->rank() == 1 && bias->size(0) == weight.size(0), "linear: bias expects shape (",
-          weight.size(0), ",), got ", bias->shape().str());
+          weight.size(0), ",), got ", bias->shape());
     b = canonical(astype(*bias, DType::float32));
   }
   const Array x = canonical(input), w = canonical(weight);

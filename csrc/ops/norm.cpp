@@ -13,7 +13,7 @@ Array floats(const char* op, const char* argument, const Array* x, int64_t count
   if (!x) return {};
   check_floating(op, argument, *x);
   check(x->count() == count, op, ": ", argument, " expects ", count, " values, got shape ",
-        x->shape().str());
+        x->shape());
   return row_major(astype(*x, DType::float32));
 }
 
@@ -48,9 +48,9 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
 void check_epilogue(const Array& input, const std::string& activation, const Array* residual) {
   check(activation.empty() || activation == "relu",
         "batch_norm: activation expects None or 'relu', got '", activation, "'");
-  check(!residual || residual->shape() == input.shape(),
-        "batch_norm: residual expects the input's shape ", input.shape().str(), ", got ",
-        residual ? residual->shape().str() : "");
+  if (residual)
+    check(residual->shape() == input.shape(), "batch_norm: residual expects the input's shape ",
+          input.shape(), ", got ", residual->shape());
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
   const char* op = "batch_norm";
   check_floating(op, "input", input);
   check(input.rank() == 2 || input.rank() == 4, op,
-        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape().str());
+        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape());
   check(eps >= 0, op, ": eps expects a value >= 0, got ", eps);
   const NormShape s = pixels_of(input, false);
   check(training || (running_mean && running_var), op,
@@ -70,7 +70,7 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
         ": expected both running_mean and running_var, or neither");
   // PyTorch's rule, too: a single value per channel has no variance to learn from.
   check(!training || s.P != 1, op, ": expected more than 1 value per channel when training, got ",
-        "input of shape ", input.shape().str());
+        "input of shape ", input.shape());
   for (const Array* running : {running_mean, running_var})
     check<TypeError>(!running || running->dtype() == DType::float32, op,
                      ": running statistics expect dtype float32");
@@ -131,7 +131,7 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool
                               bool want_residual) {
   const NormShape s = pixels_of(input, false);
   check(grad_output.shape() == input.shape(), "batch_norm: grad_output expects shape ",
-        input.shape().str(), ", got ", grad_output.shape().str());
+        input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   const Array y = output ? canonical(*output) : Array();
   const Array w = floats("batch_norm", "weight", weight, s.C);
@@ -172,7 +172,7 @@ Normed group_norm(const Array& input, int64_t groups, const Array* weight, const
   const char* op = "group_norm";
   check_floating(op, "input", input);
   check(input.rank() == 2 || input.rank() == 4, op,
-        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape().str());
+        ": input expects shape (N, C) or (N, C, H, W), got ", input.shape());
   const NormShape s = pixels_of(input, true);
   check(groups > 0 && s.C % groups == 0, op, ": num_groups expects a divisor of ", s.C,
         " channels, got ", groups);
@@ -197,7 +197,7 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
                               const Array* weight, const Array& mean, const Array& invstd) {
   const NormShape s = pixels_of(input, true);
   check(grad_output.shape() == input.shape(), "group_norm: grad_output expects shape ",
-        input.shape().str(), ", got ", grad_output.shape().str());
+        input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   const Array w = floats("group_norm", "weight", weight, s.C);
   NormGrads out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0), {}};
@@ -238,7 +238,7 @@ Normed layer_norm(const Array& input, int64_t dims, const Array* weight, const A
 NormGrads layer_norm_backward(const Array& grad_output, const Array& input, int64_t dims,
                               const Array* weight, const Array& mean, const Array& invstd) {
   check(grad_output.shape() == input.shape(), "layer_norm: grad_output expects shape ",
-        input.shape().str(), ", got ", grad_output.shape().str());
+        input.shape(), ", got ", grad_output.shape());
   const Array g = row_major(astype(grad_output, input.dtype())), x = row_major(input);
   Dims shape;
   for (int64_t i = x.rank() - dims; i < x.rank(); ++i) shape.push_back(x.size(static_cast<int>(i)));
@@ -263,7 +263,7 @@ NormGrads layer_norm_backward(const Array& grad_output, const Array& input, int6
 Array local_response_norm(const Array& input, int64_t size, double alpha, double beta, double k) {
   const char* op = "local_response_norm";
   check_floating(op, "input", input);
-  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input.shape().str());
+  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input.shape());
   check(size > 0 && size <= 1 << 20, op, ": size expects an integer > 0, got ", size);
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
@@ -277,7 +277,7 @@ Array local_response_norm(const Array& input, int64_t size, double alpha, double
 Array local_response_norm_backward(const Array& grad_output, const Array& input, int64_t size,
                                    double alpha, double beta, double k) {
   check(grad_output.shape() == input.shape(), "local_response_norm: grad_output expects shape ",
-        input.shape().str(), ", got ", grad_output.shape().str());
+        input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   Array grad_input = empty(x.shape(), x.dtype());
   if (x.count())

@@ -42,8 +42,8 @@ OptimStep settings(const std::map<std::string, double>& numbers,
 // An array whose memory may be changed in place, element by element.
 void check_target(const char* op, const char* what, size_t i, const Array& x) {
   check_floating(op, what, x);
-  check(x.is_dense(), op, ": ", what, " ", i, " expects a dense tensor, got strides ",
-        x.strides().str(), " for shape ", x.shape().str());
+  check(x.is_dense(), op, ": ", what, " ", i, " expects a dense tensor, got strides ", x.strides(),
+        " for shape ", x.shape());
   check(x.storage()->writable, op, ": ", what, " ", i, " is read-only");
 }
 
@@ -80,7 +80,7 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
   for (size_t i = 0; i < params.size(); ++i) {
     check_target(op, "parameter", i, params[i]);
     check(grads[i].shape() == params[i].shape(), op, ": gradient ", i, " expects shape ",
-          params[i].shape().str(), ", got ", grads[i].shape().str());
+          params[i].shape(), ", got ", grads[i].shape());
     check_floating(op, "gradient", grads[i]);
     ordered.push_back(ordered_like(params[i], grads[i]));
     OptimTensor t{params[i].raw(), ordered.back().raw(), {}, params[i].count(), params[i].dtype()};
@@ -93,7 +93,7 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
                        name_of(buffer.dtype()));
       check(buffer.shape() == params[i].shape() && buffer.has_strides(params[i].strides()), op,
             ": state ", k, " of parameter ", i, " expects its shape and strides, got shape ",
-            buffer.shape().str());
+            buffer.shape());
       t.state[k] = buffer.data<float>();
     }
     tensors.push_back(t);

@@ -59,7 +59,7 @@ struct Windows {
 };
 
 void check_image(const char* op, const Dims& input) {
-  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input.str());
+  check(input.rank() == 4, op, ": input expects shape (N, C, H, W), got ", input);
 }
 
 Axis fixed_axis(const char* op, const Dims& input, int dim, int64_t kernel, int64_t stride,
@@ -71,7 +71,7 @@ Axis fixed_axis(const char* op, const Dims& input, int dim, int64_t kernel, int6
   const int64_t span = dilation * (kernel - 1) + 1;
   const int64_t room = a.in + 2 * padding - span;
   check(a.in > 0 && room >= 0, op, ": kernel of ", kernel, " (dilation ", dilation,
-        ") is larger than the padded input, shape ", input.str(), ", padding ", padding);
+        ") is larger than the padded input, shape ", input, ", padding ", padding);
   int64_t out = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
   // A window that starts in the padding after the image is left out.
   if (ceil_mode && (out - 1) * stride >= a.in + padding) --out;
@@ -93,14 +93,14 @@ Windows fixed(const char* op, const Dims& input, const Dims& kernel, const Dims&
   check_image(op, input);
   for (int i = 0; i < 2; ++i) {
     check(kernel[i] > 0 && kernel[i] < 1 << 20, op, ": kernel_size expects values > 0, got ",
-          kernel.str());
+          kernel);
     check(stride[i] > 0 && stride[i] < int64_t{1} << 31, op, ": stride expects values > 0, got ",
-          stride.str());
+          stride);
     check(dilation[i] > 0 && dilation[i] < int64_t{1} << 31, op,
-          ": dilation expects values > 0, got ", dilation.str());
+          ": dilation expects values > 0, got ", dilation);
     check(padding[i] >= 0 && 2 * padding[i] <= dilation[i] * (kernel[i] - 1) + 1, op,
-          ": padding expects values from 0 to half the kernel, got ", padding.str(), " for kernel ",
-          kernel.str());
+          ": padding expects values from 0 to half the kernel, got ", padding, " for kernel ",
+          kernel);
   }
   check(divisor >= 0, op, ": divisor_override expects a value > 0, got ", divisor);
   auto axis = [&](int i) {
@@ -112,14 +112,12 @@ Windows fixed(const char* op, const Dims& input, const Dims& kernel, const Dims&
 
 Windows adaptive(const char* op, const Dims& input, const Dims& output_size) {
   check_image(op, input);
-  check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ",
-        input.str());
+  check(input[2] > 0 && input[3] > 0, op, ": input expects at least one pixel, got shape ", input);
   auto axis = [&](int i) {
     Axis a;
     a.in = input[2 + i];
     const int64_t out = output_size[i];
-    check(out > 0 && out < 1 << 20, op, ": output_size expects values > 0, got ",
-          output_size.str());
+    check(out > 0 && out < 1 << 20, op, ": output_size expects values > 0, got ", output_size);
     for (int64_t o = 0; o < out; ++o) {
       const int64_t from = o * a.in / out, end = ((o + 1) * a.in + out - 1) / out;
       a.push(from, end - from, static_cast<float>(end - from));
@@ -131,8 +129,8 @@ Windows adaptive(const char* op, const Dims& input, const Dims& output_size) {
 }
 
 void check_gradient(const char* op, const Array& grad_output, const Dims& shape) {
-  check(grad_output.shape() == shape, op, ": grad_output expects shape ", shape.str(), ", got ",
-        grad_output.shape().str());
+  check(grad_output.shape() == shape, op, ": grad_output expects shape ", shape, ", got ",
+        grad_output.shape());
 }
 
 std::pair<Array, Array> run_max(const char* op, const Array& input, const Windows& windows) {

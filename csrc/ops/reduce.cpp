@@ -174,8 +174,7 @@ Array reduced(const Plan& p, Reduction op, double empty_value, double divisor = 
 }
 
 void check_some(const char* name, const Plan& p, const Array& x) {
-  check(p.count > 0, name, ": expected at least one element to choose from, got shape ",
-        x.shape().str());
+  check(p.count > 0, name, ": expected at least one element to choose from, got shape ", x.shape());
 }
 
 std::pair<Array, Array> picked(const char* name, bool largest, const Plan& p, const Array& x) {
@@ -265,7 +264,7 @@ std::pair<Array, Array> pick_flat(const char* name, bool largest, const Array& x
   const Array dense = row_major(x);
   const Array flat = dense.view(dense.offset(), {dense.count()}, {1});
   check(x.count() > 0, name, ": expected at least one element to choose from, got shape ",
-        x.shape().str());
+        x.shape());
   return picked(name, largest, plan(name, flat, {0}), x);
 }
 
@@ -274,8 +273,7 @@ Array pick_backward(const Array& grad_output, const Array& indices, const Dims& 
   const Array like = empty(shape, grad_output.dtype());
   const Plan p = plan("pick_backward", like, shape.rank() == 0 ? Dims() : Dims{dim});
   check(grad_output.shape() == p.shape && indices.shape() == p.shape,
-        "pick_backward: grad_output expects shape ", p.shape.str(), ", got ",
-        grad_output.shape().str());
+        "pick_backward: grad_output expects shape ", p.shape, ", got ", grad_output.shape());
   const Array grad_input = full(shape, 0.0, grad_output.dtype());
   const Array g = canonical(grad_output), at = canonical(indices);
   slots().scatter(g.raw(), at.data<int64_t>(), grad_input.raw(), p.outer, p.count, p.inner,
@@ -286,8 +284,8 @@ Array pick_backward(const Array& grad_output, const Array& indices, const Dims& 
 Array prod_backward(const Array& grad_output, const Array& x, const Dims& dims) {
   check_floating("prod_backward", "input", x);
   const Plan p = plan("prod", x, dims);
-  check(grad_output.shape() == p.shape, "prod_backward: grad_output expects shape ", p.shape.str(),
-        ", got ", grad_output.shape().str());
+  check(grad_output.shape() == p.shape, "prod_backward: grad_output expects shape ", p.shape,
+        ", got ", grad_output.shape());
   Array grad_input = empty_strided(p.x.shape(), p.x.strides(), x.dtype());
   if (p.x.count() == 0) return grad_input;
   // grad_output in the order in which the kernel meets [outer, inner].

@@ -22,8 +22,8 @@ Extent extent(const Array& x, int64_t dim) {
 Array softmax(const Array& input, int64_t dim, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
   check_floating(op, "input", input);
-  check(dim >= 0 && dim < input.rank(), op, ": dim expects a dimension of shape ",
-        input.shape().str(), ", got ", dim);
+  check(dim >= 0 && dim < input.rank(), op, ": dim expects a dimension of shape ", input.shape(),
+        ", got ", dim);
   const Array x = canonical(input);
   Array y = empty(x.shape(), x.dtype());
   if (x.count() == 0) return y;
@@ -34,7 +34,7 @@ Array softmax(const Array& input, int64_t dim, bool log) {
 
 Array softmax_backward(const Array& grad_output, const Array& output, int64_t dim, bool log) {
   check(grad_output.shape() == output.shape(), "softmax: grad_output expects shape ",
-        output.shape().str(), ", got ", grad_output.shape().str());
+        output.shape(), ", got ", grad_output.shape());
   const Array y = canonical(output), g = canonical(astype(grad_output, y.dtype()));
   Array grad_input = empty(y.shape(), y.dtype());
   if (y.count() == 0) return grad_input;

@@ -8,15 +8,13 @@ functions of ``fastnn._core`` and the two view methods of its arrays): the progr
 3. what depends on constants alone is computed now, and what nobody uses is dropped.
 
 An array is freed after its last use, so that the caching allocator gives the next operator warm
-memory; weights are packed for the kernels once and kept. Large batches in bfloat16, where memory and
-not arithmetic sets the time, run as chunks of a few images, each on one core, whose cache holds what
-one operator leaves for the next.
+memory; weights are packed for the kernels once and kept. A batch runs as a whole on all cores; chunks
+of it, each on one core, are for whoever has measured that they fit a core's cache.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -403,30 +401,17 @@ class CompiledModel:
     """
 
     def __init__(
-        self, model: Module, example: tuple[Tensor, ...], dtype: str | None, chunk: int | None
+        self, model: Module, example: tuple[Tensor, ...], dtype: str | None, chunk: int
     ) -> None:
         self._model = copy.deepcopy(model).eval()
         if example[0].is_cuda:  # chunks are for the caches of cores
             chunk = 0
-        self._dtype, self._chunk, self._by_shape = dtype, chunk or 0, chunk is None
+        self._dtype, self._chunk = dtype, chunk
         self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
         self._programs: dict[tuple[Any, ...], tuple[_Program, Any]] = {}
         self._lock = threading.Lock()
         self._pool: tuple[ThreadPoolExecutor, int, int] | None = None
         self._first = self._program([t._array for t in example])[0]
-        if chunk is None:
-            self._chunk = self._chunk_by_shape(example[0].shape[0])
-
-    def _chunk_by_shape(self, batch: int) -> int:
-        """Images per chunk: as many as make their activations weigh as much as the weights, which
-        every chunk reads anew; 0, for batches as a whole, where arithmetic sets the time."""
-        if self._dtype != "bfloat16" or batch == 0:
-            return 0
-        weights, activations = 0, 0
-        for step in self._first.steps:
-            weights += sum(2 * a.count for a in step.args if isinstance(a, _core.Array))
-            activations += 2 * math.prod(step.shape)
-        return 2 ** max(0, math.ceil(math.log2(max(1.0, weights * batch / max(activations, 1)))))
 
     def _program(self, inputs: list[Any]) -> tuple[_Program, Any]:
         shapes = tuple(a.shape for a in inputs)
@@ -467,8 +452,7 @@ class CompiledModel:
                 )
         arrays = [t._array for t in inputs]
         batch = inputs[0].shape[0]
-        least = 4 * self._chunk if self._by_shape else self._chunk + 1
-        if self._chunk and batch >= least and all(t.shape[0] == batch for t in inputs):
+        if 0 < self._chunk < batch and all(t.shape[0] == batch for t in inputs):
             return self._in_chunks(inputs, batch)
         program, structure = self._program(arrays)
         return _unflatten(structure, [Tensor._wrap(a) for a in program.run(arrays)])
@@ -514,7 +498,7 @@ def compile(
     example: Tensor | tuple[Tensor, ...],
     *,
     dtype: str | None = None,
-    chunk: int | None = None,
+    chunk: int = 0,
 ) -> CompiledModel:
     """A model made ready for inference: batch norms folded, epilogues fused, weights packed once.
 
@@ -526,9 +510,8 @@ def compile(
         model: any :class:`fastnn.nn.Module`.
         example: an input, or a tuple of inputs, of the shapes and dtypes to come.
         dtype: ``"bfloat16"`` computes as under :class:`fastnn.autocast`; None as the model is.
-        chunk: run this many images at a time on each core; 0 runs a batch as a whole, on all
-            cores. None: whole batches in float32; in bfloat16 chunks whose activations weigh as
-            much as the weights, for batches of at least four of them.
+        chunk: run this many images at a time on each core, which takes the weights through its
+            cache anew; 0 runs a batch as a whole, on all cores.
 
     Returns:
         A callable with the model's results. In float32 they agree with ``model.eval()`` to the
@@ -548,6 +531,6 @@ def compile(
             raise TypeError(f"compile: example expects tensors with a batch, got {value!r:.80}")
     if dtype not in (None, "bfloat16"):
         raise ValueError(f"compile: dtype expects None or 'bfloat16', got {dtype!r}")
-    if chunk is not None and chunk < 0:
+    if chunk < 0:
         raise ValueError(f"compile: chunk expects a value >= 0, got {chunk}")
     return CompiledModel(model, inputs, dtype, chunk)

@@ -45,23 +45,34 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
   return {steps, static_cast<int>(t.k / steps)};
 }
 
-// One finished row of 32 columns: y = relu(sums + bias + residual). Returns it as stored.
-FASTNN_INLINE __m512i store_row(const float* sums, int64_t at, int64_t channel,
-                                const ConvEpilogue& e, bfloat16* y, Route route) {
-  vfloat low = load(sums), high = load(sums + LANES);
-  if (e.bias) low += load(e.bias + channel), high += load(e.bias + channel + LANES);
-  if (e.residual) {
-    const auto* residual = static_cast<const bfloat16*>(e.residual) + at + channel;
-    low += load(residual), high += load(residual + LANES);
+// Finishes rows of 32 columns from `channel` on: y = relu(sums + bias + residual). What all rows
+// share is in registers.
+struct Rows {
+  vfloat bias[2] = {}, floor;
+  const bfloat16* residual;
+  bfloat16* y;
+  Route route;
+
+  FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, bfloat16* to, Route way)
+      : floor(set1(e.relu ? 0 : -__builtin_inff())),
+        residual(e.residual ? static_cast<const bfloat16*>(e.residual) + channel : nullptr),
+        y(to + channel),
+        route(way) {
+    if (e.bias) bias[0] = load(e.bias + channel), bias[1] = load(e.bias + channel + LANES);
   }
-  if (e.relu) low = select(low < 0, vfloat{}, low), high = select(high < 0, vfloat{}, high);
-  const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-  if (streams(y + at + channel, sizeof(row), route))
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(y + at + channel), row);
-  else
-    _mm512_storeu_si512(y + at + channel, row);
-  return row;
-}
+  // Returns the row as stored.
+  FASTNN_INLINED inline __m512i store(const float* sums, int64_t at) const {
+    vfloat low = load(sums) + bias[0], high = load(sums + LANES) + bias[1];
+    if (residual) low += load(residual + at), high += load(residual + at + LANES);
+    low = vmax(floor, low), high = vmax(floor, high);  // NaN stays
+    const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    if (streams(y + at, sizeof(row), route))
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(y + at), row);
+    else
+      _mm512_storeu_si512(y + at, row);
+    return row;
+  }
+};
 
 // Sums of one block of 32 columns over the points of a tile: of the distance to the first point's
 // value, which nothing cancels in, and of its square.
@@ -85,8 +96,9 @@ struct NextRows {
 };
 
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
-// input of a later task and the next rows of the output into L2, and finish the rows of the pixel
-// blocks before.
+// input of a later task and the next rows of the output into L2, and finish the rows of the pair of
+// pixel blocks before. Its members are set one by one: a copy would be read in wider pieces than it
+// was written, which waits for all that the tiles are storing.
 struct Meanwhile {
   const ConvEpilogue& epilogue;
   bfloat16* y;
@@ -94,56 +106,70 @@ struct Meanwhile {
   int block_rows;  // of a pixel block; the next one's begin kTile rows on
   NextLines input{};
   NextRows residual{}, output{};
+  // The pair:
   const float* sums = nullptr;
   const int64_t* where = nullptr;
   int64_t channel = 0, count = 0;
-  int row = 0, rows = 0;
+  int row = 0, rows = 0;  // row: the first that is not finished
   TileMoments* moments = nullptr;
   bool opens = false;    // whether the tile's first point is among these rows
   int repeated[2] = {};  // rows at the start of each block that the block before has, too
 
   FASTNN_INLINED inline void finish(int64_t n) {
-    if (moments && row < rows) return finish_counted(n);
-    for (; n > 0 && row < rows; --n, ++row) {
-      const int slot = row < block_rows ? row : row - block_rows + kTile;
-      if (count == kColumns)
-        store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
-      else if (count == kTile)
-        finish_vector(load(sums + slot * kColumns), epilogue, channel, where[slot] + channel, LANES,
-                      y, route);
-      else
-        store_tile(sums + slot * kColumns, kColumns, 1, where + slot, channel, count, epilogue, y,
-                   route);
+    for (const int end = static_cast<int>(clamp(row + n, 0, rows)); row < end;) {
+      const int block = row >= block_rows, at = row - block * block_rows;
+      const int stop = block || end < block_rows ? end : block_rows;
+      finish_block(block, at, stop - row);
+      row = stop;
     }
   }
-  inline void finish_counted(int64_t n) {
-    vfloat first[2], sum[2], square[2];
-    for (int h = 0; h < 2; ++h) {
-      first[h] = load(moments->first + h * LANES);
-      sum[h] = load(moments->sum + h * LANES);
-      square[h] = load(moments->square + h * LANES);
+  // n rows of a pixel block.
+  inline void finish_block(int block, int at, int n) {
+    const int slot = block * kTile + at;
+    const float* from = sums + slot * kColumns;
+    const int64_t* to = where + slot;
+    if (count == kColumns) {
+      const Rows out(epilogue, channel, y, route);
+      if (moments) return finish_counted(out, from, to, n, repeated[block] - at);
+      for (int i = 0; i < n; ++i) out.store(from + i * kColumns, to[i]);
+    } else if (count == kTile) {
+      for (int i = 0; i < n; ++i)
+        finish_vector(load(from + i * kColumns), epilogue, channel, to[i] + channel, LANES, y,
+                      route);
+    } else {
+      store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     }
-    for (; n > 0 && row < rows; --n, ++row) {
-      const int block = row >= block_rows, at = row - block * block_rows;
-      const int slot = at + block * kTile;
-      const __m512i stored =
-          store_row(sums + slot * kColumns, where[slot], channel, epilogue, y, route);
-      if (at < repeated[block]) continue;
+  }
+  // The same, counted but for the first few.
+  inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
+                             int uncounted) {
+    vfloat first[2], sum[2], square[2];
+    TileMoments* const into = moments;
+    bool opening = opens;
+    for (int h = 0; h < 2; ++h) {
+      first[h] = load(into->first + h * LANES);
+      sum[h] = load(into->sum + h * LANES);
+      square[h] = load(into->square + h * LANES);
+    }
+    for (int i = 0; i < n; ++i) {
+      const __m512i stored = out.store(from + i * kColumns, to[i]);
+      if (i < uncounted) continue;
       const vfloat value[2] = {
           widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0))),
           widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 1)))};
       for (int h = 0; h < 2; ++h) {
-        if (opens) first[h] = value[h], sum[h] = square[h] = vfloat{};
+        if (opening) first[h] = value[h], sum[h] = square[h] = vfloat{};
         const vfloat away = value[h] - first[h];
         sum[h] += away;
         square[h] += away * away;
       }
-      opens = false;
+      opening = false;
     }
+    opens = opening;
     for (int h = 0; h < 2; ++h) {
-      store(moments->first + h * LANES, first[h]);
-      store(moments->sum + h * LANES, sum[h]);
-      store(moments->square + h * LANES, square[h]);
+      store(into->first + h * LANES, first[h]);
+      store(into->sum + h * LANES, sum[h]);
+      store(into->square + h * LANES, square[h]);
     }
   }
   FASTNN_INLINED inline void step(int64_t finished) {
@@ -154,15 +180,25 @@ struct Meanwhile {
   }
 };
 
-// One pixel block pair times one slice of a column block. a, b of step s of tap t:
+// A slice of the reduction: some of the taps, or some steps of the only one.
+struct Slice {
+  const int64_t* taps;
+  int64_t tap_count, steps;
+  int depth;
+  int64_t finished;  // rows of the pair before, per step
+  int64_t before;    // steps, of this column block and pair
+  bool last;
+};
+
+// A pair of pixel blocks times a slice of a column block. a, b of step s of tap t:
 //   a + taps[t] + s * depth,  b + (t * steps + s) * NB * depth * 16
 template <int MA, int NB>
-void product(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, const int64_t* taps,
-             int64_t tap_count, int64_t steps, int depth, const bfloat16* b, float* c, bool add,
-             Meanwhile& meanwhile) {
-  load_sums<MA, NB>(c, add);
-  const int64_t size = depth * kTile;
-  const int64_t finished = ceil_div(meanwhile.rows - meanwhile.row, tap_count * steps);
+void product(const Slice& slice, const bfloat16* a0, const bfloat16* a1, int64_t a_bytes,
+             const bfloat16* b, float* sums, Meanwhile& meanwhile) {
+  load_sums<MA, NB>(sums, slice.before > 0);
+  const int64_t depth = slice.depth, size = depth * kTile, steps = slice.steps;
+  const int64_t finished = slice.finished, tap_count = slice.tap_count;
+  const int64_t* const taps = slice.taps;
   for (int64_t t = 0; t < tap_count; ++t) {
     const bfloat16* x0 = a0 + taps[t];
     const bfloat16* x1 = a1 + taps[t];
@@ -171,10 +207,10 @@ void product(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, const int6
       meanwhile.step(finished);
     }
   }
-  store_sums<MA, NB>(c);
+  store_sums<MA, NB>(sums);
 }
-using Product = void (*)(const bfloat16*, const bfloat16*, int64_t, const int64_t*, int64_t,
-                         int64_t, int, const bfloat16*, float*, bool, Meanwhile&);
+using Product = void (*)(const Slice&, const bfloat16*, const bfloat16*, int64_t, const bfloat16*,
+                         float*, Meanwhile&);
 constexpr Product kProducts[2][2] = {{product<1, 1>, product<1, 2>},
                                      {product<2, 1>, product<2, 2>}};
 
@@ -246,27 +282,24 @@ struct Task {
   int64_t* where;        // per point of each block, its output
   float* sums;           // per pixel block, 16 x 32
   TileMoments* moments;  // per column block, if wanted
+  int64_t blocks;        // of pixels
+  int64_t block_values;  // of B, per column block
 };
 
-// The pixel block pair i times slice [first, first + n) of a block of up to 32 columns; the
-// epilogue after the last slice.
-inline void run_pair(const Task& k, int64_t block, int64_t i, int64_t first, int64_t n, bool single,
-                     int64_t kept, bool last, Meanwhile& meanwhile) {
+// The pixel block pair i times a slice of a block of up to 32 columns; the epilogue after the last.
+// `kept` floats of sums wait per pixel block.
+FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, int64_t i,
+                            int64_t kept, Meanwhile& meanwhile) {
   const TapGrid& g = k.g;
-  const Steps steps = steps_of(k.t);
-  const int64_t left = g.columns - block * kColumns, count = clamp(left, 1, kColumns);
-  const int halves = count > kTile ? 2 : 1, two = i + 1 < k.p.count();
-  const bfloat16* const b = static_cast<const bfloat16*>(g.b) +
-                            block * kColumns * steps.depth * steps.per_tap * k.t.tap_count +
-                            first * (single ? 1 : steps.per_tap) * halves * steps.depth * kTile;
-  const int64_t offset = single ? first * steps.depth : 0;
+  const int64_t left = g.columns - block * kColumns, count = left < kColumns ? left : kColumns;
+  const int halves = count > kTile ? 2 : 1, two = i + 1 < k.blocks;
+  const bfloat16* const b = static_cast<const bfloat16*>(g.b) + block * k.block_values +
+                            slice.before * halves * slice.depth * kTile;
   // Sums of the pair before are still being read.
   float* const sums = k.sums + (kept ? i * kept : meanwhile.sums == k.sums ? 4 * kTileFloats : 0);
-  kProducts[two][halves - 1](k.at[i] + offset, k.at[i + two] + offset, k.p.point_stride * 2,
-                             single ? k.t.taps : k.t.taps + first, single ? 1 : n,
-                             single ? n : steps.per_tap, steps.depth, b, sums, first > 0,
+  kProducts[two][halves - 1](slice, k.at[i], k.at[i + two], k.p.point_stride * 2, b, sums,
                              meanwhile);
-  if (!last) return;
+  if (!slice.last) return;
   meanwhile.sums = sums, meanwhile.where = k.where + i * kTile;
   meanwhile.channel = g.y_channel + block * kColumns, meanwhile.count = count;
   meanwhile.row = 0, meanwhile.rows = (1 + two) * k.p.rows;
@@ -285,35 +318,41 @@ inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int
   const int64_t from = k.where[i * kTile] + 2 * k.p.rows * g.y_pixel;
   const int64_t rows = clamp(g.YW - from / g.y_pixel, 0, 2 * k.p.rows);
   const int64_t columns = clamp(g.columns, begin, end) - begin;
-  const NextRows next{nullptr, g.y_pixel, columns, rows, rows * columns / 32 / steps + 1, 0};
-  const int64_t at = from + g.y_channel + begin;
-  meanwhile.residual = meanwhile.output = next;
-  meanwhile.residual.at = static_cast<const bfloat16*>(g.epilogue.residual) + at;
-  meanwhile.output.at = static_cast<const bfloat16*>(g.y) + at;
-  if (!g.epilogue.residual) meanwhile.residual.rows = 0;
-  if (g.route == Route::around) meanwhile.output.rows = 0;
+  const int64_t at = from + g.y_channel + begin, per_step = rows * columns / 32 / steps + 1;
+  const void* const wanted[2] = {g.epilogue.residual, g.route == Route::around ? nullptr : g.y};
+  NextRows* const next[2] = {&meanwhile.residual, &meanwhile.output};
+  for (int j = 0; j < 2; ++j) {
+    next[j]->at = static_cast<const bfloat16*>(wanted[j]) + at;
+    next[j]->pitch = g.y_pixel, next[j]->columns = columns;
+    next[j]->rows = wanted[j] ? rows : 0;
+    next[j]->per_step = per_step, next[j]->column = 0;
+  }
 }
 
 // Column blocks [begin, end). As many as have little B together take turns, so that lines of the
 // output that lie side by side are written together; one whose B is larger is cut into slices.
 inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
   // Slices are runs of taps, or of steps where there is a single tap.
-  const int64_t per_tap = steps_of(k.t).per_tap, blocks = k.p.count();
+  const Steps steps = steps_of(k.t);
   const bool single = k.t.tap_count == 1;
-  const int64_t units = single ? per_tap : k.t.tap_count, unit = single ? 1 : per_tap;
+  const int64_t units = single ? steps.per_tap : k.t.tap_count, unit = single ? 1 : steps.per_tap;
   const int64_t slices = clamp(ceil_div(units * unit, kSliceSteps), 1, units);
   const int64_t per_slice = ceil_div(units, slices);
   const int64_t kept = per_slice < units ? 2 * kTileFloats : 0;  // sums of one pixel block
   const int64_t together = kept ? 1 : clamp(kSliceSteps / (units * unit), 1, end - begin);
   for (int64_t group = begin; group < end; group += together)
     for (int64_t first = 0; first < units; first += per_slice) {
-      const int64_t n = clamp(units - first, 1, per_slice);
-      for (int64_t i = 0; i < blocks; i += 2) {
+      const int64_t n = clamp(units - first, 1, per_slice), last = clamp(end, 0, group + together);
+      const int64_t start = k.t.taps[0] + first * steps.depth;
+      const Slice slice{single ? &start : k.t.taps + first, single ? 1 : n,
+                        single ? n : steps.per_tap,         steps.depth,
+                        ceil_div(2 * k.p.rows, n * unit),   first * unit,
+                        first + per_slice >= units};
+      for (int64_t i = 0; i < k.blocks; i += 2) {
         if (together > 1)
-          bring_rows(k, i, group * kColumns, clamp(end, 0, group + together) * kColumns,
-                     n * unit * together, meanwhile);
-        for (int64_t block = group; block < clamp(end, 0, group + together); ++block)
-          run_pair(k, block, i, first, n, single, kept, first + per_slice >= units, meanwhile);
+          bring_rows(k, i, group * kColumns, last * kColumns, n * unit * together, meanwhile);
+        for (int64_t block = group; block < last; ++block)
+          run_pair(k, slice, block, i, kept, meanwhile);
       }
     }
   meanwhile.finish(meanwhile.rows);
@@ -394,16 +433,21 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
     auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
     place_blocks(own, t, tile, p, panel, at, where);
-    shape_tiles(p.rows, steps_of(t).depth);
-    const Task k{own, t, tile, p, at, where, sums, moments ? moments + index * blocks : nullptr};
+    const Steps steps = steps_of(t);
+    const Task k{own,       t,
+                 tile,      p,
+                 at,        where,
+                 sums,      moments ? moments + index * blocks : nullptr,
+                 p.count(), kColumns * steps.depth * steps.per_tap * t.tap_count};
+    shape_tiles(p.rows, steps.depth);
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
     if (part + 1 == parts && index + 1 < tiles) {
       Span next = input_under(t, t.tile(index + 1));
       next.count /= g.groups;  // a share for each
       next.from += group * next.count;
-      const int64_t steps = ceil_div(p.count(), 2) * steps_of(t).per_tap * t.tap_count;
-      meanwhile.input = next_lines(next.from, next.count, (last - first) * steps);
+      const int64_t count = ceil_div(p.count(), 2) * steps.per_tap * t.tap_count;
+      meanwhile.input = next_lines(next.from, next.count, (last - first) * count);
     }
     run_columns(k, first, last, meanwhile);
     release_tiles();

@@ -294,6 +294,8 @@ FASTNN_INLINE bool streams(const void* p, size_t bytes, Route route) {
 // For lambdas and members that a loop calls for every vector, too large to be inlined unasked.
 #define FASTNN_INLINED __attribute__((always_inline))
 
+FASTNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // body(i, n) over [begin, end) in steps of LANES; n < LANES for the last, partial step.
 template <class Body>
 FASTNN_INLINE void vector_loop(int64_t begin, int64_t end, const Body& body) {

@@ -80,7 +80,9 @@ class Sequential(ModuleList):
         *modules: the modules, or one mapping of names to modules.
 
     Attributes:
-        fuse: set it to False, on the class or on one object, to call every module by itself.
+        fuse: set it to False, on the class or on one object, to call every module by itself. A
+            batch norm that is recorded waits for a ReLU all the same
+            (:func:`fastnn.nn.functional.batch_norm`).
 
     Example:
         >>> from fastnn import nn
