@@ -24,6 +24,8 @@ namespace {
 constexpr int64_t kTilePixels = 1024;
 constexpr int64_t kInputValues = 96 << 10;   // under a tile of one tap
 constexpr int64_t kOutputValues = 64 << 10;  // and of all its columns
+constexpr int64_t kFarWeights = 384 << 10;   // of one tap: more than L2 holds beside the rest;
+constexpr int64_t kFarInput = 512 << 10;     // more pixels then go through each of them
 constexpr int64_t kPanelValues = 640 << 10;
 constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one's
 constexpr int64_t kFarOutput = 2 << 20;    // values, of which little is in L2
@@ -45,24 +47,26 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
   return {steps, static_cast<int>(t.k / steps)};
 }
 
-// Finishes rows of 32 columns from `channel` on: y = relu(sums + bias + residual). What all rows
-// share is in registers.
+// Finishes 32 sums at a time: y = relu(sums + bias + residual), of a row of 32 columns from
+// `channel` on, or of two rows of 16 whose outputs touch. What all rows share is in registers.
 struct Rows {
   vfloat bias[2] = {}, floor;
   const bfloat16* residual;
   bfloat16* y;
   Route route;
 
-  FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, bfloat16* to, Route way)
+  FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, int64_t count, bfloat16* to,
+                             Route way)
       : floor(set1(e.relu ? 0 : -__builtin_inff())),
         residual(e.residual ? static_cast<const bfloat16*>(e.residual) + channel : nullptr),
         y(to + channel),
         route(way) {
-    if (e.bias) bias[0] = load(e.bias + channel), bias[1] = load(e.bias + channel + LANES);
+    const float* const second = e.bias + channel + (count == kColumns ? LANES : 0);
+    if (e.bias) bias[0] = load(e.bias + channel), bias[1] = load(second);
   }
   // Returns the row as stored.
-  FASTNN_INLINED inline __m512i store(const float* sums, int64_t at) const {
-    vfloat low = load(sums) + bias[0], high = load(sums + LANES) + bias[1];
+  FASTNN_INLINED inline __m512i store(const float* sums, const float* second, int64_t at) const {
+    vfloat low = load(sums) + bias[0], high = load(second) + bias[1];
     if (residual) low += load(residual + at), high += load(residual + at + LANES);
     low = vmax(floor, low), high = vmax(floor, high);  // NaN stays
     const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
@@ -128,17 +132,20 @@ struct Meanwhile {
     const int slot = block * kTile + at;
     const float* from = sums + slot * kColumns;
     const int64_t* to = where + slot;
-    if (count == kColumns) {
-      const Rows out(epilogue, channel, y, route);
-      if (moments) return finish_counted(out, from, to, n, repeated[block] - at);
-      for (int i = 0; i < n; ++i) out.store(from + i * kColumns, to[i]);
-    } else if (count == kTile) {
-      for (int i = 0; i < n; ++i)
-        finish_vector(load(from + i * kColumns), epilogue, channel, to[i] + channel, LANES, y,
-                      route);
-    } else {
-      store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
+    if (count % kTile) {
+      return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     }
+    const Rows out(epilogue, channel, count, y, route);
+    if (moments) return finish_counted(out, from, to, n, repeated[block] - at);
+    if (count == kColumns) {
+      for (int i = 0; i < n; ++i, from += kColumns) out.store(from, from + kTile, to[i]);
+      return;
+    }
+    for (int i = 0; i < n; ++i, from += kColumns)
+      if (i + 1 < n && to[i + 1] == to[i] + kTile)
+        out.store(from, from + kColumns, to[i]), ++i, from += kColumns;
+      else
+        finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
   }
   // The same, counted but for the first few.
   inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
@@ -152,7 +159,7 @@ struct Meanwhile {
       square[h] = load(into->square + h * LANES);
     }
     for (int i = 0; i < n; ++i) {
-      const __m512i stored = out.store(from + i * kColumns, to[i]);
+      const __m512i stored = out.store(from + i * kColumns, from + i * kColumns + kTile, to[i]);
       if (i < uncounted) continue;
       const vfloat value[2] = {
           widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0))),
@@ -366,7 +373,9 @@ inline InputTiles plan_tiles(TapGrid& g) {
   const bool strided = g.in.step_h * g.in.step_w * g.y_row_step * g.y_col_step > 1;
   int64_t pixels = strided && g.in.K >= 64 ? kTilePixels / 2 : kTilePixels;
   if (g.in.tap_count == 1) {
-    const int64_t input = kInputValues / g.in.K, output = kOutputValues / g.columns;
+    const bool far = g.in.K * g.columns > kFarWeights;
+    const int64_t input = (far ? kFarInput : kInputValues) / g.in.K;
+    const int64_t output = far ? pixels : kOutputValues / g.columns;
     pixels = clamp((input < output ? input : output) / 32 * 32, 64, pixels);
   }
   if (g.groups > 1)  // all of a pixel's channels wait in L2 for their group's turn
