@@ -19,7 +19,7 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 // blocks that come back after 25 MB are written at 53 GB/s if nothing else runs, after 200 MB
 // at 18. Networks train about as fast with 8 to 40 MB here, and 3 to 10% slower without streaming
 // stores.
-constexpr int64_t kCached = int64_t{16} << 20;
+constexpr int64_t kCached = int64_t{12} << 20;
 
 // Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%
 // waste), then whole huge pages. Equal sizes recur, so exact classes reuse blocks almost always.
