@@ -96,6 +96,8 @@ struct InputTiles {
   int64_t k, tap_count;  // contiguous values of one tap, and taps, after merging
   int64_t taps[kMaxTaps];
 
+  // Values between neighbouring pixels of a padded panel's plane.
+  int64_t panel_pixel() const { return across ? images * width : width; }
   int64_t count() const { return groups * strips * segments; }
   Tile tile(int64_t index, int64_t group = 0) const {
     const int64_t col = index % segments * cols, row = index / segments % strips * rows;
@@ -231,11 +233,11 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   }
   const bool as_is = t.source == Source::direct;
   if (width && !as_is) t.width = width;
-  const int64_t pixel = as_is ? in.a_pixel : t.across ? t.images * in.K : t.width;
+  const int64_t pixel = as_is ? in.a_pixel : t.panel_pixel();
   const int64_t pitch = as_is ? in.W : t.panel_cols;
   t.col_stride = in.step_w * pixel;
   t.row_stride = in.step_h * pitch * pixel;
-  t.image_stride = t.across ? in.K : (as_is ? in.H : t.panel_rows) * pitch * pixel;
+  t.image_stride = t.across ? t.width : (as_is ? in.H : t.panel_rows) * pitch * pixel;
   t.plane = t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
   if (t.width < in.K) t.plane += 64 / sizeof(P);  // not a power of two apart
   t.panel_size = as_is ? 0 : t.plane * (in.K / t.width);
@@ -298,14 +300,14 @@ template <class T, class P>
 void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t channel,
                  P* to) {
   const InputGrid& in = t.in;
-  const int64_t pixel = t.across ? t.images * in.K : t.width, planes = in.K / t.width;
+  const int64_t pixel = t.panel_pixel(), planes = in.K / t.width;
   const bool inside = row >= 0 && row < in.H;
   const int64_t first = inside ? clamp(-col, 0, t.panel_cols) : t.panel_cols;
   const int64_t last = clamp(in.W - col, first, t.panel_cols);
   const auto zeros = [&](int64_t from, int64_t end) {
     for (int64_t i = 0; i < planes; ++i)
       if (t.across)
-        for (int64_t c = from; c < end; ++c) zero_values(to + c * pixel, t.width);
+        for (int64_t c = from; c < end; ++c) zero_values(to + i * t.plane + c * pixel, t.width);
       else
         zero_values(to + i * t.plane + from * pixel, (end - from) * pixel);
   };
@@ -367,7 +369,7 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   const int64_t image = line / lines, row = line % lines;
   if (image >= tile.images) return;
   if (padded) {
-    const int64_t pixel = t.across ? t.images * t.in.K : t.width;
+    const int64_t pixel = t.panel_pixel();
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
       padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
                      tile.col * t.in.step_w + t.low_w, tile.channel,

@@ -22,9 +22,11 @@ void each_b_tile(int64_t rows, int64_t columns, const InputTiles& t, bfloat16* p
   parallel_for(ceil_div(columns, kColumns), [&](int64_t block) {
     bfloat16* to = packed + block * kColumns * count * depth;
     const int64_t end = clamp(columns, 0, (block + 1) * kColumns);
-    for (int64_t s = 0; s < count; ++s)
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t row = row_of(t, s);
       for (int64_t n = block * kColumns; n < end; n += kTile, to += depth * kTile)
-        tile(s * depth, clamp(rows - s * depth, 0, depth), n, clamp(columns - n, 0, kTile), to);
+        tile(row, clamp(rows - row, 0, depth), n, clamp(columns - n, 0, kTile), to);
+    }
   });
 }
 
@@ -93,7 +95,8 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
   TapGrid grid{in, nullptr, oc, y, p.OH, p.OW, p.OC, 0, 0, 1, 0, 1, epilogue, route, p.groups, 0};
   const InputTiles plan = plan_tiles(grid);
   const int64_t size = packed_bytes(padded_to_steps(rows), oc) / 4;
-  KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k), p.groups * size * 4);
+  KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k, plan.width),
+                       p.groups * size * 4);
   const auto* from = static_cast<const bfloat16*>(w);
   Workspace even(missing && !packed.filled() ? p.OC * rows * 2 : 0);
   if (missing && !packed.filled()) {

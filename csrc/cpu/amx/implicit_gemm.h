@@ -30,6 +30,7 @@ constexpr int64_t kPanelValues = 640 << 10;
 constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one's
 constexpr int64_t kFarOutput = 2 << 20;    // values, of which little is in L2
 constexpr int64_t kSliceSteps = 80;        // 160 KiB of B
+constexpr int64_t kPlaneChannels = 256;    // whose pixels leave L1 between one tap and the next
 constexpr int kColumns = 2 * kTile;        // of a block
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
@@ -45,6 +46,16 @@ struct Steps {
 FASTNN_INLINE Steps steps_of(const InputTiles& t) {
   const int64_t steps = even_steps(t.k);
   return {steps, static_cast<int>(t.k / steps)};
+}
+
+// Whether the panel is cut into planes of one step's channels: then all taps of a step come before
+// the next step, and find the pixels of the tap before in L1.
+FASTNN_INLINE bool by_planes(const InputTiles& t) { return t.width < t.in.K; }
+// The first of the weight's rows, (tap, channel), that step `index` of B holds.
+FASTNN_INLINE int64_t row_of(const InputTiles& t, int64_t index) {
+  const Steps steps = steps_of(t);
+  if (!by_planes(t)) return index * steps.depth;
+  return index % t.tap_count * t.k + index / t.tap_count * steps.depth;
 }
 
 // Finishes 32 sums at a time: y = relu(sums + bias + residual), of a row of 32 columns from
@@ -187,32 +198,26 @@ struct Meanwhile {
   }
 };
 
-// A slice of the reduction: some of the taps, or some steps of the only one.
+// A run of the reduction's steps.
 struct Slice {
-  const int64_t* taps;
-  int64_t tap_count, steps;
+  const int64_t* offset;  // of each step, from a point's first value
+  int64_t steps, before;  // how many, and how many there are before
   int depth;
   int64_t finished;  // rows of the pair before, per step
-  int64_t before;    // steps, of this column block and pair
   bool last;
 };
 
-// A pair of pixel blocks times a slice of a column block. a, b of step s of tap t:
-//   a + taps[t] + s * depth,  b + (t * steps + s) * NB * depth * 16
+// A pair of pixel blocks times a slice of a column block: a + offset[s] and b + s * NB * depth
+// * 16.
 template <int MA, int NB>
 void product(const Slice& slice, const bfloat16* a0, const bfloat16* a1, int64_t a_bytes,
              const bfloat16* b, float* sums, Meanwhile& meanwhile) {
   load_sums<MA, NB>(sums, slice.before > 0);
-  const int64_t depth = slice.depth, size = depth * kTile, steps = slice.steps;
-  const int64_t finished = slice.finished, tap_count = slice.tap_count;
-  const int64_t* const taps = slice.taps;
-  for (int64_t t = 0; t < tap_count; ++t) {
-    const bfloat16* x0 = a0 + taps[t];
-    const bfloat16* x1 = a1 + taps[t];
-    for (int64_t s = 0; s < steps; ++s, x0 += depth, x1 += depth, b += NB * size) {
-      multiply<MA, NB>(x0, x1, a_bytes, b, b + size);
-      meanwhile.step(finished);
-    }
+  const int64_t size = slice.depth * kTile, finished = slice.finished;
+  const int64_t* const end = slice.offset + slice.steps;
+  for (const int64_t* offset = slice.offset; offset < end; ++offset, b += NB * size) {
+    multiply<MA, NB>(a0 + *offset, a1 + *offset, a_bytes, b, b + size);
+    meanwhile.step(finished);
   }
   store_sums<MA, NB>(sums);
 }
@@ -285,12 +290,13 @@ struct Task {
   const InputTiles& t;
   Tile tile;
   PixelBlocks p;
-  const bfloat16** at;   // per pixel block, its first point
-  int64_t* where;        // per point of each block, its output
-  float* sums;           // per pixel block, 16 x 32
-  TileMoments* moments;  // per column block, if wanted
-  int64_t blocks;        // of pixels
-  int64_t block_values;  // of B, per column block
+  const bfloat16** at;    // per pixel block, its first point
+  int64_t* where;         // per point of each block, its output
+  float* sums;            // per pixel block, 16 x 32
+  TileMoments* moments;   // per column block, if wanted
+  int64_t blocks;         // of pixels
+  int64_t block_values;   // of B, per column block
+  const int64_t* offset;  // of each step
 };
 
 // The pixel block pair i times a slice of a block of up to 32 columns; the epilogue after the last.
@@ -339,30 +345,41 @@ inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int
 // Column blocks [begin, end). As many as have little B together take turns, so that lines of the
 // output that lie side by side are written together; one whose B is larger is cut into slices.
 inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
-  // Slices are runs of taps, or of steps where there is a single tap.
+  // Slices are runs of taps, or of steps where these come first or there is a single tap.
   const Steps steps = steps_of(k.t);
-  const bool single = k.t.tap_count == 1;
-  const int64_t units = single ? steps.per_tap : k.t.tap_count, unit = single ? 1 : steps.per_tap;
-  const int64_t slices = clamp(ceil_div(units * unit, kSliceSteps), 1, units);
+  const bool by_step = k.t.tap_count == 1 || by_planes(k.t);
+  const int64_t units = by_step ? steps.per_tap : k.t.tap_count;
+  const int64_t unit = by_step ? k.t.tap_count : steps.per_tap;
+  const int64_t most = by_planes(k.t) ? 2 * kSliceSteps : kSliceSteps;
+  const int64_t slices = clamp(ceil_div(units * unit, most), 1, units);
   const int64_t per_slice = ceil_div(units, slices);
   const int64_t kept = per_slice < units ? 2 * kTileFloats : 0;  // sums of one pixel block
   const int64_t together = kept ? 1 : clamp(kSliceSteps / (units * unit), 1, end - begin);
   for (int64_t group = begin; group < end; group += together)
     for (int64_t first = 0; first < units; first += per_slice) {
-      const int64_t n = clamp(units - first, 1, per_slice), last = clamp(end, 0, group + together);
-      const int64_t start = k.t.taps[0] + first * steps.depth;
-      const Slice slice{single ? &start : k.t.taps + first, single ? 1 : n,
-                        single ? n : steps.per_tap,         steps.depth,
-                        ceil_div(2 * k.p.rows, n * unit),   first * unit,
-                        first + per_slice >= units};
+      const int64_t n = clamp(units - first, 1, per_slice) * unit;
+      const int64_t last = clamp(end, 0, group + together);
+      const Slice slice{
+          k.offset + first * unit,   n, first * unit, steps.depth, ceil_div(2 * k.p.rows, n),
+          first + per_slice >= units};
       for (int64_t i = 0; i < k.blocks; i += 2) {
         if (together > 1)
-          bring_rows(k, i, group * kColumns, last * kColumns, n * unit * together, meanwhile);
+          bring_rows(k, i, group * kColumns, last * kColumns, n * together, meanwhile);
         for (int64_t block = group; block < last; ++block)
           run_pair(k, slice, block, i, kept, meanwhile);
       }
     }
   meanwhile.finish(meanwhile.rows);
+}
+
+// Where each step's values lie, from a point's first.
+inline void place_steps(const InputTiles& t, int64_t* offset) {
+  const Steps steps = steps_of(t);
+  for (int64_t i = 0; i < steps.per_tap * t.tap_count; ++i) {
+    const int64_t tap = by_planes(t) ? i % t.tap_count : i / steps.per_tap;
+    const int64_t step = by_planes(t) ? i / t.tap_count : i % steps.per_tap;
+    offset[i] = t.taps[tap] + step * (by_planes(t) ? t.plane : steps.depth);
+  }
 }
 
 // The grid's tiles; B has to be packed for the steps that they give.
@@ -380,7 +397,8 @@ inline InputTiles plan_tiles(TapGrid& g) {
   }
   if (g.groups > 1)  // all of a pixel's channels wait in L2 for their group's turn
     pixels = clamp(8 * kInputValues / g.in.a_pixel, 64, pixels);
-  plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, true, true);
+  const bool planes = g.in.tap_count > 1 && g.in.K >= kPlaneChannels && g.in.K % 32 == 0;
+  plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, !planes, true, planes ? 32 : 0);
   return t;
 }
 
@@ -437,17 +455,22 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const Tile tile = t.tile(index, group);
     const bfloat16* const panel = tile_input<bfloat16, bfloat16>(t, tile, task / parts, call);
     const PixelBlocks p = pixel_blocks(t, tile);
-    const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
-    auto* const sums = static_cast<float*>(thread_scratch((p.count() + 3) * per_block, 1));
-    auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
-    auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
-    place_blocks(own, t, tile, p, panel, at, where);
     const Steps steps = steps_of(t);
+    const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
+    const int64_t step_count = steps.per_tap * t.tap_count;
+    auto* const sums =
+        static_cast<float*>(thread_scratch((p.count() + 3) * per_block + step_count * 8, 1));
+    auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
+    auto* const offset = where + p.count() * kTile;
+    auto* const at = reinterpret_cast<const bfloat16**>(offset + step_count);
+    place_steps(t, offset);
+    place_blocks(own, t, tile, p, panel, at, where);
     const Task k{own,       t,
                  tile,      p,
                  at,        where,
                  sums,      moments ? moments + index * blocks : nullptr,
-                 p.count(), kColumns * steps.depth * steps.per_tap * t.tap_count};
+                 p.count(), kColumns * steps.depth * step_count,
+                 offset};
     shape_tiles(p.rows, steps.depth);
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
@@ -455,7 +478,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
       Span next = input_under(t, t.tile(index + 1));
       next.count /= g.groups;  // a share for each
       next.from += group * next.count;
-      const int64_t count = ceil_div(p.count(), 2) * steps.per_tap * t.tap_count;
+      const int64_t count = ceil_div(p.count(), 2) * step_count;
       meanwhile.input = next_lines(next.from, next.count, (last - first) * count);
     }
     run_columns(k, first, last, meanwhile);
