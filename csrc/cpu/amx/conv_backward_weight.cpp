@@ -33,6 +33,7 @@ constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kTaskFloats = 128 << 10;   // of one task's sums
 constexpr int64_t kPanelBytes = 512 << 10;   // of one unit
 constexpr int64_t kUnitPixels = 2048;
+constexpr int64_t kRowPixels = 224;
 constexpr int64_t kTasks = 8;
 
 ConvSlots wide;  // the AVX-512 kernels
@@ -131,6 +132,10 @@ inline void plan(const ConvParams& p, const bfloat16* x, int64_t group, const in
   const int64_t pixels = clamp(many * kPanelBytes / a.pixel_bytes(), 64, kUnitPixels);
   a.cols = ceil_div(in.GW, ceil_div(in.GW, pixels));
   a.images = clamp(ceil_div(56, a.cols), 1, in.N);
+  // More where that fills the steps of a row better.
+  const auto idle = [&](int64_t images) { return -(images * a.cols) & 31; };
+  for (int64_t i = a.images + 1; i <= in.N && i * a.cols <= kRowPixels; ++i)
+    if (idle(i) * a.images < idle(a.images) * i) a.images = i;
   a.rows = clamp(pixels / (a.cols * a.images), 1, in.GH);
   if (a.rows == in.GH && a.cols == in.GW)
     a.images = clamp(pixels / (a.rows * a.cols), a.images, in.N);
