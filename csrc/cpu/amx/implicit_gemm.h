@@ -5,6 +5,10 @@
 //       for each slice of the reduction whose B stays close (kSliceSteps):
 //         for each pair of pixel blocks: 2 x 2 tiles over the slice; sums wait in L2 between slices
 //
+// Of many channels (kPlaneChannels) a pixel's values leave L1 before the next tap wants them. Their
+// panel is cut into planes of one step's channels, and B lies as [step][tap]: all taps of a step
+// find the same few lines.
+//
 // A step of 2 x 2 tiles takes the multiplier 64 cycles and the core eight instructions. In the rest
 // of them it finishes the pair of pixel blocks before, row by row, and prefetches the next task.
 //
@@ -153,7 +157,8 @@ struct Meanwhile {
       return;
     }
     for (int i = 0; i < n; ++i, from += kColumns)
-      if (i + 1 < n && to[i + 1] == to[i] + kTile)
+      // A whole line, so that every line is written around the caches or none of it.
+      if (i + 1 < n && to[i + 1] == to[i] + kTile && streams(out.y + to[i], 64, Route::around))
         out.store(from, from + kColumns, to[i]), ++i, from += kColumns;
       else
         finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
