@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -288,6 +289,8 @@ def test_a_changed_input_is_refused_or_harmless():
         h.mul_(2)
     with pytest.raises(RuntimeError, match="batch_norm: .*changed in place before"):
         F.relu(t)
+    fastnn.ones(2).detach()  # is nobody's business
+    assert t.shape == SHAPE
     h = net.activation()
     t = net.bn(h)
     expected = values(settled(net.bn(h)))
@@ -332,6 +335,23 @@ def test_sums_that_do_not_fit_are_plain():
     t = net.norm()
     z = net.activation()
     np.testing.assert_allclose(values(F.add(t, z, alpha=2)), values(t) + 2 * values(z), rtol=1e-6)
+
+
+def test_threads_do_not_get_in_each_others_way():
+    def work(seed):
+        x = fastnn.from_numpy(np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32))
+        bn = nn.BatchNorm2d(8)
+        for _ in range(50):
+            h = nn.Parameter(x) * 2
+            t = bn(h)
+            h.detach()  # settles the tensors of all threads
+            (F.relu(t) + F.relu(bn(h))).sum().backward()
+        return values(t)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, range(8)))
+    for seed, got in enumerate(together):
+        np.testing.assert_array_equal(got, work(seed))
 
 
 def test_what_nobody_keeps_is_freed():

@@ -179,6 +179,7 @@ class graph:
         self._graph = 0
 
     def __enter__(self) -> graph:
+        settle()  # what is computed while recording has no values before the first replay
         self._module.begin_capture()
         return self
 

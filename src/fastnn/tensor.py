@@ -23,13 +23,15 @@ from fastnn.dtypes import DType, as_dtype, bfloat16, float32
 Array = _core.Array
 
 # Tensors whose values are still to be computed from other tensors' (functional/deferred.py).
-waiting: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+waiting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def settle() -> None:
     """Computes the values of all waiting tensors, before memory can change unnoticed."""
-    for tensor in list(waiting.values()):
-        tensor._array  # noqa: B018 (reading it computes it)
+    for reference in waiting.valuerefs():  # a list: other threads may add to the dictionary
+        tensor = reference()
+        if tensor is not None:
+            tensor.settle()
 
 
 class Tensor:

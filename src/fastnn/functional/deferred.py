@@ -107,15 +107,22 @@ class Deferred(Tensor):
             return self._node
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def _intact(self) -> bool:
+        return all(array is None or array.version == version for array, version in self._sources)
+
     def _computed(self, activation: str) -> Any:
-        for array, version in self._sources:
-            if array is not None and array.version != version:
-                raise RuntimeError(
-                    f"batch_norm: its input of shape {self.shape} was changed in place before its "
-                    "result was used; change a .clone() of it instead"
-                )
+        if not self._intact():
+            raise RuntimeError(
+                f"batch_norm: its input of shape {self.shape} was changed in place before its "
+                "result was used; change a .clone() of it instead"
+            )
         (x, _), (residual, _) = self._sources
         return _core.batch_norm_apply(x, self._statistics, activation, residual)
+
+    def settle(self) -> None:
+        """Computes the values, if they can still be known; else using them is an error."""
+        if self._intact():
+            self._array  # noqa: B018 (reading it computes it)
 
     def _can_join(self) -> bool:
         return self._open and is_grad_enabled() and self._recorded.changed() is None

@@ -106,7 +106,7 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1) ->
         ValueError: the shapes do not broadcast, or a number does not fit the dtype.
         TypeError: an operand is neither a tensor nor a number.
     """
-    if alpha == 1:
+    if type(alpha) is int and alpha == 1:
         for one, more in ((input, other), (other, input)):
             if isinstance(one, Deferred) and (joined := one.plus(more, add)) is not None:
                 return joined
