@@ -76,8 +76,9 @@ struct Rows {
         residual(e.residual ? static_cast<const bfloat16*>(e.residual) + channel : nullptr),
         y(to + channel),
         route(way) {
-    const float* const second = e.bias + channel + (count == kColumns ? LANES : 0);
-    if (e.bias) bias[0] = load(e.bias + channel), bias[1] = load(second);
+    if (!e.bias) return;
+    bias[0] = load(e.bias + channel);
+    bias[1] = load(e.bias + channel + (count == kColumns ? LANES : 0));
   }
   // Returns the row as stored.
   FASTNN_INLINED inline __m512i store(const float* sums, const float* second, int64_t at) const {
@@ -147,9 +148,7 @@ struct Meanwhile {
     const int slot = block * kTile + at;
     const float* from = sums + slot * kColumns;
     const int64_t* to = where + slot;
-    if (count % kTile) {
-      return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
-    }
+    if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     const Rows out(epilogue, channel, count, y, route);
     if (moments) return finish_counted(out, from, to, n, repeated[block] - at);
     if (count == kColumns) {
@@ -212,8 +211,8 @@ struct Slice {
   bool last;
 };
 
-// A pair of pixel blocks times a slice of a column block: a + offset[s] and b + s * NB * depth
-// * 16.
+// A pair of pixel blocks times a slice of a column block. Step s multiplies what lies at
+// a + offset[s] and at b + s * NB * depth * 16.
 template <int MA, int NB>
 void product(const Slice& slice, const bfloat16* a0, const bfloat16* a1, int64_t a_bytes,
              const bfloat16* b, float* sums, Meanwhile& meanwhile) {

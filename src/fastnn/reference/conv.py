@@ -257,6 +257,7 @@ _CONV = (
     # Panels in planes of 32 channels: rows, strides, dilation, images side by side.
     "n1c288h5w20_oc40_k3p1_relu_res_bf16", "n2c256h9w15_oc33_k3s2p1_bf16",
     "n9c256h4w5_oc264_k3p1_bf16", "n1c512h7w6_oc256_k2x3p1d2_bf16", "n1c256h6w6_oc16_k3_bf16",
+    "n1c255h6w9_oc40_k3p1_bf16", "n10c512h5w6_oc512_k3p1g2_bf16",
     # Stems: every tile of their weight gradient, several bands of rows, padding wider than the image.
     "n2c1h40w37_oc40_k5p2_f32", "n3c3h33w40_oc41_k3p1_f32", "n3c3h33w40_oc16_k3s2p1_bf16",
     "n2c1h20w30_oc70_k3p1_bf16", "n2c4h12w14_oc24_k3x4s2p2_f32", "n2c2h9w9_oc33_k2_f32",
