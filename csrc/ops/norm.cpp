@@ -120,9 +120,10 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual) {
   check_epilogue(input, activation, residual);  // before running statistics change
+  const Array x = canonical(input);
   const BatchStatistics s =
-      batch_norm_statistics(input, running_mean, running_var, weight, bias, training, factor, eps);
-  return {batch_norm_apply(input, s, activation, residual), s.mean, s.invstd};
+      batch_norm_statistics(x, running_mean, running_var, weight, bias, training, factor, eps);
+  return {batch_norm_apply(x, s, activation, residual), s.mean, s.invstd};
 }
 
 NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,

@@ -23,7 +23,8 @@ void each_b_tile(int64_t rows, int64_t columns, const InputTiles& t, bfloat16* p
     bfloat16* to = packed + block * kColumns * count * depth;
     const int64_t end = clamp(columns, 0, (block + 1) * kColumns);
     for (int64_t s = 0; s < count; ++s) {
-      const int64_t row = row_of(t, s);
+      const StepOf at = step_at(t, steps, s);
+      const int64_t row = at.tap * t.k + at.step * depth;
       for (int64_t n = block * kColumns; n < end; n += kTile, to += depth * kTile)
         tile(row, clamp(rows - row, 0, depth), n, clamp(columns - n, 0, kTile), to);
     }

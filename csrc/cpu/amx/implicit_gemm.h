@@ -55,11 +55,13 @@ FASTNN_INLINE Steps steps_of(const InputTiles& t) {
 // Whether the panel is cut into planes of one step's channels: then all taps of a step come before
 // the next step, and find the pixels of the tap before in L1.
 FASTNN_INLINE bool by_planes(const InputTiles& t) { return t.width < t.in.K; }
-// The first of the weight's rows, (tap, channel), that step `index` of B holds.
-FASTNN_INLINE int64_t row_of(const InputTiles& t, int64_t index) {
-  const Steps steps = steps_of(t);
-  if (!by_planes(t)) return index * steps.depth;
-  return index % t.tap_count * t.k + index / t.tap_count * steps.depth;
+// The tap that step `index` of the reduction, and of B, belongs to, and which of its steps it is.
+struct StepOf {
+  int64_t tap, step;
+};
+FASTNN_INLINE StepOf step_at(const InputTiles& t, const Steps& steps, int64_t index) {
+  if (by_planes(t)) return {index % t.tap_count, index / t.tap_count};
+  return {index / steps.per_tap, index % steps.per_tap};
 }
 
 // Finishes 32 sums at a time: y = relu(sums + bias + residual), of a row of 32 columns from
@@ -166,12 +168,11 @@ struct Meanwhile {
   inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
                              int uncounted) {
     vfloat first[2], sum[2], square[2];
-    TileMoments* const into = moments;
     bool opening = opens;
     for (int h = 0; h < 2; ++h) {
-      first[h] = load(into->first + h * LANES);
-      sum[h] = load(into->sum + h * LANES);
-      square[h] = load(into->square + h * LANES);
+      first[h] = load(moments->first + h * LANES);
+      sum[h] = load(moments->sum + h * LANES);
+      square[h] = load(moments->square + h * LANES);
     }
     for (int i = 0; i < n; ++i) {
       const __m512i stored = out.store(from + i * kColumns, from + i * kColumns + kTile, to[i]);
@@ -189,9 +190,9 @@ struct Meanwhile {
     }
     opens = opening;
     for (int h = 0; h < 2; ++h) {
-      store(into->first + h * LANES, first[h]);
-      store(into->sum + h * LANES, sum[h]);
-      store(into->square + h * LANES, square[h]);
+      store(moments->first + h * LANES, first[h]);
+      store(moments->sum + h * LANES, sum[h]);
+      store(moments->square + h * LANES, square[h]);
     }
   }
   FASTNN_INLINED inline void step(int64_t finished) {
@@ -292,15 +293,14 @@ inline void place_blocks(const TapGrid& g, const InputTiles& t, const Tile& tile
 struct Task {
   const TapGrid& g;
   const InputTiles& t;
+  Steps steps;
+  const int64_t* offset;  // of each step
   Tile tile;
   PixelBlocks p;
-  const bfloat16** at;    // per pixel block, its first point
-  int64_t* where;         // per point of each block, its output
-  float* sums;            // per pixel block, 16 x 32
-  TileMoments* moments;   // per column block, if wanted
-  int64_t blocks;         // of pixels
-  int64_t block_values;   // of B, per column block
-  const int64_t* offset;  // of each step
+  const bfloat16** at;   // per pixel block, its first point
+  int64_t* where;        // per point of each block, its output
+  float* sums;           // per pixel block, 16 x 32
+  TileMoments* moments;  // per column block, if wanted
 };
 
 // The pixel block pair i times a slice of a block of up to 32 columns; the epilogue after the last.
@@ -309,8 +309,9 @@ FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, in
                             int64_t kept, Meanwhile& meanwhile) {
   const TapGrid& g = k.g;
   const int64_t left = g.columns - block * kColumns, count = left < kColumns ? left : kColumns;
-  const int halves = count > kTile ? 2 : 1, two = i + 1 < k.blocks;
-  const bfloat16* const b = static_cast<const bfloat16*>(g.b) + block * k.block_values +
+  const int halves = count > kTile ? 2 : 1, two = i + 1 < k.p.count();
+  const bfloat16* const b = static_cast<const bfloat16*>(g.b) +
+                            block * kColumns * k.t.k * k.t.tap_count +
                             slice.before * halves * slice.depth * kTile;
   // Sums of the pair before are still being read.
   float* const sums = k.sums + (kept ? i * kept : meanwhile.sums == k.sums ? 4 * kTileFloats : 0);
@@ -350,7 +351,7 @@ inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int
 // output that lie side by side are written together; one whose B is larger is cut into slices.
 inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& meanwhile) {
   // Slices are runs of taps, or of steps where these come first or there is a single tap.
-  const Steps steps = steps_of(k.t);
+  const Steps& steps = k.steps;
   const bool by_step = k.t.tap_count == 1 || by_planes(k.t);
   const int64_t units = by_step ? steps.per_tap : k.t.tap_count;
   const int64_t unit = by_step ? k.t.tap_count : steps.per_tap;
@@ -366,7 +367,7 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
       const Slice slice{
           k.offset + first * unit,   n, first * unit, steps.depth, ceil_div(2 * k.p.rows, n),
           first + per_slice >= units};
-      for (int64_t i = 0; i < k.blocks; i += 2) {
+      for (int64_t i = 0; i < k.p.count(); i += 2) {
         if (together > 1)
           bring_rows(k, i, group * kColumns, last * kColumns, n * together, meanwhile);
         for (int64_t block = group; block < last; ++block)
@@ -377,12 +378,10 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
 }
 
 // Where each step's values lie, from a point's first.
-inline void place_steps(const InputTiles& t, int64_t* offset) {
-  const Steps steps = steps_of(t);
+inline void place_steps(const InputTiles& t, const Steps& steps, int64_t* offset) {
   for (int64_t i = 0; i < steps.per_tap * t.tap_count; ++i) {
-    const int64_t tap = by_planes(t) ? i % t.tap_count : i / steps.per_tap;
-    const int64_t step = by_planes(t) ? i / t.tap_count : i % steps.per_tap;
-    offset[i] = t.taps[tap] + step * (by_planes(t) ? t.plane : steps.depth);
+    const StepOf at = step_at(t, steps, i);
+    offset[i] = t.taps[at.tap] + at.step * (by_planes(t) ? t.plane : steps.depth);
   }
 }
 
@@ -452,6 +451,11 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const bool counted = g.epilogue.moments && g.columns % kColumns == 0 && g.columns == g.y_pixel;
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
+  const Steps steps = steps_of(t);
+  const int64_t step_count = steps.per_tap * t.tap_count;
+  Workspace offsets(step_count * int64_t{sizeof(int64_t)});
+  auto* const offset = reinterpret_cast<int64_t*>(offsets.floats());
+  place_steps(t, steps, offset);
   parallel_for_dynamic(tiles * g.groups * parts, [&](int64_t task) {
     const int64_t part = task % parts, group = task / parts % g.groups;
     const int64_t index = task / parts / g.groups;
@@ -459,22 +463,13 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const Tile tile = t.tile(index, group);
     const bfloat16* const panel = tile_input<bfloat16, bfloat16>(t, tile, task / parts, call);
     const PixelBlocks p = pixel_blocks(t, tile);
-    const Steps steps = steps_of(t);
     const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
-    const int64_t step_count = steps.per_tap * t.tap_count;
-    auto* const sums =
-        static_cast<float*>(thread_scratch((p.count() + 3) * per_block + step_count * 8, 1));
+    auto* const sums = static_cast<float*>(thread_scratch((p.count() + 3) * per_block, 1));
     auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
-    auto* const offset = where + p.count() * kTile;
-    auto* const at = reinterpret_cast<const bfloat16**>(offset + step_count);
-    place_steps(t, offset);
+    auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
     place_blocks(own, t, tile, p, panel, at, where);
-    const Task k{own,       t,
-                 tile,      p,
-                 at,        where,
-                 sums,      moments ? moments + index * blocks : nullptr,
-                 p.count(), kColumns * steps.depth * step_count,
-                 offset};
+    const Task k{own, t,  steps, offset, tile,
+                 p,   at, where, sums,   moments ? moments + index * blocks : nullptr};
     shape_tiles(p.rows, steps.depth);
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};

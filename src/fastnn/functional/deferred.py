@@ -34,10 +34,6 @@ def like(grad: Any, parameter: Any) -> Any:
     return _core.astype(grad, parameter.dtype)
 
 
-# Places in what a batch norm saves.
-_INPUT, _RESIDUAL = 0, 5
-
-
 def record_batch_norm(
     y: Any, inputs: tuple[Tensor | None, ...], relu: bool, moments: Any, training: bool
 ) -> Tensor:
@@ -83,8 +79,8 @@ class Deferred(Tensor):
         self._inputs, self._statistics, self._training = inputs, statistics, training
         self._recorded = record_batch_norm(None, inputs, False, statistics, training)._node
         # The node may be freed, or become another, before the values are asked for.
-        saved, versions = self._recorded.saved, self._recorded.versions
-        self._sources = [(saved[i], versions[i]) for i in (_INPUT, _RESIDUAL)]
+        sources = (array_of(inputs[0]), array_of(inputs[3]))
+        self._sources = [(a, None if a is None else a.version) for a in sources]
         self._joined: list[tuple[Any, Callable[[Tensor], Tensor]]] = []
         self._open = True
         waiting[id(self)] = self
