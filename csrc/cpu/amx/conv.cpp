@@ -12,63 +12,99 @@ namespace {
 
 ConvSlots wide;  // the AVX-512 kernels
 
-// Calls tile(first row, rows, first column, columns, to) for every B tile, in parallel; rows and
-// columns are those that exist, `to` holds depth / 2 rows of 16 pairs.
-template <class Tile>
-void each_b_tile(int64_t rows, int64_t columns, const InputTiles& t, bfloat16* packed,
-                 const Tile& tile) {
-  const Steps steps = steps_of(t);
-  const int64_t count = steps.per_tap * t.tap_count, depth = steps.depth;
-  parallel_for(ceil_div(columns, kColumns), [&](int64_t block) {
-    bfloat16* to = packed + block * kColumns * count * depth;
-    const int64_t end = clamp(columns, 0, (block + 1) * kColumns);
-    for (int64_t s = 0; s < count; ++s) {
-      const StepOf at = step_at(t, steps, s);
-      const int64_t row = at.tap * t.k + at.step * depth;
-      for (int64_t n = block * kColumns; n < end; n += kTile, to += depth * kTile)
-        tile(row, clamp(rows - row, 0, depth), n, clamp(columns - n, 0, kTile), to);
-    }
+constexpr int64_t kPackedBlocks = 4;  // of columns, packed side by side: whole pieces of rows
+constexpr int64_t kPackedSteps = 32;   // of one task
+constexpr int64_t kPackedAhead = 4;    // steps, whose weights are fetched
+
+// Calls pack(first block, last block, first step, last step) for all of B, in parallel.
+template <class Pack>
+void each_piece(int64_t columns, int64_t steps, const Pack& pack) {
+  const int64_t blocks = ceil_div(columns, kColumns), pieces = ceil_div(steps, kPackedSteps);
+  parallel_for(ceil_div(blocks, kPackedBlocks) * pieces, [&](int64_t task) {
+    const int64_t block = task / pieces * kPackedBlocks, step = task % pieces * kPackedSteps;
+    pack(block, clamp(blocks, 0, block + kPackedBlocks), step,
+         clamp(steps, 0, step + kPackedSteps));
   });
 }
 
 // B[row][n] = w[n][row]: 16 columns of pairs are turned at a time.
 void pack_weight(const bfloat16* w, int64_t rows, int64_t columns, const InputTiles& t,
                  bfloat16* packed) {
-  const int depth = steps_of(t).depth;
-  each_b_tile(rows, columns, t, packed,
-              [&](int64_t row, int64_t count, int64_t n, int64_t used, bfloat16* to) {
-                vuint pairs[16];
-                const auto mask = static_cast<__mmask32>((int64_t{1} << count) - 1);
-                for (int64_t i = 0; i < kTile; ++i)
-                  pairs[i] = i < used ? reinterpret_cast<vuint>(_mm512_maskz_loadu_epi16(
-                                            mask, w + (n + i) * rows + row))
-                                      : vuint{};
-                transpose(pairs);
-                for (int j = 0; j < depth / 2; ++j)
-                  __builtin_memcpy(to + 2 * kTile * j, &pairs[j], sizeof(vuint));
-              });
+  const Steps steps = steps_of(t);
+  const int64_t count = steps.per_tap * t.tap_count, depth = steps.depth;
+  const auto row_of = [&](int64_t step) {
+    const StepOf at = step_at(t, steps, step);
+    return at.tap * t.k + at.step * depth;
+  };
+  each_piece(columns, count, [&](int64_t block, int64_t last_block, int64_t first, int64_t last) {
+    for (; block < last_block; ++block) {
+      const int64_t n0 = block * kColumns, end = clamp(columns, 0, n0 + kColumns);
+      const int64_t halves = ceil_div(end - n0, kTile);
+      bfloat16* to = packed + (block * kColumns * count + first * halves * kTile) * depth;
+      for (int64_t s = first; s < last; ++s) {
+        const int64_t row = row_of(s), ahead = row_of(s + kPackedAhead) - row;
+        const auto mask = static_cast<__mmask32>((int64_t{1} << clamp(rows - row, 0, depth)) - 1);
+        for (int64_t n = n0; n < end; n += kTile, to += depth * kTile) {
+          vuint pairs[16];
+          for (int64_t i = 0; i < kTile; ++i) {
+            const bfloat16* const from = w + (n + i) * rows + row;
+            _mm_prefetch(from + ahead, _MM_HINT_T0);
+            pairs[i] = n + i < end ? reinterpret_cast<vuint>(_mm512_maskz_loadu_epi16(mask, from))
+                                   : vuint{};
+          }
+          transpose(pairs);
+          for (int j = 0; j < depth / 2; ++j)
+            __builtin_memcpy(to + 2 * kTile * j, &pairs[j], sizeof(vuint));
+        }
+      }
+    }
+  });
 }
 
-// B[(tap, o)][n] = w[o][tap][n] for the taps of one phase.
+// B[(tap, o)][n] = w[o][tap][n] for the taps of one phase: two rows of w become a row of pairs.
 void pack_transposed(const bfloat16* w, const ConvParams& p, const Taps& taps, const InputTiles& t,
                      bfloat16* packed) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const int depth = steps_of(t).depth;
-  each_b_tile(
-      taps.count * oc, ic, t, packed,
-      [&](int64_t row, int64_t count, int64_t n, int64_t used, bfloat16* to) {
-        const auto mask = static_cast<__mmask16>((1 << used) - 1);
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs(), rows = taps.count * oc;
+  const Steps steps = steps_of(t);
+  const int64_t count = steps.per_tap * t.tap_count, depth = steps.depth;
+  const vuint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto low = reinterpret_cast<__m512i>(((lane + 32) << 16) | lane);
+  const auto high = reinterpret_cast<__m512i>(((lane + 48) << 16) | (lane + 16));
+  // Where the rows of a step lie; of those that do not exist, nowhere.
+  const auto place = [&](int64_t step, const bfloat16** from) {
+    const StepOf at = step_at(t, steps, step);
+    const int64_t row = at.tap * t.k + at.step * depth;
+    int64_t tap = row / oc, o = row % oc;
+    for (int64_t i = 0; i < depth; ++i) {
+      from[i] = row + i < rows ? w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic
+                               : nullptr;
+      if (++o == oc) o = 0, ++tap;
+    }
+  };
+  each_piece(ic, count, [&](int64_t block, int64_t last_block, int64_t first, int64_t last) {
+    const bfloat16 *here[32], *next[32];
+    place(first, next);
+    for (int64_t s = first; s < last; ++s) {
+      for (int64_t i = 0; i < depth; ++i) here[i] = next[i];
+      if (s + 1 < last) place(s + 1, next);
+      for (int64_t b = block; b < last_block; ++b) {
+        const int64_t n = b * kColumns, used = clamp(ic - n, 0, kColumns);
+        const auto mask = static_cast<__mmask32>((int64_t{1} << used) - 1);
+        const int64_t halves = ceil_div(used, kTile);
+        bfloat16* to = packed + (n * count + s * halves * kTile) * depth;
         const auto load_row = [&](int64_t i) {
-          if (i >= count) return vuint{};
-          const int64_t tap = (row + i) / oc, o = (row + i) % oc;
-          const bfloat16* from = w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic;
-          return from_halves(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, from + n)));
+          _mm_prefetch(next[i] + n, _MM_HINT_T0);
+          return here[i] ? _mm512_maskz_loadu_epi16(mask, here[i] + n) : _mm512_setzero_si512();
         };
-        for (int j = 0; j < depth / 2; ++j) {
-          const vuint pair = load_row(2 * j) | load_row(2 * j + 1) << 16;
-          __builtin_memcpy(to + 2 * kTile * j, &pair, sizeof(pair));
+        for (int64_t i = 0; i < depth; i += 2, to += 2 * kTile) {
+          const __m512i even = load_row(i), odd = load_row(i + 1);
+          _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
+          if (halves == 2)
+            _mm512_storeu_si512(to + depth * kTile, _mm512_permutex2var_epi16(even, high, odd));
         }
-      });
+      }
+    }
+  });
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
