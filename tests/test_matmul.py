@@ -34,6 +34,19 @@ def test_linear_of_random_shapes(n, i, o, bias, dtype):
     check_everywhere("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
 
 
+@PROPERTY
+@given(
+    n=st.integers(1, 34),
+    i=st.sampled_from([512, 523, 544, 576]),
+    o=st.sampled_from([512, 544, 555, 608]),
+    bias=st.sampled_from(["", "_nobias"]),
+    dtype=DTYPE,
+)
+def test_a_few_rows_by_a_large_matrix(n, i, o, bias, dtype):
+    """Kernels of their own, which read the matrix as it lies, up to 32 rows."""
+    check_everywhere("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
+
+
 def test_weight_gradient_in_several_rounds():
     """More rows than the partial sums of a large weight take in one go."""
     check_everywhere("linear", "n1100i600o610_f32")

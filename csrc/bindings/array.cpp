@@ -54,8 +54,8 @@ py::array to_numpy(const Array& x) {
     shape.push_back(x.size(i));
     strides.push_back(x.strides()[i] * item_size(x.dtype()));
   }
-  x.storage()->kept.clear();  // NumPy writes without our notice
-  py::array out(numpy_dtype(x.dtype()), shape, strides, x.raw(), py::cast(x));
+  const py::capsule owner(new Exposed(x), [](void* own) { delete static_cast<Exposed*>(own); });
+  py::array out(numpy_dtype(x.dtype()), shape, strides, x.raw(), owner);
   if (!x.storage()->writable) out.attr("setflags")(py::arg("write") = false);
   return out;
 }
@@ -92,8 +92,12 @@ void bind_array(py::module_& m) {
                                KeptWorkspaces* const kept = kept_with(x);
                                return kept ? kept->count() : 0;
                              })
-      // Whoever gets the address may write without our notice.
-      .def("forget_kept", [](const Array& x) { x.storage()->kept.clear(); })
+      // Whoever gets the address may write for as long as the memory is there.
+      .def("expose",
+           [](const Array& x) {
+             ++x.storage()->exposed;
+             x.storage()->kept.clear();
+           })
       .def_property_readonly("pinned", [](const Array& x) { return x.storage()->pinned; })
       .def_property_readonly("writable", [](const Array& x) { return x.storage()->writable; })
       .def_property_readonly("owners", [](const Array& x) { return x.storage().use_count(); })
@@ -142,6 +146,7 @@ void bind_array(py::module_& m) {
     return ops::full(shape, value, dtype);
   });
   def(m, "astype", &ops::astype);
+  def(m, "lowered", &ops::lowered);
   def(m, "canonical", &ops::canonical);
   def(m, "row_major", &ops::row_major);
   def(m, "clone", &ops::clone);

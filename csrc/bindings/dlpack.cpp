@@ -67,7 +67,7 @@ DType from_dlpack_dtype(const DLDataType& t) {
 
 struct Exported {
   DLManagedTensor managed;
-  Array array;
+  Exposed array;
   Dims shape, strides;
 };
 
@@ -76,9 +76,8 @@ py::capsule to_dlpack(const Array& x) {
     throw py::buffer_error(
         "__dlpack__: this tensor views read-only memory, which this DLPack version cannot "
         "express; export a .clone()");
-  auto* out = new Exported{{}, x, x.shape(), x.strides()};
+  auto* out = new Exported{{}, Exposed(x), x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
-  x.storage()->kept.clear();  // others write without our notice
   t.data = x.raw();
   t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};
   t.ndim = x.rank();

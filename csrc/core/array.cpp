@@ -118,7 +118,9 @@ Array empty(const Dims& shape, DType dtype) {
 }
 
 KeptWorkspaces* kept_with(const Array& x) {
-  if (x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes) return nullptr;
+  if (x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes ||
+      x.storage()->exposed.load() > 0)
+    return nullptr;
   x.storage()->kept.check_version(x.storage()->version.load());
   return &x.storage()->kept;
 }

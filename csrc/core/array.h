@@ -55,6 +55,7 @@ struct Storage {
   int device = kCpu;
   std::function<void()> release;    // how a foreign owner is let go; empty for our own blocks
   std::atomic<int64_t> version{0};  // counts in-place changes
+  std::atomic<int64_t> exposed{0};  // to how many who may write unnoticed
   bool writable = true;
   bool pinned = false;
   KeptWorkspaces kept;  // computed from the contents, for as long as they stay
@@ -115,7 +116,24 @@ Array empty(const Dims& shape, DType dtype = DType::float32);
 // Uninitialised, with the given dense strides.
 Array empty_strided(const Dims& shape, const Dims& strides, DType dtype);
 
-// Where kernels may keep what they compute from x, which has to be all of its storage; else null.
+// An array in the hands of somebody who may write to it without our notice, such as NumPy. What was
+// computed from its contents is forgotten, and nothing kept until this is gone.
+class Exposed {
+ public:
+  explicit Exposed(Array x) : array_(std::move(x)) {
+    ++array_.storage()->exposed;
+    array_.storage()->kept.clear();
+  }
+  ~Exposed() { --array_.storage()->exposed; }
+  Exposed(const Exposed&) = delete;
+  Exposed& operator=(const Exposed&) = delete;
+
+ private:
+  Array array_;
+};
+
+// Where kernels may keep what they compute from x, which has to be all of its storage and not
+// exposed; else null.
 KeptWorkspaces* kept_with(const Array& x);
 
 }  // namespace fastnn

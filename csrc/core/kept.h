@@ -16,6 +16,7 @@ struct KeptBlock {
   int device;
   int64_t bytes;
   const void* recording;  // the device's graph that fills it, or null
+  bool wanted = true;     // since an optimizer wrote it last (ops/copy.h: lowered)
   void* data;
 };
 
@@ -28,7 +29,7 @@ class KeptWorkspaces {
   std::shared_ptr<KeptBlock> find(uint64_t key);
   void keep(uint64_t key, std::shared_ptr<KeptBlock> block);
   int64_t count();
-  // Forgets everything: somebody else may write to the storage from now on.
+  // Forgets everything.
   void clear();
 
  private:

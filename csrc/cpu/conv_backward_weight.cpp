@@ -19,6 +19,7 @@
 #include "cpu/conv_grouped.h"
 #include "cpu/conv_input.h"
 #include "cpu/conv_stem_weight.h"
+#include "cpu/conv_weight.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
 
@@ -28,6 +29,7 @@ namespace {
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
 constexpr int64_t kUnitFloats = 512 << 10;   // of one x panel
+constexpr int64_t kLongRun = 8;              // blocks of columns
 constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
 // How one group's work is cut.
@@ -62,7 +64,8 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
   a.width = a.square ? LANES : NR;
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
   plan_input<T>(a.x, ahead ? clamp(kUnitFloats / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
-                kUnitFloats, ic % LANES == 0 && !planes, false, planes ? NR : 0);
+                a.size > kPartialFloats ? 4 * kUnitFloats : kUnitFloats, ic % LANES == 0 && !planes,
+                false, planes ? NR : 0);
   // Groups are parallel to each other: many of them need few partial sums each.
   const int64_t most = ceil_div(16, p.groups);
   a.partials = clamp(kPartialFloats / a.size, 1, clamp(a.x.count(), 1, most));
@@ -110,17 +113,22 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
                      int64_t last, bool add, float* sum, const NextPixels& next) {
   int64_t call = 0;
   const int64_t per_tap = ceil_div(a.x.k, a.width), m_blocks = ceil_div(a.oc, a.block_m);
-  // Blocks of x outside keeps x in cache, and g of this many channels; few pixels keep all of x
-  // there, and rows of the weight are then written one after the other.
-  const bool small = (last - first) * NR * a.unit_pixels <= (64 << 10);
-  const int64_t group = small ? 1 : clamp((128 << 10) / (a.unit_pixels * a.block_m), 1, m_blocks);
-  for (int64_t m_group = 0; m_group < m_blocks; m_group += group)
-    for (int64_t b = first; b < last; ++b) {
+  // Blocks of x outside keeps x in cache, and g of this many channels. Of few pixels, that much of
+  // x stays there that rows of the weight are written in long runs, one after the other.
+  const int64_t run = clamp((64 << 10) / (NR * a.unit_pixels), 1, last - first);
+  const bool few = run >= kLongRun || run == last - first;
+  const int64_t x_group = few ? run : last - first;
+  const int64_t m_group = few ? 1 : clamp((128 << 10) / (a.unit_pixels * a.block_m), 1, m_blocks);
+  const int64_t m_groups = ceil_div(m_blocks, m_group);
+  for (int64_t part = 0; part < ceil_div(last - first, x_group) * m_groups; ++part) {
+    const int64_t b_first = first + part / m_groups * x_group, m_first = part % m_groups * m_group;
+    const int64_t b_last = clamp(last, 0, b_first + x_group);
+    for (int64_t b = b_first; b < b_last; ++b) {
       const int64_t tap = b / per_tap, block = b % per_tap, n = block * a.width;
       const int vectors = a.square ? 1 : block_vectors(a.x.k, block);
       const int tail = static_cast<int>(clamp(a.x.k - n - (vectors - 1) * LANES, 1, LANES));
-      const int64_t m_end = clamp(m_group + group, 0, m_blocks);
-      for (int64_t i = m_group; i < m_end; ++i) {
+      const int64_t m_end = clamp(m_first + m_group, 0, m_blocks);
+      for (int64_t i = m_first; i < m_end; ++i) {
         const int64_t channel = i * a.block_m, m = clamp(a.oc - channel, 1, a.block_m);
         const OuterStrip strip{x + a.x.taps[tap] + (a.x.width < a.x.in.K ? block * a.x.plane : n),
                                a.x.image_stride,
@@ -135,13 +143,15 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
         kernel(strip, sum + channel * a.row + tap * a.x.k + n, a.row, tail, add);
       }
     }
+  }
 }
 
 template <class T>
-void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
+void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   if (p.N * p.OH * p.OW == 0) {
-    __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(p.OC * ic * p.KH * p.KW));
+    const int64_t bytes = p.OC * ic * p.KH * p.KW * item_size(gw.dtype);
+    __builtin_memset(gw.at, 0, static_cast<size_t>(bytes));
     return;
   }
   if (is_stem(p)) return stem_backward_weight(p, x, g, gw);
@@ -154,10 +164,11 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     const Plan a = plan(p, x, group, dh, dw);
     const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.unit_pixels, kPackPixels);
     const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
-    const bool in_place = a.partials == 1 && sizeof(T) == sizeof(float);
+    const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
     Workspace panels(a.partials * (x_size + a.g_size) * 4);
     Workspace own(in_place ? 0 : a.partials * a.size * 4);
-    float* const sums = in_place ? reinterpret_cast<float*>(gw + group * a.size) : own.floats();
+    const WeightGradient of_group = gw.from(group * a.size);
+    float* const sums = in_place ? static_cast<float*>(of_group.at) : own.floats();
 
     const auto fill = [&](int64_t partial, int64_t unit, int64_t piece) {
       const Tile u = a.x.tile(unit);
@@ -206,18 +217,17 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
         });
       }
     }
-    if (!in_place) add_partials(sums, a.partials, a.size, gw + group * a.size);
+    if (!in_place) add_partials(sums, a.partials, a.size, of_group);
   });
 }
 
-void backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
-  if (is_grouped(p)) return grouped_backward_weight(p, x, g, gw);
+void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
+  if (is_grouped(p)) return grouped_backward_weight(p, x, g, grad_weight);
+  const WeightGradient gw(p, grad_weight);
   if (p.dtype == DType::float32)
-    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g),
-                          static_cast<float*>(gw));
+    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
   else
-    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g),
-                          static_cast<bfloat16*>(gw));
+    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
 }
 
 // Column sums in fixed chunks of rows, added in order.

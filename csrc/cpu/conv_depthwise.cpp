@@ -8,6 +8,7 @@
 // are added in order. Dilated columns and rare widths take the plain loops below.
 #include "core/allocator.h"
 #include "cpu/conv_rows.h"
+#include "cpu/conv_weight.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -236,7 +237,7 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
 }
 
 template <class T>
-void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
+void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t C = p.C, taps = p.KH * p.KW, rows = p.N * p.OH;
   const int64_t chunks = rows < 32 ? rows : 32;
   Workspace partial((chunks + (chunks == 0)) * taps * C * 4 + 4);
@@ -276,7 +277,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
     store_any(partial.floats() + i, total, n);
   });
   for (int64_t c = 0; c < C; ++c)
-    for (int64_t t = 0; t < taps; ++t) from_float(gw[c * taps + t], partial.floats()[t * C + c]);
+    for (int64_t t = 0; t < taps; ++t) gw.store(c * taps + t, partial.floats()[t * C + c]);
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e, void* y) {
@@ -298,13 +299,12 @@ void backward_data(const ConvParams& p, const void* g, const void* w, const Conv
                         static_cast<bfloat16*>(grad_input));
 }
 
-void backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
+void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
+  const WeightGradient gw(p, grad_weight);
   if (p.dtype == DType::float32)
-    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g),
-                          static_cast<float*>(gw));
+    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
   else
-    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g),
-                          static_cast<bfloat16*>(gw));
+    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "core/allocator.h"
 #include "cpu/conv_grouped_wide.h"
 #include "cpu/conv_rows.h"
+#include "cpu/conv_weight.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -165,7 +166,7 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
 }
 
 template <int G, class T>
-void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
+void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t C = p.C, rows = p.N * p.OH, chunks = rows < 32 ? rows : 32;
   const int64_t size = p.KH * 3 * G * C;
   Workspace partial((chunks + (chunks == 0)) * size * 4);
@@ -184,7 +185,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, T* gw) {
       vfloat total{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         total += load(partial.floats() + chunk * size + line * C + c);
-      for (int l = 0; l < LANES; ++l) from_float(gw[((c + l) * p.KH * 3 + t) * G + k], total[l]);
+      for (int l = 0; l < LANES; ++l) gw.store(((c + l) * p.KH * 3 + t) * G + k, total[l]);
     }
   });
 }
@@ -221,14 +222,15 @@ void grouped_backward_data(const ConvParams& p, const void* g, const void* w, co
   });
 }
 
-void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* gw) {
+void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
+  const WeightGradient gw(p, grad_weight);
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     const T *const input = static_cast<const T*>(x), *const grad = static_cast<const T*>(g);
     if constexpr (size.value < 16)
-      backward_weight_typed<size.value>(p, input, grad, static_cast<T*>(gw));
+      backward_weight_typed<size.value>(p, input, grad, gw);
     else
-      wide_backward_weight<size.value>(p, input, grad, static_cast<T*>(gw));
+      wide_backward_weight<size.value>(p, input, grad, gw);
   });
 }
 

@@ -19,6 +19,6 @@ void grouped_forward(const ConvParams& p, const void* x, const void* w, const Co
                      void* y);
 void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
                            void* grad_input);
-void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* gw);
+void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight);
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -16,6 +16,7 @@
 #include "core/allocator.h"
 #include "cpu/conv_input.h"
 #include "cpu/conv_rows.h"
+#include "cpu/conv_weight.h"
 #include "cpu/matmul.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -148,7 +149,7 @@ void wide_strip(const ConvParams& p, const T* x, const T* g, int64_t n, int64_t 
 }
 
 template <int G, class T>
-void wide_backward_weight(const ConvParams& p, const T* x, const T* g, T* gw) {
+void wide_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   // Strips of a few rows of one image; each partial sum takes a range of them, by shape alone.
   const int64_t most = clamp(kWideFloats / (p.OW * p.stride_h * p.stride_w * G), 1, p.OH);
   const int64_t per_image = ceil_div(p.OH, most), rows = ceil_div(p.OH, per_image);

@@ -38,18 +38,6 @@ FASTNN_INLINE void each_group(const ConvParams& p, const Body& body) {
     for (int64_t group = 0; group < p.groups; ++group) body(group);
 }
 
-// to = the sum of partial sums of `size` values each, in order.
-template <class T>
-void add_partials(const float* sums, int64_t partials, int64_t size, T* to) {
-  parallel_ranges(size, kGrain / 4, [&](int64_t begin, int64_t end) {
-    vector_loop(begin, end, [&](int64_t i, int n) {
-      vfloat total = load_any(sums + i, n);
-      for (int64_t r = 1; r < partials; ++r) total += load_any(sums + r * size + i, n);
-      store_any(to + i, total, n);
-    });
-  });
-}
-
 struct InputGrid {
   const void* a;  // input images, NHWC
   int64_t N, H, W;

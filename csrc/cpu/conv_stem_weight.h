@@ -15,6 +15,7 @@
 #pragma once
 
 #include "core/allocator.h"
+#include "cpu/conv_weight.h"
 #include "cpu/simd/vec.h"
 #include "ops/conv.h"
 
@@ -137,7 +138,7 @@ struct StemTile {
 };
 
 template <class T>
-void stem_backward_weight(const ConvParams& p, const T* x, const T* g, T* gw) {
+void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t values = p.KW * p.C, C = p.C, OC = p.OC;
   const StemBlocks blocks(values);
   const StemTile<T> tile(p.KH, blocks.size);
@@ -188,7 +189,7 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, T* gw) {
       vfloat total{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         total += load_any(from + chunk * size + oc, n);
-      for (int i = 0; i < n; ++i) from_float(gw[((oc + i) * p.KH + kh) * values + j], total[i]);
+      for (int i = 0; i < n; ++i) gw.store(((oc + i) * p.KH + kh) * values + j, total[i]);
     });
   });
 }

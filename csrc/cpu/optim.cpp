@@ -66,6 +66,7 @@ void step_range(Optimizer which, const OptimStep& s, const OptimTensor& t, int64
     for (int k = 0; k < 3; ++k)
       if (t.state[k]) store_any(t.state[k] + i, buffer[k], n);
     store_any(param + i, p, n);
+    if (t.low) store_any(t.low + i, p, n);
   });
 }
 

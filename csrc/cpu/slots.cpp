@@ -30,6 +30,7 @@
   X(elementwise_unary)    \
   X(interpolate)          \
   X(loss)                 \
+  X(matmul_few_rows)      \
   X(norm)                 \
   X(norm_finish)          \
   X(norm_layer)           \
@@ -68,6 +69,7 @@ FASTNN_LEVEL(avx512)
   X(norm)                   \
   X(pool)                   \
   X(conv)                   \
+  X(matmul_few_rows)        \
   X(conv_backward_weight)
 namespace fastnn::cpu::amx {
 FASTNN_AMX_STEMS(FASTNN_DECLARE)

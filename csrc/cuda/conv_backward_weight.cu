@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
 }
 
 template <class Tile>
-void run(WeightGradient p, void* grad_weight) {
+void run(WeightGradient p, DType grad_dtype, void* grad_weight) {
   using T = typename Tile::T;
   using A = Stage<Tile, Tile::kRows, true>;
   const int64_t columns = int64_t{p.tap_count} * p.input_vectors * Tile::kVector;
@@ -132,15 +132,15 @@ void run(WeightGradient p, void* grad_weight) {
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
               static_cast<unsigned>(p.groups)),
          Tile::kThreads, Tile::kStages * 2 * A::kElements * sizeof(T), p);
-  each(count, AddParts<T>{p.sums, static_cast<T*>(grad_weight), count, splits});
+  add_parts(p.sums, splits, count, grad_dtype, grad_weight);
 }
 
 template <class T, Math math>
-void run_sized(const WeightGradient& p, void* grad_weight) {
+void run_sized(const WeightGradient& p, DType grad_dtype, void* grad_weight) {
   if (p.outputs > 64 && int64_t{p.tap_count} * p.inputs > 64)
-    run<Tile<T, math, 128, 128, 64, 32>>(p, grad_weight);
+    run<Tile<T, math, 128, 128, 64, 32>>(p, grad_dtype, grad_weight);
   else
-    run<Tile<T, math, 64, 64, 32, 32>>(p, grad_weight);
+    run<Tile<T, math, 64, 64, 32, 32>>(p, grad_dtype, grad_weight);
 }
 
 void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
@@ -167,11 +167,11 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
   g.groups = static_cast<int>(p.groups);
   const bool tensor_cores = capability() >= 80;
   if (p.dtype == DType::bfloat16)
-    tensor_cores ? run_sized<bfloat16, Math::tensor>(g, grad_weight)
-                 : run_sized<bfloat16, Math::exact>(g, grad_weight);
+    tensor_cores ? run_sized<bfloat16, Math::tensor>(g, p.grad_dtype, grad_weight)
+                 : run_sized<bfloat16, Math::exact>(g, p.grad_dtype, grad_weight);
   else
-    tensor_cores&& allow_tf32() ? run_sized<float, Math::tensor>(g, grad_weight)
-                                : run_sized<float, Math::exact>(g, grad_weight);
+    tensor_cores&& allow_tf32() ? run_sized<float, Math::tensor>(g, p.grad_dtype, grad_weight)
+                                : run_sized<float, Math::exact>(g, p.grad_dtype, grad_weight);
 }
 
 template <class T, int N>

@@ -155,8 +155,8 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
                 static_cast<unsigned>(splits)),
            kThreads, 0, Depthwise(p), static_cast<const T*>(input),
            static_cast<const T*>(grad_output), pixels, split, parts.as<float>());
-    each(count, AddParts<T>{parts.as<float>(), static_cast<T*>(grad_weight), count, splits});
   });
+  add_parts(parts.as<float>(), splits, count, p.grad_dtype, grad_weight);
 }
 
 }  // namespace

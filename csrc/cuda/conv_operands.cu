@@ -33,6 +33,18 @@ struct PackWeight {
   }
 };
 
+template <class T>
+struct AddParts {
+  const float* parts;
+  T* out;
+  int64_t count, splits;
+  __device__ void operator()(int64_t i) const {
+    float sum = 0;
+    for (int64_t s = 0; s < splits; ++s) sum += parts[s * count + i];
+    from_float(out[i], sum);
+  }
+};
+
 }  // namespace
 
 bool sizes_fit(const ConvParams& p) {
@@ -81,6 +93,13 @@ PackedWeight::PackedWeight(const void* weight, const ConvParams& p, bool turned,
     each(p.groups * columns * taps * padded,
          PackWeight<T>{static_cast<const T*>(weight), memory_.as<T>(), chosen, taps, p.KH * p.KW,
                        inputs, outputs, channels, padded, columns, turned});
+  });
+}
+
+void add_parts(const float* parts, int64_t splits, int64_t count, DType dtype, void* out) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    each(count, AddParts<T>{parts, static_cast<T*>(out), count, splits});
   });
 }
 

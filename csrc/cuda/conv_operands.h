@@ -44,16 +44,6 @@ class PackedWeight {
 };
 
 // out[i] = the sum of parts[part * count + i], in order.
-template <class T>
-struct AddParts {
-  const float* parts;
-  T* out;
-  int64_t count, splits;
-  __device__ void operator()(int64_t i) const {
-    float sum = 0;
-    for (int64_t s = 0; s < splits; ++s) sum += parts[s * count + i];
-    from_float(out[i], sum);
-  }
-};
+void add_parts(const float* parts, int64_t splits, int64_t count, DType dtype, void* out);
 
 }  // namespace fastnn::cuda

@@ -15,9 +15,9 @@ constexpr int64_t kChunk = 4096;
 // A kernel's arguments end at 4 KB, from CUDA 12.1 on at 32764 bytes: enough for a ResNet-50 at
 // once.
 #if defined(FASTNN_CUDA_EMULATE) || CUDART_VERSION < 12010
-constexpr int kTensors = 60;
+constexpr int kTensors = 55;
 #else
-constexpr int kTensors = 480;
+constexpr int kTensors = 440;
 #endif
 
 struct Batch {
@@ -25,7 +25,7 @@ struct Batch {
   int64_t first_chunk[kTensors + 1];
   OptimTensor tensor[kTensors];
 };
-static_assert(sizeof(Batch) < kTensors * 66 && sizeof(Batch) < 32600, "kernel arguments");
+static_assert(sizeof(Batch) < kTensors * 74 && sizeof(Batch) < 32600, "kernel arguments");
 
 // The tensor of a block's chunk and the elements in it.
 struct Chunk {

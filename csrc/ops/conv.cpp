@@ -203,6 +203,13 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   return y;
 }
 
+DType checked_grad_dtype(const char* op, DType operands, DType grad) {
+  check<TypeError>(grad == operands || grad == DType::float32, op,
+                   ": the gradient of the weight expects dtype ", name_of(operands),
+                   " or float32, got ", name_of(grad));
+  return grad;
+}
+
 static void check_gradient(const ConvParams& p, const Array& grad_output) {
   const Dims shape{p.N, p.OC, p.OH, p.OW};
   check(grad_output.shape() == shape, "conv2d: grad_output expects shape ", shape, ", got ",
@@ -235,12 +242,13 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
 
 Array conv2d_backward_weight(const Array& grad_output, const Array& input, const Dims& weight_shape,
                              const Dims& stride, const Dims& padding, const Dims& dilation,
-                             int64_t groups) {
+                             int64_t groups, DType dtype) {
   ConvParams p = settle("conv2d", input.shape(), weight_shape, stride, padding, dilation, groups);
   p.dtype = input.dtype();
+  p.grad_dtype = checked_grad_dtype("conv2d", p.dtype, dtype);
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
-  Array grad_weight = empty(weight_shape, p.dtype);
+  Array grad_weight = empty(weight_shape, dtype);
   const ConvSlots& slots = kernels().conv;
   (p.is_depthwise()         ? slots.depthwise_backward_weight
    : winograd_for_weight(p) ? slots.winograd_backward_weight

@@ -16,6 +16,7 @@ struct ConvParams {
   int64_t dilation_h, dilation_w;
   int64_t groups;
   DType dtype;           // of activations and weights; accumulation is float32
+  DType grad_dtype;      // of the gradient of the weight: `dtype`, or float32
   KeptWorkspaces* kept;  // where the packed weight may be kept; null if it is not to be
 
   int64_t group_inputs() const { return C / groups; }
@@ -83,9 +84,12 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,
                             int64_t groups, const Array* so_far = nullptr);
+// In `dtype`: the input's, or float32.
 Array conv2d_backward_weight(const Array& grad_output, const Array& input, const Dims& weight_shape,
                              const Dims& stride, const Dims& padding, const Dims& dilation,
-                             int64_t groups);
+                             int64_t groups, DType dtype);
+// `grad`; throws unless the gradient of a weight can be stored in it.
+DType checked_grad_dtype(const char* op, DType operands, DType grad);
 // Sum over all dimensions but the second, in the dtype of the parameter.
 Array conv2d_backward_bias(const Array& grad_output, DType dtype);
 

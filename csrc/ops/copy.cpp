@@ -71,6 +71,27 @@ Array astype(const Array& x, DType dtype) {
   return out;
 }
 
+Array lowered(const Array& x) {
+  const bool may_keep = x.dtype() == DType::float32 && x.device() == kCpu && x.is_dense();
+  KeptWorkspaces* const kept = may_keep ? kept_with(x) : nullptr;
+  if (!kept) return astype(x, DType::bfloat16);
+  std::shared_ptr<KeptBlock> block = kept->find(kLoweredKey);
+  const bool filled = block != nullptr;
+  const int64_t bytes = x.count() * item_size(DType::bfloat16);
+  if (!filled) block = std::make_shared<KeptBlock>(bytes);
+  block->wanted = true;
+  auto storage = std::make_shared<Storage>();
+  storage->data = block->data;
+  storage->bytes = bytes;
+  storage->release = [block] {};
+  const Array out(std::move(storage), 0, x.shape(), x.strides(), DType::bfloat16);
+  if (!filled) {
+    copy_into(out, x);
+    kept->keep(kLoweredKey, block);
+  }
+  return out;
+}
+
 Array clone(const Array& x) {
   Array out = empty(x.shape(), x.dtype());
   copy_into(out, x);

@@ -37,6 +37,11 @@ Array canonical(const Array& x);
 Array row_major(const Array& x);
 Array astype(const Array& x, DType dtype);
 
+// x in bfloat16, as autocast takes weights. On a CPU the copy of a float32 array is kept with it,
+// in x's memory order, until x changes; an optimizer's step renews it where it was used.
+Array lowered(const Array& x);
+constexpr uint64_t kLoweredKey = 2;
+
 // A fresh canonical copy.
 Array clone(const Array& x);
 

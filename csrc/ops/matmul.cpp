@@ -1,6 +1,7 @@
 #include "ops/matmul.h"
 
 #include "core/error.h"
+#include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/slots.h"
 
@@ -36,9 +37,16 @@ void each(const Array& x, const Array& y, const Array& out, const Product& produ
   for (int64_t i = 0; i < batch; ++i) product(at(x, i), at(y, i), at(out, i));
 }
 
-Array matrices(const Array& like, int64_t rows, int64_t columns) {
-  return like.rank() == 3 ? empty({like.size(0), rows, columns}, like.dtype())
-                          : empty({rows, columns}, like.dtype());
+Array matrices(const Array& like, int64_t rows, int64_t columns, DType dtype) {
+  return like.rank() == 3 ? empty({like.size(0), rows, columns}, dtype)
+                          : empty({rows, columns}, dtype);
+}
+
+// Whether a matrix serves its rows too few products each to be worth packing.
+bool few_rows(int64_t rows, const Array& w) {
+  constexpr int64_t kManyWeights = 256 << 10;
+  return current_device() == kCpu && rows > 0 && rows <= kFewRows && w.rank() == 2 &&
+         w.count() >= kManyWeights;
 }
 
 }  // namespace
@@ -52,7 +60,11 @@ Array matmul(const Array& a, const Array& b) {
   check(b.size(r - 2) == k && (r == 2 || a.size(0) == b.size(0)), "matmul: other expects ", k,
         " rows, got shapes ", a.shape(), " and ", b.shape());
   const Array x = canonical(a), y = canonical(b);
-  Array out = matrices(a, m, n);
+  Array out = matrices(a, m, n, a.dtype());
+  if (few_rows(m, y)) {
+    kernels().matmul.few_rows_turned({m, k, n, a.dtype()}, x.raw(), y.raw(), out.raw());
+    return out;
+  }
   const ConvParams p = pointwise(m, n, k, a.dtype());
   each(x, y, out, [&](const void* left, const void* right, void* to) {
     kernels().conv.backward_data(p, left, right, {}, to);
@@ -64,7 +76,11 @@ Array matmul_backward_a(const Array& grad_output, const Array& b) {
   const int r = b.rank();
   const int64_t m = grad_output.size(r - 2), k = b.size(r - 2), n = b.size(r - 1);
   const Array g = canonical(astype(grad_output, b.dtype())), y = canonical(b);
-  Array out = matrices(b, m, k);
+  Array out = matrices(b, m, k, b.dtype());
+  if (few_rows(m, y)) {
+    kernels().matmul.few_rows({m, n, k, b.dtype()}, g.raw(), y.raw(), nullptr, out.raw());
+    return out;
+  }
   const ConvParams p = pointwise(m, n, k, b.dtype());
   each(g, y, out, [&](const void* grad, const void* right, void* to) {
     kernels().conv.forward(p, grad, right, {}, to);
@@ -72,39 +88,23 @@ Array matmul_backward_a(const Array& grad_output, const Array& b) {
   return out;
 }
 
-Array matmul_backward_b(const Array& grad_output, const Array& a) {
+// a^T grad_output.
+static Array weight_gradient(const Array& grad_output, const Array& a, DType dtype) {
   const int r = a.rank();
   const int64_t m = a.size(r - 2), k = a.size(r - 1), n = grad_output.size(r - 1);
   const Array g = canonical(astype(grad_output, a.dtype())), x = canonical(a);
-  Array out = matrices(a, k, n);
-  const ConvParams p = pointwise(m, n, k, a.dtype());
+  Array out = matrices(a, k, n, dtype);
+  ConvParams p = pointwise(m, n, k, a.dtype());
+  p.grad_dtype = dtype;
   each(g, x, out, [&](const void* grad, const void* left, void* to) {
     kernels().conv.backward_weight(p, grad, left, to);
   });
   return out;
 }
 
-namespace {
-
-// Few rows and many weights: each weight serves too few products to be worth packing. With the
-// operands' roles exchanged it is read once, as it lies, and the rows are what is packed; the
-// result comes out turned. A bias is added to float32 sums only.
-constexpr int64_t kFewRows = 16, kManyWeights = 256 << 10;
-
-bool few_rows(const Array& x, const Array& w, const Array* bias) {
-  return current_device() == kCpu && x.size(0) > 0 && x.size(0) <= kFewRows &&
-         w.count() >= kManyWeights && (!bias || x.dtype() == DType::float32);
+Array matmul_backward_b(const Array& grad_output, const Array& a) {
+  return weight_gradient(grad_output, a, a.dtype());
 }
-
-Array linear_of_few(const Array& x, const Array& w, const Array* bias) {
-  Array turned = empty({w.size(0), x.size(0)}, x.dtype());
-  kernels().conv.forward(pointwise(w.size(0), w.size(1), x.size(0), x.dtype()), w.raw(), x.raw(),
-                         {}, turned.raw());
-  const Array out = canonical(turned.view(0, {x.size(0), w.size(0)}, {1, x.size(0)}));
-  return bias ? add_scaled("linear", out, *bias, Operand::of(1.0), {}) : out;
-}
-
-}  // namespace
 
 Array linear(const Array& input, const Array& weight, const Array* bias, bool keep_packed) {
   check_operands("linear", "input", input, "weight", weight);
@@ -120,8 +120,12 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
     b = canonical(astype(*bias, DType::float32));
   }
   const Array x = canonical(input), w = canonical(weight);
-  if (!keep_packed && few_rows(x, w, bias)) return linear_of_few(x, w, bias ? &b : nullptr);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
+  if (!keep_packed && few_rows(x.size(0), w)) {
+    kernels().matmul.few_rows({x.size(0), w.size(1), w.size(0), x.dtype()}, x.raw(), w.raw(),
+                              bias ? b.data<float>() : nullptr, out.raw());
+    return out;
+  }
   ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
   p.kept = keep_packed ? kept_with(w) : nullptr;
   if (out.count())
@@ -134,8 +138,9 @@ Array linear_backward_input(const Array& grad_output, const Array& weight) {
   return matmul(astype(grad_output, weight.dtype()), weight);
 }
 
-Array linear_backward_weight(const Array& grad_output, const Array& input) {
-  return matmul_backward_b(input, astype(grad_output, input.dtype()));
+Array linear_backward_weight(const Array& grad_output, const Array& input, DType dtype) {
+  return weight_gradient(input, astype(grad_output, input.dtype()),
+                         checked_grad_dtype("linear", input.dtype(), dtype));
 }
 
 }  // namespace fastnn::ops

@@ -64,6 +64,18 @@ std::vector<OptimTensor> gradients(const char* op, const std::vector<Array>& gra
   return out;
 }
 
+// Where the step shall write a parameter in bfloat16 too: if somebody has asked for it since the
+// last step. In the same memory, unless a graph still holds what was there.
+std::shared_ptr<KeptBlock> lowered_for_step(const Array& param) {
+  KeptWorkspaces* const kept = param.device() == kCpu ? kept_with(param) : nullptr;
+  std::shared_ptr<KeptBlock> block = kept ? kept->find(kLoweredKey) : nullptr;
+  if (!block || !block->wanted) return nullptr;
+  constexpr int kOurs = 2;  // `block` and the one kept
+  if (block.use_count() > kOurs) block = std::make_shared<KeptBlock>(block->bytes);
+  block->wanted = false;
+  return block;
+}
+
 }  // namespace
 
 void optimizer_step(const std::string& kind, const std::vector<Array>& params,
@@ -76,6 +88,7 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
         grads.size(), " and ", params.size());
   check(states.size() <= 3, op, ": expected at most 3 state buffers, got ", states.size());
   std::vector<Array> ordered;  // keeps reordered gradients alive
+  std::vector<std::shared_ptr<KeptBlock>> low;
   std::vector<OptimTensor> tensors;
   for (size_t i = 0; i < params.size(); ++i) {
     check_target(op, "parameter", i, params[i]);
@@ -96,11 +109,15 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
             buffer.shape());
       t.state[k] = buffer.data<float>();
     }
+    low.push_back(lowered_for_step(params[i]));
+    if (low.back()) t.low = static_cast<bfloat16*>(low.back()->data);
     tensors.push_back(t);
   }
   kernels().optim.step(which, settings(numbers, flags), tensors.data(),
                        static_cast<int64_t>(tensors.size()));
   for (const Array& p : params) ++p.storage()->version;
+  for (size_t i = 0; i < params.size(); ++i)
+    if (low[i]) kept_with(params[i])->keep(kLoweredKey, low[i]);
   for (const auto& buffers : states)
     for (const Array& buffer : buffers) ++buffer.storage()->version;
 }

@@ -18,7 +18,8 @@ struct OptimTensor {
   const void* grad;
   float* state[3];
   int64_t count;
-  DType dtype;  // of param and grad
+  DType dtype;              // of param and grad
+  bfloat16* low = nullptr;  // if not null: the new parameter in bfloat16 (on a CPU alone)
 };
 
 struct OptimSlots {

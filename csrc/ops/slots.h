@@ -9,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/interpolate.h"
 #include "ops/loss.h"
+#include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/optim.h"
 #include "ops/pool.h"
@@ -26,6 +27,7 @@ struct Slots {
   ElementwiseSlots elementwise;
   InterpolateSlots interpolate;
   LossSlots loss;
+  MatmulSlots matmul;
   NormSlots norm;
   OptimSlots optim;
   PoolSlots pool;

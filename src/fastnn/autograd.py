@@ -84,7 +84,10 @@ class enable_grad(set_grad_enabled):
 class autocast(_Mode):
     """Convolutions and matrix products run on, and give, bfloat16 within the block.
 
-    Parameters and their gradients stay float32; norm statistics and losses compute in float32.
+    Parameters stay float32, and so do their gradients: sums of bfloat16 products that are never
+    rounded to bfloat16. Norm statistics and losses compute in float32. On a CPU the bfloat16 values
+    of a weight are kept with it (2 bytes per parameter) until it changes; an optimizer's step writes
+    the new ones in its pass over the parameters.
     """
 
     field = "autocast"

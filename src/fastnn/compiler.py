@@ -128,6 +128,8 @@ class _Tracer:
                 setattr(owner, name, call)
 
 
+# Steps that change the dtype alone: their first argument is what they start from.
+_CASTS = ("astype", "lowered")
 # The arguments of _core.conv2d, by place.
 _WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
 
@@ -171,7 +173,7 @@ class _Program:
 
     def _constant(self, value: Any) -> Any:
         """The float32 array behind a constant, seen through casts; None if it is none."""
-        while isinstance(value, _Ref) and self.steps[value.step].name == "astype":
+        while isinstance(value, _Ref) and self.steps[value.step].name in _CASTS:
             value = self.steps[value.step].args[0]
         return _core.astype(value, "float32") if isinstance(value, _core.Array) else None
 

@@ -167,7 +167,7 @@ class Tensor:
     def data_ptr(self) -> int:
         """Address of the first element."""
         settle()
-        self._array.forget_kept()
+        self._array.expose()
         return self._array.pointer
 
     # Values out.
@@ -302,7 +302,7 @@ class Tensor:
         if not self.is_cuda or self._requires_grad:
             raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
         array, item = self._array, self.element_size()
-        array.forget_kept()
+        array.expose()
         return {
             "shape": self.shape,
             "strides": tuple(step * item for step in array.strides),

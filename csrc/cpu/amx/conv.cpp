@@ -13,8 +13,8 @@ namespace {
 ConvSlots wide;  // the AVX-512 kernels
 
 constexpr int64_t kPackedBlocks = 4;  // of columns, packed side by side: whole pieces of rows
-constexpr int64_t kPackedSteps = 32;   // of one task
-constexpr int64_t kPackedAhead = 4;    // steps, whose weights are fetched
+constexpr int64_t kPackedSteps = 32;  // of one task
+constexpr int64_t kPackedAhead = 4;   // steps, whose weights are fetched
 
 // Calls pack(first block, last block, first step, last step) for all of B, in parallel.
 template <class Pack>
@@ -67,17 +67,14 @@ void pack_transposed(const bfloat16* w, const ConvParams& p, const Taps& taps, c
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), rows = taps.count * oc;
   const Steps steps = steps_of(t);
   const int64_t count = steps.per_tap * t.tap_count, depth = steps.depth;
-  const vuint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const auto low = reinterpret_cast<__m512i>(((lane + 32) << 16) | lane);
-  const auto high = reinterpret_cast<__m512i>(((lane + 48) << 16) | (lane + 16));
   // Where the rows of a step lie; of those that do not exist, nowhere.
   const auto place = [&](int64_t step, const bfloat16** from) {
     const StepOf at = step_at(t, steps, step);
     const int64_t row = at.tap * t.k + at.step * depth;
     int64_t tap = row / oc, o = row % oc;
     for (int64_t i = 0; i < depth; ++i) {
-      from[i] = row + i < rows ? w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic
-                               : nullptr;
+      from[i] =
+          row + i < rows ? w + ((o * p.KH + taps.kh[tap]) * p.KW + taps.kw[tap]) * ic : nullptr;
       if (++o == oc) o = 0, ++tap;
     }
   };
@@ -87,22 +84,18 @@ void pack_transposed(const bfloat16* w, const ConvParams& p, const Taps& taps, c
     for (int64_t s = first; s < last; ++s) {
       for (int64_t i = 0; i < depth; ++i) here[i] = next[i];
       if (s + 1 < last) place(s + 1, next);
-      for (int64_t b = block; b < last_block; ++b) {
-        const int64_t n = b * kColumns, used = clamp(ic - n, 0, kColumns);
-        const auto mask = static_cast<__mmask32>((int64_t{1} << used) - 1);
-        const int64_t halves = ceil_div(used, kTile);
-        bfloat16* to = packed + (n * count + s * halves * kTile) * depth;
-        const auto load_row = [&](int64_t i) {
-          _mm_prefetch(next[i] + n, _MM_HINT_T0);
-          return here[i] ? _mm512_maskz_loadu_epi16(mask, here[i] + n) : _mm512_setzero_si512();
-        };
-        for (int64_t i = 0; i < depth; i += 2, to += 2 * kTile) {
-          const __m512i even = load_row(i), odd = load_row(i + 1);
-          _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-          if (halves == 2)
-            _mm512_storeu_si512(to + depth * kTile, _mm512_permutex2var_epi16(even, high, odd));
+      for (int64_t i = 0; i < depth; i += 2)
+        for (int64_t b = block; b < last_block; ++b) {
+          const int64_t n = b * kColumns, used = clamp(ic - n, 0, kColumns);
+          const auto mask = static_cast<__mmask32>((int64_t{1} << used) - 1);
+          const int64_t halves = ceil_div(used, kTile);
+          bfloat16* const to = packed + (n * count + s * halves * kTile) * depth + i * kTile;
+          const auto load_row = [&](int64_t r) {
+            _mm_prefetch(next[r] + n, _MM_HINT_T0);
+            return here[r] ? _mm512_maskz_loadu_epi16(mask, here[r] + n) : _mm512_setzero_si512();
+          };
+          store_pairs(load_row(i), load_row(i + 1), to, halves == 2 ? to + depth * kTile : nullptr);
         }
-      }
     }
   });
 }
@@ -112,8 +105,8 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0) return wide.forward(p, x, w, epilogue, y);
   if (p.N * p.OH * p.OW == 0) return;
   if (const int64_t together = groups_together(p); together > 1) {
-    const JoinedGroups joined(p, together);
-    joined.spread(static_cast<const bfloat16*>(w));
+    const JoinedGroups joined(p, together, p.dtype);
+    joined.spread(w);
     return forward(joined.p, x, joined.weight(), epilogue, y);
   }
   // An odd number of channels, three of an image, becomes even: then the taps of a row fall into
@@ -160,8 +153,8 @@ void backward_data(const ConvParams& p, const void* g, const void* w, const Conv
     return wide.backward_data(p, g, w, epilogue, grad_input);
   if (p.N * p.H * p.W == 0) return;
   if (const int64_t together = groups_together(p); together > 1) {
-    const JoinedGroups joined(p, together);
-    joined.spread(static_cast<const bfloat16*>(w));
+    const JoinedGroups joined(p, together, p.dtype);
+    joined.spread(w);
     return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);
   }
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), taps_oc = p.KH * p.KW * oc;

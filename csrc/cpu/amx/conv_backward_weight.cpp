@@ -23,6 +23,7 @@
 #include "cpu/amx/tiles.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
+#include "cpu/conv_weight.h"
 #include "cpu/simd/transpose.h"
 #include "ops/slots.h"
 
@@ -35,6 +36,7 @@ constexpr int64_t kPanelBytes = 512 << 10;   // of one unit
 constexpr int64_t kUnitPixels = 2048;
 constexpr int64_t kRowPixels = 224;
 constexpr int64_t kTasks = 8;
+constexpr int64_t kFewPixels = 32;  // a step of the reduction: packing costs more than it saves
 
 ConvSlots wide;  // the AVX-512 kernels
 
@@ -267,9 +269,6 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
                        int64_t first, int64_t last, bfloat16* to) {
   constexpr int kPixels = 8;
   const int64_t row_size = a.steps * a.depth * kTile, group_size = a.group_size();
-  const vuint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const auto low = reinterpret_cast<__m512i>(((lane + 32) << 16) | lane);
-  const auto high = reinterpret_cast<__m512i>(((lane + 48) << 16) | (lane + 16));
   const int64_t ahead = ceil_div(kPixels, a.images) * pixel;
   for (int64_t i = 0; i < a.rows; ++i) {
     int64_t j = 0, n = 0;
@@ -293,10 +292,8 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
             row[s] = _mm512_maskz_loadu_epi16(mask, from[q + s] + c);
             __builtin_prefetch(from[q + s] + c + ahead);  // the next eight, most likely
           }
-          _mm512_storeu_si512(out + q * kTile, _mm512_permutex2var_epi16(row[0], low, row[1]));
-          if (c + kTile < last)
-            _mm512_storeu_si512(out + q * kTile + group_size,
-                                _mm512_permutex2var_epi16(row[0], high, row[1]));
+          store_pairs(row[0], row[1], out + q * kTile,
+                      c + kTile < last ? out + q * kTile + group_size : nullptr);
         }
       }
     }
@@ -379,7 +376,7 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
 
 // Adds the partial sums of one 16 x 16 tile and writes it as 16 rows of the weight.
 inline void write_tile(const float* tile, int64_t partials, int64_t partial_size, int64_t oc,
-                       int64_t count, bfloat16* to, int64_t row) {
+                       int64_t count, WeightGradient to, int64_t row) {
   vuint r[16];
   for (int i = 0; i < 16; ++i) {
     vfloat total = load(tile + i * 2 * kTile);
@@ -387,19 +384,20 @@ inline void write_tile(const float* tile, int64_t partials, int64_t partial_size
     r[i] = as_uint(total);
   }
   transpose(r);
-  for (int64_t o = 0; o < oc; ++o) store_any(to + o * row, as_float(r[o]), static_cast<int>(count));
+  for (int64_t o = 0; o < oc; ++o) to.store(o * row, as_float(r[o]), static_cast<int>(count));
 }
 
 void backward_weight(const ConvParams& p, const void* x, const void* grad_output,
                      void* grad_weight) {
   // A row of taps of a small stem is a third of a tile.
   const bool small = is_stem(p) && p.KW * p.C <= kStemBlock;
-  if (p.dtype != DType::bfloat16 || p.N * p.OH * p.OW * p.C * p.OC == 0 || small)
+  const int64_t pixels = p.N * p.OH * p.OW;
+  if (p.dtype != DType::bfloat16 || pixels * p.C * p.OC == 0 || pixels <= kFewPixels || small)
     return wide.backward_weight(p, x, grad_output, grad_weight);
   if (const int64_t together = groups_together(p); together > 1) {
-    const JoinedGroups joined(p, together);
+    const JoinedGroups joined(p, together, p.grad_dtype);
     backward_weight(joined.p, x, grad_output, joined.weight());
-    return joined.gather(static_cast<bfloat16*>(grad_weight));
+    return joined.gather(grad_weight);
   }
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < p.KH * p.KW; ++t) {
@@ -410,7 +408,7 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
   for (int64_t group = 0; group < p.groups; ++group) {
     plan(p, static_cast<const bfloat16*>(x), group, dh, dw, a);
     const bfloat16* const g = static_cast<const bfloat16*>(grad_output) + group * a.oc;
-    bfloat16* const gw = static_cast<bfloat16*>(grad_weight) + group * a.oc * a.row;
+    const WeightGradient gw = WeightGradient(p, grad_weight).from(group * a.oc * a.row);
     const int64_t ranges = a.value_parts * a.oc_parts;
     // Every task has the same room, enough for the largest.
     const int64_t room = ceil_div(ceil_div(a.groups, a.value_parts) * a.taps, 2) *
@@ -435,7 +433,7 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
           const int64_t column = a.gathered ? value : r % a.taps * p.group_inputs() + value;
           for (int64_t o = pair * 2 * kTile, h = 0; h < 2 && o < a.oc; ++h, o += kTile)
             write_tile(block + h * kTile, a.partials, ranges * room, clamp(a.oc - o, 0, kTile),
-                       clamp(a.values - value, 0, kTile), gw + o * a.row + column, a.row);
+                       clamp(a.values - value, 0, kTile), gw.from(o * a.row + column), a.row);
         }
     });
   }

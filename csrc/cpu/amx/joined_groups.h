@@ -23,33 +23,36 @@ class JoinedGroups {
  public:
   ConvParams p;  // of the larger groups
 
-  JoinedGroups(const ConvParams& small, int64_t together)
+  JoinedGroups(const ConvParams& small, int64_t together, DType of_weight)
       : p(small),
         together_(together),
         ic_(small.group_inputs()),
         oc_(small.group_outputs()),
         taps_(small.KH * small.KW),
-        weight_(small.OC * taps_ * ic_ * together * 2) {
+        item_(item_size(of_weight)),
+        weight_(small.OC * taps_ * ic_ * together * item_) {
     p.groups /= together;
   }
-  bfloat16* weight() const { return reinterpret_cast<bfloat16*>(weight_.floats()); }
+  void* weight() const { return weight_.floats(); }
 
   // The larger groups' weights from the small ones'.
-  void spread(const bfloat16* w) const {
-    __builtin_memset(weight(), 0, static_cast<size_t>(p.OC * taps_ * ic_ * together_ * 2));
-    each([&](int64_t small, int64_t large) { copy(weight() + large, w + small); });
+  void spread(const void* w) const {
+    __builtin_memset(weight(), 0, static_cast<size_t>(p.OC * taps_ * ic_ * together_ * item_));
+    each([&](int64_t small, int64_t large) { copy(weight(), large, w, small); });
   }
   // And back: of the gradient, what belongs to the groups.
-  void gather(bfloat16* gw) const {
-    each([&](int64_t small, int64_t large) { copy(gw + small, weight() + large); });
+  void gather(void* gw) const {
+    each([&](int64_t small, int64_t large) { copy(gw, small, weight(), large); });
   }
 
  private:
-  int64_t together_, ic_, oc_, taps_;
+  int64_t together_, ic_, oc_, taps_, item_;
   Workspace weight_;
 
-  void copy(bfloat16* to, const bfloat16* from) const {
-    __builtin_memcpy(to, from, static_cast<size_t>(ic_ * 2));
+  void copy(void* to, int64_t at, const void* from, int64_t its) const {
+    __builtin_memcpy(static_cast<char*>(to) + at * item_,
+                     static_cast<const char*>(from) + its * item_,
+                     static_cast<size_t>(ic_ * item_));
   }
   // body(where the inputs under a tap of an output are in the small weight, and in the large one).
   template <class Body>

@@ -86,6 +86,16 @@ FASTNN_INLINE void multiply(const bfloat16* a0, const bfloat16* a1, int64_t a_by
   }
 }
 
+// Two rows of 32 values as a row of pairs for each 16 columns; the second half is not written where
+// `high` is null.
+FASTNN_INLINE void store_pairs(__m512i even, __m512i odd, bfloat16* low, bfloat16* high) {
+  const vuint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto first = reinterpret_cast<__m512i>(((lane + 32) << 16) | lane);
+  const auto second = reinterpret_cast<__m512i>(((lane + 48) << 16) | (lane + 16));
+  _mm512_storeu_si512(low, _mm512_permutex2var_epi16(even, first, odd));
+  if (high) _mm512_storeu_si512(high, _mm512_permutex2var_epi16(even, second, odd));
+}
+
 // Memory that is needed later, brought into L2 between tile instructions, some lines per step.
 struct NextLines {
   const char* at;

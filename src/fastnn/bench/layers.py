@@ -185,7 +185,7 @@ def _ours(
     return [
         lambda: _conv2d(x, w, layer),
         lambda: _core.conv2d_backward_input(g._array, w._array, x.shape, *rest),
-        lambda: _core.conv2d_backward_weight(g._array, x._array, w.shape, *rest),
+        lambda: _core.conv2d_backward_weight(g._array, x._array, w.shape, *rest, w.dtype.name),
     ]
 
 

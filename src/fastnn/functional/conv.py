@@ -105,8 +105,9 @@ def conv2d(
         LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
     _check_tensors("conv2d", input=input, weight=weight, bias=bias, residual=residual)
+    values = weight._array
     if is_autocast_enabled():
-        input, weight = to(input, "bfloat16"), to(weight, "bfloat16")
+        input, values = to(input, "bfloat16"), _core.lowered(values)
     step = _pair("conv2d", "stride", stride)
     gaps = _pair("conv2d", "dilation", dilation)
     sides = _sides("conv2d", padding, step, gaps, weight.shape[2:] if weight.ndim == 4 else (1, 1))
@@ -115,7 +116,7 @@ def conv2d(
         raise TypeError(f"conv2d: activation expects None or 'relu', got {activation!r}")
     output = _core.conv2d(
         input._array,
-        weight._array,
+        values,
         bias._array if bias is not None else None,
         *settings,
         activation or "",
@@ -124,7 +125,8 @@ def conv2d(
     )
     saved = (
         input._array,
-        weight._array,
+        values,
+        weight._array.dtype,
         output if activation else None,
         settings,
         None if bias is None else bias._array.dtype,
@@ -139,14 +141,16 @@ def conv2d(
 def _conv2d_backward(
     saved: Any, grad_output: Any, needs: tuple[bool, ...], so_far: Any = None
 ) -> Any:
-    x, w, output, settings, bias_dtype, residual_dtype = saved
+    x, w, weight_dtype, output, settings, bias_dtype, residual_dtype = saved
     if output is not None:
         grad_output = _core.relu_backward(grad_output, output)
     return (
         _core.conv2d_backward_input(grad_output, w, x.shape, *settings, so_far)
         if needs[0]
         else None,
-        _core.conv2d_backward_weight(grad_output, x, w.shape, *settings) if needs[1] else None,
+        _core.conv2d_backward_weight(grad_output, x, w.shape, *settings, weight_dtype)
+        if needs[1]
+        else None,
         _core.conv2d_backward_bias(grad_output, bias_dtype) if needs[2] else None,
         _core.astype(grad_output, residual_dtype) if needs[3] else None,
     )
@@ -189,15 +193,16 @@ def conv_transpose2d(
     """
     name = "conv_transpose2d"
     _check_tensors(name, input=input, weight=weight, bias=bias)
+    values = weight._array
     if is_autocast_enabled():
-        input, weight = to(input, "bfloat16"), to(weight, "bfloat16")
+        input, values = to(input, "bfloat16"), _core.lowered(values)
     step, gaps = _pair(name, "stride", stride), _pair(name, "dilation", dilation)
     sides = _sides(name, padding, step, gaps, (1, 1))
     extra = _pair(name, "output_padding", output_padding)
     groups = _integers(name, "groups", (groups,))[0]
     output = _core.conv_transpose2d(
         input._array,
-        weight._array,
+        values,
         bias._array if bias is not None else None,
         step,
         sides,
@@ -214,16 +219,19 @@ def conv_transpose2d(
         )
     ]  # fmt: skip
     settings = (step, (sides[0], ends[1], sides[2], ends[0]), gaps, groups)
-    saved = (input._array, weight._array, settings, None if bias is None else bias._array.dtype)
+    bias_dtype = None if bias is None else bias._array.dtype
+    saved = (input._array, values, weight._array.dtype, settings, bias_dtype)
     return record(name, output, (input, weight, bias), saved, _conv_transpose2d_backward)
 
 
 def _conv_transpose2d_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, w, settings, bias_dtype = saved
+    x, w, weight_dtype, settings, bias_dtype = saved
     grad = _core.astype(grad_output, x.dtype)
     return (
         _core.conv2d(grad, w, None, *settings, "", None) if needs[0] else None,
-        _core.conv2d_backward_weight(x, grad, w.shape, *settings) if needs[1] else None,
+        _core.conv2d_backward_weight(x, grad, w.shape, *settings, weight_dtype)
+        if needs[1]
+        else None,
         _core.conv2d_backward_bias(grad, bias_dtype) if needs[2] else None,
     )
 

@@ -102,8 +102,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: operands are not floating, or of different dtypes.
     """
     _check_tensors("linear", input=input, weight=weight, bias=bias)
-    if is_autocast_enabled():
-        input, weight = to(input, "bfloat16"), to(weight, "bfloat16")
     if input.ndim != 2:
         if input.ndim == 0 or weight.ndim != 2 or input.shape[-1] != weight.shape[1]:
             raise ValueError(
@@ -113,16 +111,20 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = math.prod(input.shape[:-1])
         flat = linear(reshape(input, rows, input.shape[-1]), weight, bias)
         return reshape(flat, *input.shape[:-1], weight.shape[0])
-    output = _core.linear(input._array, weight._array, bias._array if bias is not None else None)
-    saved = (input._array, weight._array, None if bias is None else bias._array.dtype)
+    values = weight._array
+    if is_autocast_enabled():
+        input, values = to(input, "bfloat16"), _core.lowered(values)
+    output = _core.linear(input._array, values, bias._array if bias is not None else None)
+    bias_dtype = None if bias is None else bias._array.dtype
+    saved = (input._array, values, weight._array.dtype, bias_dtype)
     return record("linear", output, (input, weight, bias), saved, _linear_backward)
 
 
 def _linear_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, w, bias_dtype = saved
+    x, w, weight_dtype, bias_dtype = saved
     return (
         _core.linear_backward_input(grad_output, w) if needs[0] else None,
-        _core.linear_backward_weight(grad_output, x) if needs[1] else None,
+        _core.linear_backward_weight(grad_output, x, weight_dtype) if needs[1] else None,
         _core.conv2d_backward_bias(grad_output, bias_dtype) if needs[2] else None,
     )
 
