@@ -102,9 +102,9 @@ struct TileMoments {
   float first[kColumns], sum[kColumns], square[kColumns];
 };
 
-// The rows of a residual, or of an output that is not written around the caches, under the next
-// pair of pixel blocks: brought in their order, where finishing them goes block of columns by
-// block.
+// Rows of memory that are needed later, brought into L2 in their order, some lines per step: the
+// input of a later task, or, where finishing goes block of columns by block, the next rows of a
+// residual or of an output that is not written around the caches.
 struct NextRows {
   const bfloat16* at;
   int64_t pitch, columns, rows, per_step, column;
@@ -126,8 +126,7 @@ struct Meanwhile {
   bfloat16* y;
   Route route;
   int block_rows;  // of a pixel block; the next one's begin kTile rows on
-  NextLines input{};
-  NextRows residual{}, output{};
+  NextRows input{}, residual{}, output{};
   // The pair:
   const float* sums = nullptr;
   const int64_t* where = nullptr;
@@ -398,8 +397,10 @@ inline InputTiles plan_tiles(TapGrid& g) {
     const int64_t output = far ? pixels : kOutputValues / g.columns;
     pixels = clamp((input < output ? input : output) / 32 * 32, 64, pixels);
   }
-  if (g.groups > 1)  // all of a pixel's channels wait in L2 for their group's turn
-    pixels = clamp(8 * kInputValues / g.in.a_pixel, 64, pixels);
+  // All of a pixel's channels wait in L2 for their group's turn, those of the next tile too; but for
+  // small maps, of which many images make a tile.
+  if (g.groups > 1)
+    pixels = clamp((g.in.GW < 12 ? 3 : 1) * kNextInput / g.in.a_pixel, 64, pixels);
   const bool planes = g.in.tap_count > 1 && g.in.K >= kPlaneChannels && g.in.K % 32 == 0;
   plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, !planes, true, planes ? 32 : 0);
   return t;
@@ -420,6 +421,35 @@ inline Span input_under(const InputTiles& t, const Tile& tile) {
   if ((in.H > 1 && t.segments > 1) || count * in.a_pixel > kNextInput) return {nullptr, 0};
   return {static_cast<const bfloat16*>(in.a) + (tile.image * in.H * in.W + pixel) * in.a_pixel,
           count * in.a_pixel};
+}
+
+// What later tasks read and write, within so many steps. A tile of little input: all of it, while
+// the tile before is worked on, a share with each group. A larger one of whole images: what is the
+// group's of every pixel, in the input and in the output, a task for each thread ahead.
+inline void bring_later(const TapGrid& g, const InputTiles& t, int64_t index, int64_t group,
+                        int64_t steps, Meanwhile& meanwhile) {
+  const InputGrid& in = t.in;
+  const auto bring = [&](NextRows& next, const void* from, int64_t at, int64_t pitch,
+                         int64_t columns, int64_t rows) {
+    next.at = static_cast<const bfloat16*>(from) + at;
+    next.pitch = pitch, next.columns = columns, next.rows = rows, next.column = 0;
+    next.per_step = rows * ceil_div(columns, 32) / steps + 1;
+  };
+  if (index + 1 < t.count())
+    if (const Span next = input_under(t, t.tile(index + 1)); next.count) {
+      const int64_t share = next.count / g.groups;
+      return bring(meanwhile.input, next.from, group * share, 0, share, 1);
+    }
+  const int64_t later = index * g.groups + group + get_num_threads();
+  if (g.groups == 1 || t.count() == 1 || later / g.groups >= t.count()) return;
+  const Tile tile = t.tile(later / g.groups);
+  if (tile.rows < in.GH || tile.cols < in.GW) return;
+  group = later % g.groups;
+  bring(meanwhile.input, in.a, tile.image * in.H * in.W * in.a_pixel + in.channel_of(group),
+        in.a_pixel, in.K, tile.images * in.H * in.W);
+  if (g.route == Route::around || g.y_row_step * g.y_col_step > 1) return;
+  bring(meanwhile.output, g.y, tile.image * g.YH * g.YW * g.y_pixel + g.columns * group, g.y_pixel,
+        g.columns, tile.images * g.YH * g.YW);
 }
 
 // The tiles' sums, in order.
@@ -473,13 +503,9 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     shape_tiles(p.rows, steps.depth);
     const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
     Meanwhile meanwhile{g.epilogue, static_cast<bfloat16*>(g.y), g.route, p.rows};
-    if (part + 1 == parts && index + 1 < tiles) {
-      Span next = input_under(t, t.tile(index + 1));
-      next.count /= g.groups;  // a share for each
-      next.from += group * next.count;
-      const int64_t count = ceil_div(p.count(), 2) * step_count;
-      meanwhile.input = next_lines(next.from, next.count, (last - first) * count);
-    }
+    if (part + 1 == parts)
+      bring_later(g, t, index, group, (last - first) * ceil_div(p.count(), 2) * step_count,
+                  meanwhile);
     run_columns(k, first, last, meanwhile);
     release_tiles();
   });
