@@ -118,31 +118,54 @@ def test_a_nan_stays_in_its_channel(isa):
 @given(
     n=st.integers(1, 20), c=st.integers(1, 40), oc=st.sampled_from([16, 32, 64, 96]),
     h=st.integers(1, 21), w=st.integers(1, 21), k=st.sampled_from([1, 3]), s=st.integers(1, 2),
-    far=st.sampled_from([0.0, 30.0]),
+    far=st.sampled_from([0.0, 30.0]), dtype=st.sampled_from(["float32", "bfloat16"]),
+    isa=st.sampled_from(fastnn.backends.cpu.available_isas()),
+    winograd=st.sampled_from(["auto", "always"]),
 )  # fmt: skip
-def test_moments_from_the_convolution_before_are_the_outputs(n, c, oc, h, w, k, s, far):
-    """bfloat16 convolutions keep the moments of what they stored; batch norm then gives what it gives
-    for a copy, about whose origin it knows nothing."""
+def test_moments_from_the_convolution_before_are_the_outputs(
+    n, c, oc, h, w, k, s, far, dtype, isa, winograd
+):
+    """Convolutions keep the moments of what they stored; batch norm then gives what it gives for a
+    copy, about whose origin it knows nothing."""
     rng = np.random.default_rng(n * 31 + h)
-    x = fastnn.tensor(rng.standard_normal((n, c, h, w)).astype(np.float32)).to(fastnn.bfloat16)
+    x = fastnn.tensor(rng.standard_normal((n, c, h, w)).astype(np.float32)).to(dtype)
     weight = fastnn.tensor(
         rng.standard_normal((oc, c, k, k)).astype(np.float32) / np.sqrt(c * k * k)
     )
-    weight = weight.to(fastnn.bfloat16).requires_grad_()
+    weight = weight.to(dtype).requires_grad_()
     bias = fastnn.tensor(np.full(oc, far, np.float32))
-    y = F.conv2d(x, weight, bias, stride=s, padding=k // 2)
-    if y.shape[0] * y.shape[2] * y.shape[3] == 1:
-        return
-    kept = [fastnn.zeros(oc), fastnn.ones(oc)]
-    plain = [fastnn.zeros(oc), fastnn.ones(oc)]
-    got = F.batch_norm(y, *kept, training=True, momentum=1.0)
-    want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0)
+    with fastnn.backends.cpu.isa(isa), fastnn.backends.cpu.winograd(winograd):
+        y = F.conv2d(x, weight, bias, stride=s, padding=k // 2)
+        if y.shape[0] * y.shape[2] * y.shape[3] == 1:
+            return
+        # Tiles of bfloat16 count whole pairs of 16 columns.
+        assert y._array.kept_blocks == (oc % 32 == 0 or (isa, dtype) != ("amx", "bfloat16"))
+        kept = [fastnn.zeros(oc), fastnn.ones(oc)]
+        plain = [fastnn.zeros(oc), fastnn.ones(oc)]
+        got = F.batch_norm(y, *kept, training=True, momentum=1.0)
+        want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0)
     values = y.detach().float().numpy().astype(np.float64)
     spread = values.std((0, 2, 3)) + 1e-3
     assert np.abs(kept[0].numpy() - values.mean((0, 2, 3))).max() <= 1e-5 * (spread + far).max()
     assert np.allclose(kept[1].numpy(), plain[1].numpy(), rtol=1e-4, atol=1e-6)
     apart = np.abs(got.detach().float().numpy() - want.float().numpy())
-    assert (apart <= 2**-7 * np.abs(want.float().numpy()) + 1e-4).all()
+    rounding = 2**-7 if dtype == "bfloat16" else 1e-4
+    assert (apart <= rounding * np.abs(want.float().numpy()) + 1e-4).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("k", "s"), [(1, 1), (3, 1), (3, 2)])
+def test_moments_do_not_depend_on_the_number_of_threads(k, s, dtype, isa):
+    x, weight = fastnn.randn(5, 48, 27, 27).to(dtype), fastnn.randn(64, 48, k, k).to(dtype)
+    weight.requires_grad_()
+    seen = set()
+    for threads in (1, 2, 5):
+        fastnn.set_num_threads(threads)
+        mean, var = fastnn.zeros(64), fastnn.ones(64)
+        y = F.conv2d(x, weight, stride=s, padding=k // 2)
+        F.batch_norm(y, mean, var, training=True, momentum=1.0)
+        seen.add(mean.numpy().tobytes() + var.numpy().tobytes())
+    assert len(seen) == 1
 
 
 @pytest.mark.gpu

@@ -76,7 +76,8 @@ void transform_weights(int64_t K, int64_t columns, float* u, const Weights& weig
 // The outputs of one tile, one vector of columns.
 template <int R>
 FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane, int64_t image,
-                                int64_t row, int64_t col, int64_t channel, int n) {
+                                int64_t row, int64_t col, int64_t channel, int n,
+                                TileMoments* moments) {
   constexpr int kSide = R + 2;
   vfloat half[kSide][R], in[kSide], out[R];
   for (int i = 0; i < kSide; ++i) {
@@ -85,6 +86,9 @@ FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane
   }
   const auto* residual = static_cast<const float*>(c.epilogue.residual);
   const vfloat bias = c.epilogue.bias ? load_any(c.epilogue.bias + channel, n) : vfloat{};
+  CountedVector counted(vfloat{});
+  if (moments && moments->count > 0) counted = CountedVector(*moments, channel % NR);
+  bool opens = moments && moments->count == 0;
   for (int j = 0; j < R && col + j < c.YW; ++j) {
     for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
     transform_output<R>(in, out);
@@ -94,8 +98,11 @@ FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane
       if (residual) value += load_any(residual + at, n);
       if (c.epilogue.relu) value = select(value < 0, vfloat{}, value);
       store_any(c.y + at, value, n, c.route);
+      if (opens) counted = CountedVector(value), opens = false;
+      counted.add(value);
     }
   }
+  if (moments) counted.keep(*moments, channel % NR);
 }
 
 template <int R>
@@ -110,6 +117,10 @@ void run(const Winograd& c) {
   int64_t parts = 1;  // of the columns, where there are few tiles
   while (tasks * parts < 8 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
+  const bool of_whole_vectors = c.epilogue.moments && c.columns % LANES == 0;
+  Workspace room(of_whole_vectors ? tasks * blocks * int64_t{sizeof(TileMoments)} : 0);
+  auto* const moments = of_whole_vectors ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
+  for (int64_t i = 0; moments && i < tasks * blocks; ++i) moments[i].count = 0;
   parallel_for_dynamic(tasks * parts, [&](int64_t index) {
     const int64_t task = index / parts, part = index % parts;
     const int64_t first = task * count, tiles = clamp(c.tiles - first, 0, count);
@@ -155,16 +166,20 @@ void run(const Winograd& c) {
         at(t, [&](int64_t image, int64_t row, int64_t col) {
           for (int64_t block = b; block < end; ++block) {
             const int vectors = block_vectors(c.columns, block);
+            TileMoments* const of = moments ? moments + task * blocks + block : nullptr;
             for (int i = 0; i < vectors; ++i) {
               const int64_t channel = block * NR + i * LANES;
               write_vector<R>(c, m + (block - b) * NR * count + (t * vectors + i) * LANES, m_plane,
                               image, row, col, channel,
-                              static_cast<int>(clamp(c.columns - channel, 0, LANES)));
+                              static_cast<int>(clamp(c.columns - channel, 0, LANES)), of);
             }
+            if (of)
+              of->count += static_cast<float>(clamp(c.YH - row, 0, R) * clamp(c.YW - col, 0, R));
           }
         });
     }
   });
+  if (moments) merge_moments(moments, tasks, c.columns, *c.epilogue.moments);
 }
 
 template <int R, class Weights>

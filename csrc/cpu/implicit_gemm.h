@@ -19,6 +19,7 @@
 
 #include "cpu/conv_epilogue.h"
 #include "cpu/conv_input.h"
+#include "cpu/conv_moments.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
 
@@ -26,6 +27,8 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 // Panels are larger where B is too large for L2: every tile reads all of it.
+// Tiles that moments are counted over: how many changes their last bits, so not by the threads.
+constexpr int64_t kCountedTiles = 32;
 constexpr int64_t kPanelFloats = 96 << 10, kLargePanelFloats = 320 << 10, kLargeB = 384 << 10;
 
 struct TapGrid {
@@ -95,8 +98,11 @@ void run_grid(TapGrid g) {
   InputTiles t;
   t.in = g.in;
   const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
-  const int64_t tasks = 8 * get_num_threads();
-  const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, tasks), 4 * MR, 32 * MR);
+  // Whole vectors, and all channels: of one group.
+  const bool counted = g.epilogue.moments && !g.epilogue.residual && !g.epilogue.relu &&
+                       g.columns % LANES == 0 && g.columns == g.y_pixel;
+  const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;
+  const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, cut), 4 * MR, 32 * MR);
   const int64_t most = clamp(kLargePanelFloats / (g.in.tap_count * g.in.K), 4 * MR, 32 * MR);
   plan_input<T>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
@@ -104,6 +110,8 @@ void run_grid(TapGrid g) {
   while (tiles * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
   T* const y = static_cast<T*>(g.y);
+  Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
+  auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
 
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
@@ -151,11 +159,18 @@ void run_grid(TapGrid g) {
           product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
           store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
                      left < NR ? left : NR, g.epilogue, y, g.route);
+          if (moments) {
+            TileMoments& of = moments[task / parts * blocks + block];
+            of.count = static_cast<float>(pixels);
+            count_rows<T>(sums, vectors, m,
+                          g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, p == 0, of);
+          }
           next.from = static_cast<const char*>(next.from) + next.step * t.k * t.tap_count;
         }
       }
     }
   });
+  if (moments) merge_moments(moments, tiles, g.columns, *g.epilogue.moments);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@
 #include "core/allocator.h"
 #include "cpu/amx/tiles.h"
 #include "cpu/implicit_gemm.h"
-#include "cpu/moments.h"
+#include "cpu/conv_moments.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -35,7 +35,8 @@ constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one'
 constexpr int64_t kFarOutput = 2 << 20;    // values, of which little is in L2
 constexpr int64_t kSliceSteps = 80;        // 160 KiB of B
 constexpr int64_t kPlaneChannels = 256;    // whose pixels leave L1 between one tap and the next
-constexpr int kColumns = 2 * kTile;        // of a block
+constexpr int kColumns = NR;               // of a block: two tiles
+static_assert(kColumns == 2 * kTile);
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
 FASTNN_INLINE int64_t packed_bytes(int64_t rows, int64_t columns) {
@@ -94,12 +95,6 @@ struct Rows {
       _mm512_storeu_si512(y + at, row);
     return row;
   }
-};
-
-// Sums of one block of 32 columns over the points of a tile: of the distance to the first point's
-// value, which nothing cancels in, and of its square.
-struct TileMoments {
-  float first[kColumns], sum[kColumns], square[kColumns];
 };
 
 // Rows of memory that are needed later, brought into L2 in their order, some lines per step: the
@@ -166,33 +161,21 @@ struct Meanwhile {
   // The same, counted but for the first few.
   inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
                              int uncounted) {
-    vfloat first[2], sum[2], square[2];
+    CountedVector low(*moments, 0), high(*moments, LANES);
     bool opening = opens;
-    for (int h = 0; h < 2; ++h) {
-      first[h] = load(moments->first + h * LANES);
-      sum[h] = load(moments->sum + h * LANES);
-      square[h] = load(moments->square + h * LANES);
-    }
     for (int i = 0; i < n; ++i) {
       const __m512i stored = out.store(from + i * kColumns, from + i * kColumns + kTile, to[i]);
       if (i < uncounted) continue;
-      const vfloat value[2] = {
-          widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0))),
-          widen(reinterpret_cast<vhalf>(_mm512_maskz_extracti64x4_epi64(0xf, stored, 1)))};
-      for (int h = 0; h < 2; ++h) {
-        if (opening) first[h] = value[h], sum[h] = square[h] = vfloat{};
-        const vfloat away = value[h] - first[h];
-        sum[h] += away;
-        square[h] += away * away;
-      }
-      opening = false;
+      const auto half = [&](__m256i values) { return widen(reinterpret_cast<vhalf>(values)); };
+      const vfloat first = half(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0));
+      const vfloat second = half(_mm512_maskz_extracti64x4_epi64(0xf, stored, 1));
+      if (opening) low = CountedVector(first), high = CountedVector(second), opening = false;
+      low.add(first);
+      high.add(second);
     }
     opens = opening;
-    for (int h = 0; h < 2; ++h) {
-      store(moments->first + h * LANES, first[h]);
-      store(moments->sum + h * LANES, sum[h]);
-      store(moments->square + h * LANES, square[h]);
-    }
+    low.keep(*moments, 0);
+    high.keep(*moments, LANES);
   }
   FASTNN_INLINED inline void step(int64_t finished) {
     input.fetch();
@@ -322,6 +305,7 @@ FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, in
   meanwhile.row = 0, meanwhile.rows = (1 + two) * k.p.rows;
   if (!k.moments) return;
   meanwhile.moments = k.moments + block;
+  meanwhile.moments->count = static_cast<float>(k.tile.images * k.tile.rows * k.tile.cols);
   meanwhile.opens = i == 0;
   for (int64_t j = 0; j <= two; ++j) meanwhile.repeated[j] = static_cast<int>(k.p.repeated(i + j));
 }
@@ -397,10 +381,9 @@ inline InputTiles plan_tiles(TapGrid& g) {
     const int64_t output = far ? pixels : kOutputValues / g.columns;
     pixels = clamp((input < output ? input : output) / 32 * 32, 64, pixels);
   }
-  // All of a pixel's channels wait in L2 for their group's turn, those of the next tile too; but for
-  // small maps, of which many images make a tile.
-  if (g.groups > 1)
-    pixels = clamp((g.in.GW < 12 ? 3 : 1) * kNextInput / g.in.a_pixel, 64, pixels);
+  // All of a pixel's channels wait in L2 for their group's turn, those of the next tile too; but
+  // for small maps, of which many images make a tile.
+  if (g.groups > 1) pixels = clamp((g.in.GW < 12 ? 3 : 1) * kNextInput / g.in.a_pixel, 64, pixels);
   const bool planes = g.in.tap_count > 1 && g.in.K >= kPlaneChannels && g.in.K % 32 == 0;
   plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, !planes, true, planes ? 32 : 0);
   return t;
@@ -452,26 +435,6 @@ inline void bring_later(const TapGrid& g, const InputTiles& t, int64_t index, in
         g.columns, tile.images * g.YH * g.YW);
 }
 
-// The tiles' sums, in order.
-inline void merge_moments(const InputTiles& t, const TileMoments* moments, int64_t blocks,
-                          ConvMoments& out) {
-  parallel_for(blocks, [&](int64_t block) {
-    for (int h = 0; h < kColumns; h += LANES) {
-      Moments all;
-      for (int64_t i = 0; i < t.count(); ++i) {
-        const TileMoments& part = moments[i * blocks + block];
-        const Tile tile = t.tile(i);
-        const auto n = static_cast<float>(tile.images * tile.rows * tile.cols);
-        const vfloat sum = load(part.sum + h), away = sum / n;
-        all.add(n, load(part.first + h) + away, vmax(vfloat{}, load(part.square + h) - sum * away));
-      }
-      store(out.mean + block * kColumns + h, all.mean);
-      store(out.m2 + block * kColumns + h, all.m2);
-    }
-  });
-  out.filled = true;
-}
-
 inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   const int64_t tiles = t.count(), blocks = ceil_div(g.columns, kColumns);
   int64_t parts = 1;
@@ -509,7 +472,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     run_columns(k, first, last, meanwhile);
     release_tiles();
   });
-  if (counted) merge_moments(t, moments, blocks, *g.epilogue.moments);
+  if (counted) merge_moments(moments, tiles, g.columns, *g.epilogue.moments);
 }
 
 }  // namespace
