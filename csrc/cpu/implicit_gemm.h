@@ -58,6 +58,13 @@ FASTNN_INLINE Route conv_route(const ConvParams& p, int64_t columns, const void*
   return p.groups == 1 || columns % 32 == 0 ? route_to(y) : Route::through;
 }
 
+// Whether moments are counted: of whole vectors, all channels (of one group), and nothing but a
+// bias.
+FASTNN_INLINE bool is_counted(const TapGrid& g) {
+  return g.epilogue.moments && !g.epilogue.residual && !g.epilogue.relu && g.columns % LANES == 0 &&
+         g.columns == g.y_pixel;
+}
+
 // One finished tile: y = relu(tile + bias + residual), row by row.
 template <class T>
 FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t* where,
@@ -98,9 +105,7 @@ void run_grid(TapGrid g) {
   InputTiles t;
   t.in = g.in;
   const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
-  // Whole vectors, and all channels: of one group.
-  const bool counted = g.epilogue.moments && !g.epilogue.residual && !g.epilogue.relu &&
-                       g.columns % LANES == 0 && g.columns == g.y_pixel;
+  const bool counted = is_counted(g);
   const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;
   const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, cut), 4 * MR, 32 * MR);
   const int64_t most = clamp(kLargePanelFloats / (g.in.tap_count * g.in.K), 4 * MR, 32 * MR);

@@ -146,7 +146,9 @@ struct Meanwhile {
     const int64_t* to = where + slot;
     if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     const Rows out(epilogue, channel, count, y, route);
-    if (moments) return finish_counted(out, from, to, n, repeated[block] - at);
+    const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
+    if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);
+    if (moments) count_half_rows(from + uncounted * kColumns, n - uncounted);
     if (count == kColumns) {
       for (int i = 0; i < n; ++i, from += kColumns) out.store(from, from + kTile, to[i]);
       return;
@@ -158,7 +160,18 @@ struct Meanwhile {
       else
         finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
   }
-  // The same, counted but for the first few.
+  inline void count_half_rows(const float* from, int n) {
+    if (n == 0) return;
+    const vfloat bias = epilogue.bias ? load(epilogue.bias + channel) : vfloat{};
+    const auto row = [&](int i) FASTNN_INLINED {
+      return as_stored<bfloat16>(load(from + i * kColumns) + bias);
+    };
+    CountedVector counted = opens ? CountedVector(row(0)) : CountedVector(*moments, 0);
+    for (int i = 0; i < n; ++i) counted.add(row(i));
+    counted.keep(*moments, 0);
+    opens = false;
+  }
+  // n rows of 32, counted but for the first few.
   inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
                              int uncounted) {
     CountedVector low(*moments, 0), high(*moments, LANES);
@@ -440,8 +453,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
   int64_t parts = 1;
   const int64_t call = new_call(), threads = get_num_threads();
   while (tiles * g.groups * parts < 4 * threads && parts * 2 <= blocks) parts *= 2;
-  // Whole blocks, and all channels: of one group.
-  const bool counted = g.epilogue.moments && g.columns % kColumns == 0 && g.columns == g.y_pixel;
+  const bool counted = is_counted(g);
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   const Steps steps = steps_of(t);
