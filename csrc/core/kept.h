@@ -1,6 +1,7 @@
 // Workspaces that stay with a storage (allocator.h).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -15,8 +16,8 @@ struct KeptBlock {
   ~KeptBlock();
   int device;
   int64_t bytes;
-  const void* recording;  // the device's graph that fills it, or null
-  bool wanted = true;     // since an optimizer wrote it last (ops/copy.h: lowered)
+  const void* recording;           // the device's graph that fills it, or null
+  std::atomic<bool> wanted{true};  // since an optimizer wrote it last (ops/copy.h: lowered)
   void* data;
 };
 

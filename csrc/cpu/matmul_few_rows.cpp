@@ -5,9 +5,8 @@
 //   out = a w^T + bias   a row of w at a time: LANES / 2 rows of a by two rows of w are LANES sums,
 //                        one vector each, which one transposition adds up. a is cut into pieces
 //                        that stay in L1 while all rows of a task pass over them.
-//   out = a w            each task owns some columns; eight rows of w at a time are added to its
-//   sums,
-//                        which stay in L1.
+//   out = a w            a task owns some columns, whose sums stay in L1; it adds eight rows of w
+//                        at a time.
 //
 // Floor: w over the bandwidth of memory.
 #include "core/allocator.h"

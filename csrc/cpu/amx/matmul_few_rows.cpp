@@ -1,11 +1,10 @@
 // Products of a few rows with a large matrix (../matmul_few_rows.cpp) in bfloat16 on AMX tiles.
 //
-//   a w^T + bias   rows of w are rows of A, as they lie in memory, and a is what is packed as B. A
-//   task
-//                  takes 32 rows of w; their sums come out turned.
-//   a w            a task takes some columns. Pieces of w under them are packed in L1 and
-//   multiplied
-//                  there; the sums stay in L1.
+//   a w^T + bias   rows of w are rows of A, as they lie in memory, and a is packed as B. A task
+//   takes
+//                  32 rows of w; their sums come out turned.
+//   a w            a task takes some columns. Pieces of w under them are packed and multiplied in
+//                  L1, where the sums stay too.
 //
 // Floor: w over the bandwidth of memory.
 #include "core/allocator.h"
