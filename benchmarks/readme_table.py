@@ -85,8 +85,8 @@ def table(result: dict[str, Any]) -> str:
         f"measured peaks {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16, "
         f"{peaks['copy_gbs']:.0f} GB/s copying; {versions}; {about['date']}. Medians; all take turns in "
         "one process with the same number of threads, and the fastest configuration of each peer counts "
-        "(both memory layouts, fused optimizer, autocast, flushed denormals; OpenVINO's latency and "
-        "throughput hints).",
+        "(both memory layouts, in training compiled and not, fused optimizer, autocast, flushed "
+        "denormals; OpenVINO's latency and throughput hints).",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -117,7 +117,8 @@ void optimizer_step(const std::string& kind, const std::vector<Array>& params,
                        static_cast<int64_t>(tensors.size()));
   for (const Array& p : params) ++p.storage()->version;
   for (size_t i = 0; i < params.size(); ++i)
-    if (low[i]) kept_with(params[i])->keep(kLoweredKey, low[i]);
+    if (KeptWorkspaces* const kept = low[i] ? kept_with(params[i]) : nullptr)
+      kept->keep(kLoweredKey, low[i]);
   for (const auto& buffers : states)
     for (const Array& buffer : buffers) ++buffer.storage()->version;
 }

@@ -110,6 +110,7 @@ def _torch_steps(
         "torch channels_last": make(torch.channels_last, False),
     }
     if compiled:
+        torch._dynamo.reset()  # the networks before count towards its limit of compilations
         steps["torch compiled channels_last"] = make(torch.channels_last, True)
     return steps
 
