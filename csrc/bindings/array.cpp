@@ -93,11 +93,7 @@ void bind_array(py::module_& m) {
                                return kept ? kept->count() : 0;
                              })
       // Whoever gets the address may write for as long as the memory is there.
-      .def("expose",
-           [](const Array& x) {
-             ++x.storage()->exposed;
-             x.storage()->kept.clear();
-           })
+      .def("expose", [](const Array& x) { x.storage()->expose(); })
       .def_property_readonly("pinned", [](const Array& x) { return x.storage()->pinned; })
       .def_property_readonly("writable", [](const Array& x) { return x.storage()->writable; })
       .def_property_readonly("owners", [](const Array& x) { return x.storage().use_count(); })

@@ -59,6 +59,10 @@ struct Storage {
   bool writable = true;
   bool pinned = false;
   KeptWorkspaces kept;  // computed from the contents, for as long as they stay
+  void expose() {
+    ++exposed;
+    kept.clear();
+  }
   Storage() = default;
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -120,10 +124,7 @@ Array empty_strided(const Dims& shape, const Dims& strides, DType dtype);
 // computed from its contents is forgotten, and nothing kept until this is gone.
 class Exposed {
  public:
-  explicit Exposed(Array x) : array_(std::move(x)) {
-    ++array_.storage()->exposed;
-    array_.storage()->kept.clear();
-  }
+  explicit Exposed(Array x) : array_(std::move(x)) { array_.storage()->expose(); }
   ~Exposed() { --array_.storage()->exposed; }
   Exposed(const Exposed&) = delete;
   Exposed& operator=(const Exposed&) = delete;

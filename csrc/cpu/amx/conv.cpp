@@ -5,7 +5,6 @@
 #include "cpu/amx/implicit_gemm.h"
 #include "cpu/amx/joined_groups.h"
 #include "cpu/conv_phases.h"
-#include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -31,7 +30,8 @@ void each_piece(int64_t columns, int64_t steps, const Pack& pack) {
 void pack_weight(const bfloat16* w, int64_t rows, int64_t columns, const InputTiles& t,
                  bfloat16* packed) {
   const Steps steps = steps_of(t);
-  const int64_t count = steps.per_tap * t.tap_count, depth = steps.depth;
+  const int64_t count = steps.per_tap * t.tap_count;
+  const int depth = steps.depth;
   const auto row_of = [&](int64_t step) {
     const StepOf at = step_at(t, steps, step);
     return at.tap * t.k + at.step * depth;
@@ -44,18 +44,8 @@ void pack_weight(const bfloat16* w, int64_t rows, int64_t columns, const InputTi
       for (int64_t s = first; s < last; ++s) {
         const int64_t row = row_of(s), ahead = row_of(s + kPackedAhead) - row;
         const auto mask = static_cast<__mmask32>((int64_t{1} << clamp(rows - row, 0, depth)) - 1);
-        for (int64_t n = n0; n < end; n += kTile, to += depth * kTile) {
-          vuint pairs[16];
-          for (int64_t i = 0; i < kTile; ++i) {
-            const bfloat16* const from = w + (n + i) * rows + row;
-            _mm_prefetch(from + ahead, _MM_HINT_T0);
-            pairs[i] = n + i < end ? reinterpret_cast<vuint>(_mm512_maskz_loadu_epi16(mask, from))
-                                   : vuint{};
-          }
-          transpose(pairs);
-          for (int j = 0; j < depth / 2; ++j)
-            __builtin_memcpy(to + 2 * kTile * j, &pairs[j], sizeof(vuint));
-        }
+        for (int64_t n = n0; n < end; n += kTile, to += depth * kTile)
+          turn_rows(w + n * rows + row, rows, end - n, mask, depth, ahead, to);
       }
     }
   });

@@ -304,7 +304,7 @@ inline void fill_pairs(const Plan& a, const Tile& u, const bfloat16* g, int64_t 
 template <int MA, int NB>
 void outer(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, int64_t a_row,
            const bfloat16* b0, const bfloat16* b1, int64_t rows, int64_t steps, int64_t depth,
-           float* c, bool add, NextLines& next_x, NextLines& next_g) {
+           float* c, bool add, NextRows& next_x, NextRows& next_g) {
   load_sums<MA, NB>(c, add);
   for (int64_t i = 0; i < rows; ++i, a0 += a_row, a1 += a_row) {
     const bfloat16 *x0 = a0, *x1 = a1;
@@ -318,8 +318,8 @@ void outer(const bfloat16* a0, const bfloat16* a1, int64_t a_bytes, int64_t a_ro
   store_sums<MA, NB>(c);
 }
 using Outer = void (*)(const bfloat16*, const bfloat16*, int64_t, int64_t, const bfloat16*,
-                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool, NextLines&,
-                       NextLines&);
+                       const bfloat16*, int64_t, int64_t, int64_t, float*, bool, NextRows&,
+                       NextRows&);
 constexpr Outer kOuters[2][2] = {{outer<1, 1>, outer<1, 2>}, {outer<2, 1>, outer<2, 2>}};
 
 // The ranges of one task: groups of plane rows and pairs of 16 output channels.
@@ -351,13 +351,13 @@ inline void run_task(const Plan& a, const bfloat16* g, int64_t g_pixel, Range un
       const int plane = a.gathered ? 0 : a.plane_of[tap];
       return x + (plane * kept + group * kTile) * a.line + a.offset[tap];
     };
-    NextLines next_x{}, next_g{};
+    NextRows next_x{}, next_g{};
     if (a.in.GH == 1 && index + 1 < units.last && a.value_parts * a.oc_parts <= 2) {
       const Tile later = a.unit(index + 1);
       const int64_t steps = (pairs.last - pairs.first) * blocks * u.rows * a.steps;
       const auto* const from = static_cast<const bfloat16*>(a.in.a) + a.in.a_channel;
-      next_x = next_lines(from + later.col * a.in.a_pixel, later.cols * a.in.a_pixel, steps);
-      next_g = next_lines(g + later.col * g_pixel, later.cols * g_pixel, steps);
+      next_x.bring(from + later.col * a.in.a_pixel, 0, later.cols * a.in.a_pixel, 1, steps);
+      next_g.bring(g + later.col * g_pixel, 0, later.cols * g_pixel, 1, steps);
     }
     for (int64_t pair = pairs.first; pair < pairs.last; ++pair) {
       const int64_t n = (pair - pairs.first) * 2;

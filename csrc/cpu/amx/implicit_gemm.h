@@ -97,25 +97,10 @@ struct Rows {
   }
 };
 
-// Rows of memory that are needed later, brought into L2 in their order, some lines per step: the
-// input of a later task, or, where finishing goes block of columns by block, the next rows of a
-// residual or of an output that is not written around the caches.
-struct NextRows {
-  const bfloat16* at;
-  int64_t pitch, columns, rows, per_step, column;
-  FASTNN_INLINED inline void fetch() {
-    for (int64_t i = 0; i < per_step && rows > 0; ++i) {
-      _mm_prefetch(at + column, _MM_HINT_T1);
-      column += 32;
-      if (column >= columns) column = 0, at += pitch, --rows;
-    }
-  }
-};
-
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
-// input of a later task and the next rows of the output into L2, and finish the rows of the pair of
-// pixel blocks before. Its members are set one by one: a copy would be read in wider pieces than it
-// was written, which waits for all that the tiles are storing.
+// input of a later task into L2, and, where finishing goes block of columns by block, the next rows
+// of a residual or of an output that is not written around the caches, and finish the rows of the
+// pair of pixel blocks before. Its members are set one by one, as NextRows' are.
 struct Meanwhile {
   const ConvEpilogue& epilogue;
   bfloat16* y;
@@ -332,15 +317,13 @@ inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int
   const int64_t from = k.where[i * kTile] + 2 * k.p.rows * g.y_pixel;
   const int64_t rows = clamp(g.YW - from / g.y_pixel, 0, 2 * k.p.rows);
   const int64_t columns = clamp(g.columns, begin, end) - begin;
-  const int64_t at = from + g.y_channel + begin, per_step = rows * columns / 32 / steps + 1;
-  const void* const wanted[2] = {g.epilogue.residual, g.route == Route::around ? nullptr : g.y};
-  NextRows* const next[2] = {&meanwhile.residual, &meanwhile.output};
-  for (int j = 0; j < 2; ++j) {
-    next[j]->at = static_cast<const bfloat16*>(wanted[j]) + at;
-    next[j]->pitch = g.y_pixel, next[j]->columns = columns;
-    next[j]->rows = wanted[j] ? rows : 0;
-    next[j]->per_step = per_step, next[j]->column = 0;
-  }
+  const int64_t at = from + g.y_channel + begin;
+  const auto bring = [&](NextRows& next, const void* wanted) {
+    next.bring(static_cast<const bfloat16*>(wanted) + at, g.y_pixel, columns, wanted ? rows : 0,
+               steps);
+  };
+  bring(meanwhile.residual, g.epilogue.residual);
+  bring(meanwhile.output, g.route == Route::around ? nullptr : g.y);
 }
 
 // Column blocks [begin, end). As many as have little B together take turns, so that lines of the
@@ -425,27 +408,23 @@ inline Span input_under(const InputTiles& t, const Tile& tile) {
 inline void bring_later(const TapGrid& g, const InputTiles& t, int64_t index, int64_t group,
                         int64_t steps, Meanwhile& meanwhile) {
   const InputGrid& in = t.in;
-  const auto bring = [&](NextRows& next, const void* from, int64_t at, int64_t pitch,
-                         int64_t columns, int64_t rows) {
-    next.at = static_cast<const bfloat16*>(from) + at;
-    next.pitch = pitch, next.columns = columns, next.rows = rows, next.column = 0;
-    next.per_step = rows * ceil_div(columns, 32) / steps + 1;
-  };
   if (index + 1 < t.count())
     if (const Span next = input_under(t, t.tile(index + 1)); next.count) {
       const int64_t share = next.count / g.groups;
-      return bring(meanwhile.input, next.from, group * share, 0, share, 1);
+      return meanwhile.input.bring(next.from + group * share, 0, share, 1, steps);
     }
   const int64_t later = index * g.groups + group + get_num_threads();
   if (g.groups == 1 || t.count() == 1 || later / g.groups >= t.count()) return;
   const Tile tile = t.tile(later / g.groups);
   if (tile.rows < in.GH || tile.cols < in.GW) return;
   group = later % g.groups;
-  bring(meanwhile.input, in.a, tile.image * in.H * in.W * in.a_pixel + in.channel_of(group),
-        in.a_pixel, in.K, tile.images * in.H * in.W);
+  const auto* const x = static_cast<const bfloat16*>(in.a) + in.channel_of(group);
+  meanwhile.input.bring(x + tile.image * in.H * in.W * in.a_pixel, in.a_pixel, in.K,
+                        tile.images * in.H * in.W, steps);
   if (g.route == Route::around || g.y_row_step * g.y_col_step > 1) return;
-  bring(meanwhile.output, g.y, tile.image * g.YH * g.YW * g.y_pixel + g.columns * group, g.y_pixel,
-        g.columns, tile.images * g.YH * g.YW);
+  const auto* const y = static_cast<const bfloat16*>(g.y) + g.columns * group;
+  meanwhile.output.bring(y + tile.image * g.YH * g.YW * g.y_pixel, g.y_pixel, g.columns,
+                         tile.images * g.YH * g.YW, steps);
 }
 
 inline void run_tiles(const TapGrid& g, const InputTiles& t) {

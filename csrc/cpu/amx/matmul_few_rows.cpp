@@ -1,15 +1,13 @@
 // Products of a few rows with a large matrix (../matmul_few_rows.cpp) in bfloat16 on AMX tiles.
 //
 //   a w^T + bias   rows of w are rows of A, as they lie in memory, and a is packed as B. A task
-//   takes
-//                  32 rows of w; their sums come out turned.
+//                  takes 32 rows of w; their sums come out turned.
 //   a w            a task takes some columns. Pieces of w under them are packed and multiplied in
 //                  L1, where the sums stay too.
 //
 // Floor: w over the bandwidth of memory.
 #include "core/allocator.h"
 #include "cpu/amx/tiles.h"
-#include "cpu/simd/transpose.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -27,12 +25,8 @@ MatmulSlots wide;  // the AVX-512 kernels
 void pack(const FewRows& p, const bfloat16* a, int halves, bfloat16* to) {
   for (int64_t from = 0; from < p.inner; from += kDepth)
     for (int half = 0; half < halves; ++half, to += kDepth * kTile) {
-      vuint pairs[kTile];
-      for (int64_t i = 0, r = half * kTile; i < kTile; ++i, ++r)
-        pairs[i] = r < p.rows ? reinterpret_cast<vuint>(_mm512_loadu_si512(a + r * p.inner + from))
-                              : vuint{};
-      transpose(pairs);
-      __builtin_memcpy(to, pairs, sizeof(pairs));
+      const int64_t first = half * kTile;
+      turn_rows(a + first * p.inner + from, p.inner, p.rows - first, ~__mmask32{}, kDepth, 0, to);
     }
 }
 

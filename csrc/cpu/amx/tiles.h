@@ -11,7 +11,11 @@
 // Intel, "Intel Architecture Instruction Set Extensions Programming Reference", chapter 3.
 #pragma once
 
+#include "cpu/simd/transpose.h"
 #include "cpu/simd/vec.h"
+#ifdef FASTNN_AMX_EMULATE
+#include "cpu/amx/emulated_tiles.h"
+#endif
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -96,20 +100,40 @@ FASTNN_INLINE void store_pairs(__m512i even, __m512i odd, bfloat16* low, bfloat1
   if (high) _mm512_storeu_si512(high, _mm512_permutex2var_epi16(even, second, odd));
 }
 
-// Memory that is needed later, brought into L2 between tile instructions, some lines per step.
-struct NextLines {
-  const char* at;
-  const char* end;
-  int64_t per_step;
+// 16 rows of a matrix as a tile of B: their values in pairs, [pair][16 rows][2]; zeros for rows
+// from `count` on. `mask` has a bit for each value that exists. The rows `ahead` values on are
+// fetched.
+FASTNN_INLINE void turn_rows(const bfloat16* from, int64_t pitch, int64_t count, __mmask32 mask,
+                             int depth, int64_t ahead, bfloat16* to) {
+  vuint pairs[kTile];
+  for (int64_t i = 0; i < kTile; ++i, from += pitch) {
+    _mm_prefetch(from + ahead, _MM_HINT_T0);
+    pairs[i] = i < count ? reinterpret_cast<vuint>(_mm512_maskz_loadu_epi16(mask, from)) : vuint{};
+  }
+  transpose(pairs);
+  for (int j = 0; j < depth / 2; ++j)
+    __builtin_memcpy(to + 2 * kTile * j, &pairs[j], sizeof(vuint));
+}
+
+// Rows of memory that are needed later, brought into L2 in their order, some lines per step.
+struct NextRows {
+  const bfloat16* at;
+  int64_t pitch, columns, rows, per_step, column;
+  // `columns` values of each row, within so many steps. Sets member by member: a copy of the whole
+  // would be read in wider pieces than it was written, which waits for all that the tiles store.
+  FASTNN_INLINED inline void bring(const bfloat16* from, int64_t distance, int64_t of_each,
+                                   int64_t count, int64_t steps) {
+    at = from, pitch = distance, columns = of_each, rows = count, column = 0;
+    per_step = rows * ceil_div(columns, 32) / steps + 1;
+  }
   FASTNN_INLINED inline void fetch() {
-    for (int64_t i = 0; i < per_step && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+    for (int64_t i = 0; i < per_step && rows > 0; ++i) {
+      _mm_prefetch(at + column, _MM_HINT_T1);
+      column += 32;
+      if (column >= columns) column = 0, at += pitch, --rows;
+    }
   }
 };
-// `count` values within `steps` steps.
-FASTNN_INLINE NextLines next_lines(const bfloat16* from, int64_t count, int64_t steps) {
-  const auto* at = reinterpret_cast<const char*>(from);
-  return {at, at + 2 * count, count / 32 / steps + 1};
-}
 
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA

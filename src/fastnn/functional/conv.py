@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import is_autocast_enabled, is_grad_enabled, record
-from fastnn.functional.view import to
+from fastnn.autograd import is_grad_enabled, record
+from fastnn.functional.view import operands
 from fastnn.tensor import Tensor
 
 __all__ = ["conv2d", "conv_transpose2d"]
@@ -105,9 +105,7 @@ def conv2d(
         LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
     _check_tensors("conv2d", input=input, weight=weight, bias=bias, residual=residual)
-    values = weight._array
-    if is_autocast_enabled():
-        input, values = to(input, "bfloat16"), _core.lowered(values)
+    input, values = operands(input, weight)
     step = _pair("conv2d", "stride", stride)
     gaps = _pair("conv2d", "dilation", dilation)
     sides = _sides("conv2d", padding, step, gaps, weight.shape[2:] if weight.ndim == 4 else (1, 1))
@@ -193,9 +191,7 @@ def conv_transpose2d(
     """
     name = "conv_transpose2d"
     _check_tensors(name, input=input, weight=weight, bias=bias)
-    values = weight._array
-    if is_autocast_enabled():
-        input, values = to(input, "bfloat16"), _core.lowered(values)
+    input, values = operands(input, weight)
     step, gaps = _pair(name, "stride", stride), _pair(name, "dilation", dilation)
     sides = _sides(name, padding, step, gaps, (1, 1))
     extra = _pair(name, "output_padding", output_padding)

@@ -7,7 +7,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import is_autocast_enabled, record
-from fastnn.functional.view import expand, reshape, squeeze, to, unsqueeze
+from fastnn.functional.view import expand, operands, reshape, squeeze, to, unsqueeze
 from fastnn.tensor import Tensor
 
 __all__ = ["linear", "matmul"]
@@ -111,9 +111,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = math.prod(input.shape[:-1])
         flat = linear(reshape(input, rows, input.shape[-1]), weight, bias)
         return reshape(flat, *input.shape[:-1], weight.shape[0])
-    values = weight._array
-    if is_autocast_enabled():
-        input, values = to(input, "bfloat16"), _core.lowered(values)
+    input, values = operands(input, weight)
     output = _core.linear(input._array, values, bias._array if bias is not None else None)
     bias_dtype = None if bias is None else bias._array.dtype
     saved = (input._array, values, weight._array.dtype, bias_dtype)

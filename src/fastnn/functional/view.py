@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import record
+from fastnn.autograd import is_autocast_enabled, record
 from fastnn.device import cuda_module, index_of
 from fastnn.dtypes import DType, as_dtype
 from fastnn.tensor import Tensor
@@ -201,6 +201,14 @@ def to(
         (input._array.dtype,),
         _to_backward,
     )
+
+
+def operands(input: Tensor, weight: Tensor) -> tuple[Tensor, Any]:
+    """An input, and the values of a weight, as convolutions and products take them: in bfloat16 under
+    autocast, where a weight's copy stays with it and its gradient is the weight's own."""
+    if is_autocast_enabled():
+        return to(input, "bfloat16"), _core.lowered(weight._array)
+    return input, weight._array
 
 
 def _moved(input: Tensor, device: int, later: bool) -> Tensor:
