@@ -208,7 +208,8 @@ def winograd_lines(draw):
     h, w = draw(st.integers(1, 13)), draw(st.integers(1, 13))
     ph, pw = draw(st.integers(max(0, 2 - h // 2), 2)), draw(st.integers(max(0, 2 - w // 2), 2))
     line = f"n{draw(st.integers(0, 5))}c{c}h{h}w{w}_oc{oc}_k3p{ph}x{pw}"
-    return line + draw(st.sampled_from(["", "_relu", "_res", "_relu_res", "_nobias"])) + "_f32"
+    line += draw(st.sampled_from(["", "_relu", "_res", "_relu_res", "_nobias"]))
+    return line + draw(st.sampled_from(["_f32", "_bf16"]))
 
 
 @PROPERTY

@@ -9,6 +9,8 @@ namespace fastnn {
 std::vector<std::string> compiled_isas();   // lowest first
 std::vector<std::string> available_isas();  // compiled and runnable here, lowest first
 std::string active_isa();
+// Multiply-adds of bfloat16 that the active level does in the time of one of float32.
+double bfloat16_rate();
 // Throws ValueError for a level that is not available. Not to be called while kernels run.
 void set_isa(const std::string& name);
 

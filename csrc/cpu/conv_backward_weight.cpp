@@ -6,8 +6,7 @@
 // of up to four input channels are in conv_stem_weight.h), so that a tile of accumulators is a tile
 // of the weight as it lies in memory. It stays in registers over a whole unit of pixels.
 //
-//   for each unit of some 512 pixels:  x panel (float32, padded; or x itself), g panel
-//   [block][pixel][M]
+//   for each unit of some 512 pixels:  x panel (padded, or x itself), g panel [block][pixel][M]
 //     for each block of x columns (tap, NR values): from L2, used by every block of g
 //       for each block of M output channels: outer kernel
 //
@@ -28,7 +27,7 @@ namespace {
 
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
-constexpr int64_t kUnitFloats = 512 << 10;   // of one x panel
+constexpr int64_t kUnitValues = 512 << 10;   // of one x panel
 constexpr int64_t kLongRun = 8;              // blocks of columns
 constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
@@ -41,10 +40,11 @@ struct Plan {
   int64_t partials, parts;  // of the sum, and of the blocks of x columns
   int64_t row, size;        // floats of one output channel's weights, and of one partial sum
   int64_t x_blocks, unit_pixels;
-  int64_t g_block, g_size;  // floats of a block of the g panel, and of all of it
+  int64_t g_pixels;         // of the g panel: rows are padded to pairs
+  int64_t g_block, g_size;  // values of a block of the g panel, and of all of it
 };
 
-template <class T>
+template <class T, class P>
 Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, const int64_t* dw) {
   const int64_t ic = p.group_inputs(), taps = p.KH * p.KW;
   Plan a{};
@@ -63,9 +63,10 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
   a.block_m = a.square ? LANES : even_block(a.oc);
   a.width = a.square ? LANES : NR;
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
-  plan_input<T>(a.x, ahead ? clamp(kUnitFloats / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
-                a.size > kPartialFloats ? 4 * kUnitFloats : kUnitFloats, ic % LANES == 0 && !planes,
-                false, planes ? NR : 0);
+  plan_input<T, P>(a.x,
+                   ahead ? clamp(kUnitValues / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
+                   a.size > kPartialFloats ? 4 * kUnitValues : kUnitValues,
+                   ic % LANES == 0 && !planes, false, planes ? NR : 0);
   // Groups are parallel to each other: many of them need few partial sums each.
   const int64_t most = ceil_div(16, p.groups);
   a.partials = clamp(kPartialFloats / a.size, 1, clamp(a.x.count(), 1, most));
@@ -81,36 +82,61 @@ Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, con
   a.parts = 1;
   while (a.partials * a.parts < 2 * get_num_threads() && a.parts * 2 <= a.x_blocks) a.parts *= 2;
   a.unit_pixels = a.x.images * a.x.rows * a.x.cols;
-  a.g_block = a.unit_pixels * a.block_m + LANES;
+  a.g_pixels = a.x.images * a.x.rows * ceil_div(a.x.cols, kStep<P>) * kStep<P>;
+  a.g_block = a.g_pixels * a.block_m + LANES;
   a.g_size = a.square ? 0 : a.g_block * ceil_div(a.oc, a.block_m);
   return a;
 }
 
-// g panel: [block of block_m channels][pixel of the unit][channels of the block], in float32.
-// Turned in pieces of a few pixels: reading is nearly sequential, and few pages are written at a
-// time. A cache line keeps blocks from lying a power of two apart.
+// g panel: [block of block_m channels][pixel of the unit][channels of the block], or [pair of
+// pixels][channels][2]. Turned in pieces of a few pixels: reading is nearly sequential, and few
+// pages are written at a time. A cache line keeps blocks from lying a power of two apart.
 constexpr int64_t kPackPixels = 8;
 
 template <class T>
+FASTNN_INLINE void copy_step(const T* from, const T*, int64_t m, float* to) {
+  copy_values(to, from, m);
+}
+FASTNN_INLINE void copy_step(const bfloat16* from, const bfloat16* next, int64_t m, bfloat16* to) {
+  vector_loop(0, m, [&](int64_t i, int n) {
+    const vfloat second = next ? load_any(next + i, n) : vfloat{};
+    store_any(reinterpret_cast<float*>(to + 2 * i), paired(load_any(from + i, n), second), n);
+  });
+}
+
+template <class T, class P>
 void pack_gradient(const ConvParams& p, const Plan& a, const Tile& u, const T* g, int64_t piece,
-                   float* panel) {
+                   P* panel) {
   const int64_t H = a.x.in.GH, W = a.x.in.GW;  // of the output, pixels in one row if pointwise
-  const int64_t pixels = u.images * u.rows * u.cols, begin = piece * kPackPixels;
-  const int64_t count = clamp(pixels - begin, 0, kPackPixels);
+  const int64_t width = ceil_div(u.cols, kStep<P>) * kStep<P>, begin = piece * kPackPixels;
+  const int64_t count = clamp(u.images * u.rows * width - begin, 0, kPackPixels);
   const T* from[kPackPixels];
   for (int64_t q = 0; q < count; ++q) {
-    const int64_t row = (begin + q) / u.cols, image = u.image + row / u.rows;
-    from[q] = g + ((image * H + u.row + row % u.rows) * W + u.col + (begin + q) % u.cols) * p.OC;
+    const int64_t row = (begin + q) / width, col = (begin + q) % width;
+    const int64_t image = u.image + row / u.rows;
+    from[q] = g + ((image * H + u.row + row % u.rows) * W + u.col + col) * p.OC;
+    if (col >= u.cols) from[q] = nullptr;
   }
   for (int64_t first = 0; first < a.oc; first += a.block_m, panel += a.g_block) {
     const int64_t m = clamp(a.oc - first, 0, a.block_m);
-    for (int64_t q = 0; q < count; ++q) copy_values(panel + (begin + q) * m, from[q] + first, m);
+    for (int64_t q = 0; q < count; q += kStep<P>) {
+      const T* const next = kStep<P> == 2 && from[q + 1] ? from[q + 1] + first : nullptr;
+      copy_step(from[q] + first, next, m, panel + (begin + q) * m);
+    }
   }
 }
 
+template <class P>
+OuterKernel<P> kernel_of(const Plan& a, int64_t m, int vectors) {
+  if constexpr (kStep<P> == 1)
+    if (a.square) return outer_square;
+  return Kernels<P>::outer[m - 1][vectors - 1];
+}
+
 // Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
-inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* g, int64_t first,
-                     int64_t last, bool add, float* sum, const NextPixels& next) {
+template <class P>
+void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t first, int64_t last,
+              bool add, float* sum, const NextPixels& next) {
   int64_t call = 0;
   const int64_t per_tap = ceil_div(a.x.k, a.width), m_blocks = ceil_div(a.oc, a.block_m);
   // Blocks of x outside keeps x in cache, and g of this many channels. Of few pixels, that much of
@@ -130,23 +156,24 @@ inline void add_unit(const Plan& a, const Tile& u, const float* x, const float* 
       const int64_t m_end = clamp(m_first + m_group, 0, m_blocks);
       for (int64_t i = m_first; i < m_end; ++i) {
         const int64_t channel = i * a.block_m, m = clamp(a.oc - channel, 1, a.block_m);
-        const OuterStrip strip{x + a.x.taps[tap] + (a.x.width < a.x.in.K ? block * a.x.plane : n),
-                               a.x.image_stride,
-                               a.x.row_stride,
-                               a.x.col_stride,
-                               g + i * a.g_block,
-                               u.images,
-                               u.rows,
-                               u.cols,
-                               next.piece(call++, 64)};
-        const OuterKernel kernel = a.square ? outer_square : outer_kernels[m - 1][vectors - 1];
-        kernel(strip, sum + channel * a.row + tap * a.x.k + n, a.row, tail, add);
+        const OuterStrip<P> strip{
+            x + a.x.taps[tap] + (a.x.width < a.x.in.K ? block * a.x.plane : n),
+            a.x.image_stride,
+            a.x.row_stride,
+            a.x.col_stride,
+            g + i * a.g_block,
+            u.images,
+            u.rows,
+            u.cols,
+            next.piece(call++, 64)};
+        float* const tile = sum + channel * a.row + tap * a.x.k + n;
+        kernel_of<P>(a, m, vectors)(strip, tile, a.row, tail, add);
       }
     }
   }
 }
 
-template <class T>
+template <class P, class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   if (p.N * p.OH * p.OW == 0) {
@@ -161,18 +188,19 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   each_group(p, [&](int64_t group) {
-    const Plan a = plan(p, x, group, dh, dw);
-    const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.unit_pixels, kPackPixels);
+    const Plan a = plan<T, P>(p, x, group, dh, dw);
+    const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.g_pixels, kPackPixels);
     const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
     const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
-    Workspace panels(a.partials * (x_size + a.g_size) * 4);
+    Workspace room(a.partials * (x_size + a.g_size) * int64_t{sizeof(P)});
+    P* const panels = reinterpret_cast<P*>(room.floats());
     Workspace own(in_place ? 0 : a.partials * a.size * 4);
     const WeightGradient of_group = gw.from(group * a.size);
     float* const sums = in_place ? static_cast<float*>(of_group.at) : own.floats();
 
     const auto fill = [&](int64_t partial, int64_t unit, int64_t piece) {
       const Tile u = a.x.tile(unit);
-      float* x_panel = panels.floats() + partial * (x_size + a.g_size);
+      P* x_panel = panels + partial * (x_size + a.g_size);
       if (piece < lines)
         fill_line<T>(a.x, u, piece, x_panel);
       else
@@ -180,8 +208,8 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
     };
     const auto multiply = [&](int64_t partial, int64_t part, int64_t unit, bool add) {
       const Tile u = a.x.tile(unit);
-      const float* panel = panels.floats() + partial * (x_size + a.g_size);
-      const float* from = a.x.source == Source::direct ? direct_base<float>(a.x, u) : panel;
+      const P* panel = panels + partial * (x_size + a.g_size);
+      const P* from = a.x.source == Source::direct ? direct_base<P>(a.x, u) : panel;
       NextPixels next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
       if (a.x.in.pointwise() && a.parts == 1 && unit + 1 < units) {
         const int64_t pixel = u.col + u.cols;
@@ -193,7 +221,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
       }
       // The pixels of a unit lie in one piece.
       const T* const own = g + ((u.image * p.OH + u.row) * p.OW + u.col) * p.OC;
-      const float* const factors = a.square ? reinterpret_cast<const float*>(own) : panel + x_size;
+      const P* const factors = a.square ? reinterpret_cast<const P*>(own) : panel + x_size;
       add_unit(a, u, from, factors, a.x_blocks * part / a.parts, a.x_blocks * (part + 1) / a.parts,
                add, sums + partial * a.size, next);
     };
@@ -224,10 +252,14 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
   if (is_grouped(p)) return grouped_backward_weight(p, x, g, grad_weight);
   const WeightGradient gw(p, grad_weight);
+  const auto run = [&](auto value) {
+    using T = decltype(value);
+    backward_weight_typed<Operand<T>>(p, static_cast<const T*>(x), static_cast<const T*>(g), gw);
+  };
   if (p.dtype == DType::float32)
-    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
+    run(float{});
   else
-    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
+    run(bfloat16{});
 }
 
 // Column sums in fixed chunks of rows, added in order.

@@ -14,7 +14,7 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 // packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC. Turned in squares of
-// LANES outputs by LANES rows.
+// LANES outputs by LANES rows; a pair of rows is taken for one row of its bits.
 template <class T>
 void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
   const int64_t blocks = block_count(outputs), chunk = 32 * LANES, chunks = ceil_div(rows, chunk);
@@ -38,8 +38,12 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
     }
   });
 }
+inline void pack_weight(const bfloat16* w, int64_t outputs, int64_t rows, bfloat16* packed) {
+  pack_weight(reinterpret_cast<const float*>(w), outputs, rows / 2,
+              reinterpret_cast<float*>(packed));
+}
 
-template <class T>
+template <class P, class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
@@ -51,28 +55,34 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   }
   const Route route = conv_route(p, oc, y);
   const int64_t size = packed_columns(oc) * rows;
-  KeptWorkspace packed(p.kept, hash(0, LANES, oc, rows), p.groups * size * 4);
+  KeptWorkspace packed(p.kept, hash(0, LANES, kStep<P>, oc, rows),
+                       p.groups * size * int64_t{sizeof(P)});
+  P* const b = reinterpret_cast<P*>(packed.floats());
   const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        0,
                      ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
                      dh, dw};
-  const TapGrid grid{in, packed.floats(), oc,    y,        p.OH,    p.OW, p.OC, 0, 0, 1, 0,
-                     1,  epilogue,        route, p.groups, size * 4};
+  const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
+                     0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
   each_group(p, [&](int64_t group) {
-    if (!packed.filled())
-      pack_weight(w + group * oc * rows, oc, rows, packed.floats() + group * size);
-    run_grid<T>(grid.of_group(group));
+    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, b + group * size);
+    run_grid<T, P>(grid.of_group(group));
   });
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
   if (is_grouped(p)) return grouped_forward(p, x, w, epilogue, y);
+  const auto run = [&](auto operand, auto value) {
+    using T = decltype(value);
+    forward_typed<decltype(operand)>(p, static_cast<const T*>(x), static_cast<const T*>(w),
+                                     epilogue, static_cast<T*>(y));
+  };
   if (p.dtype == DType::float32)
-    forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
-                  static_cast<float*>(y));
+    run(float{}, float{});
+  else if (p.group_inputs() % 2 == 0)
+    run(Operand<bfloat16>{}, bfloat16{});
   else
-    forward_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w), epilogue,
-                  static_cast<bfloat16*>(y));
+    run(float{}, bfloat16{});
 }
 
 }  // namespace

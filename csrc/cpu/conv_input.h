@@ -248,7 +248,7 @@ const P* direct_base(const InputTiles& t, const Tile& tile) {
 template <class T, class P>
 FASTNN_INLINE void copy_values(P* to, const T* from, int64_t n) {
   // A call of memcpy costs as much as copying a cache line by vectors.
-#if defined(FASTNN_ISA_amx)
+#if defined(FASTNN_ISA_avx512_bf16)
   if (kSame<T, bfloat16> && kSame<P, bfloat16> && n <= 32) {
     const auto mask = static_cast<__mmask32>((int64_t{1} << n) - 1);
     return _mm512_mask_storeu_epi16(to, mask, _mm512_maskz_loadu_epi16(mask, from));
@@ -265,7 +265,7 @@ FASTNN_INLINE void zero_values(P* to, int64_t n) {
   __builtin_memset(static_cast<void*>(to), 0, sizeof(P) * static_cast<size_t>(n));
 }
 
-#if defined(FASTNN_ISA_amx)
+#if defined(FASTNN_ISA_avx512_bf16)
 // Pixels of three values become pixels of four, eight at a time.
 FASTNN_INLINE void widen_pixels(bfloat16* to, const bfloat16* from, int64_t pixels) {
   alignas(64) static constexpr uint16_t kFrom[32] = {0,  1, 2,  0,  3,  4,  5,  0,  6,  7,  8,
@@ -305,7 +305,7 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, i
                   ((image * in.H + row) * in.W + col + first) * in.a_pixel;
   if (in.a_pixel == t.width && !t.across && !in.missing)
     return copy_values(to + first * pixel, from, (last - first) * in.K);
-#if defined(FASTNN_ISA_amx)
+#if defined(FASTNN_ISA_avx512_bf16)
   if constexpr (kSame<T, bfloat16> && kSame<P, bfloat16>)
     if (pixel == 4 && in.missing && in.a_pixel == 3)
       return widen_pixels(to + first * pixel, from, last - first);

@@ -1,7 +1,8 @@
-// 3x3 convolutions of stride 1 in float32 by Winograd's algorithm (winograd.h): forward, and the
+// 3x3 convolutions of stride 1 by Winograd's algorithm (winograd.h), in float32: forward, and the
 // gradient with respect to the input, which is the same with turned weights (that with respect to
 // the weight is in conv_winograd_weight.cpp). A quarter (R = 4) of the multiplications of the
-// direct kernel, for more traffic and an error some 1.6 times as large.
+// direct kernel, for more traffic and an error some 1.6 times as large. bfloat16 is widened where
+// it is read and rounded where it is stored.
 //
 //   once:  U[x][block of NR columns][k] = transformed weights, (R + 2)^2 numbers x per (k, column)
 //   task = some tiles of R x R outputs, everything of it in this thread's scratch memory:
@@ -29,15 +30,16 @@ constexpr int64_t kSumFloats = 128 << 10;    // of M
 constexpr int64_t kLeastTiles = 64;
 
 // One convolution: K channels in, `columns` channels out.
+template <class T>
 struct Winograd {
-  const float* x;
+  const T* x;
   int64_t N, H, W, K;  // input
   int64_t pad_h, pad_w;
   int64_t YH, YW, columns;
   int64_t down, across, tiles;  // tiles of an image, and of all
   const float* u;
   ConvEpilogue epilogue;
-  float* y;
+  T* y;
   Route route;
 };
 
@@ -74,8 +76,8 @@ void transform_weights(int64_t K, int64_t columns, float* u, const Weights& weig
 }
 
 // The outputs of one tile, one vector of columns.
-template <int R>
-FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane, int64_t image,
+template <int R, class T>
+FASTNN_INLINE void write_vector(const Winograd<T>& c, const float* m, int64_t plane, int64_t image,
                                 int64_t row, int64_t col, int64_t channel, int n,
                                 TileMoments* moments) {
   constexpr int kSide = R + 2;
@@ -84,7 +86,7 @@ FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane
     for (int j = 0; j < kSide; ++j) in[j] = load(m + (i * kSide + j) * plane);
     transform_output<R>(in, half[i]);
   }
-  const auto* residual = static_cast<const float*>(c.epilogue.residual);
+  const auto* residual = static_cast<const T*>(c.epilogue.residual);
   const vfloat bias = c.epilogue.bias ? load_any(c.epilogue.bias + channel, n) : vfloat{};
   CountedVector counted(vfloat{});
   if (moments && moments->count > 0) counted = CountedVector(*moments, channel % NR);
@@ -98,15 +100,16 @@ FASTNN_INLINE void write_vector(const Winograd& c, const float* m, int64_t plane
       if (residual) value += load_any(residual + at, n);
       if (c.epilogue.relu) value = select(value < 0, vfloat{}, value);
       store_any(c.y + at, value, n, c.route);
-      if (opens) counted = CountedVector(value), opens = false;
-      counted.add(value);
+      const vfloat stored = as_stored<T>(value);
+      if (opens) counted = CountedVector(stored), opens = false;
+      counted.add(stored);
     }
   }
   if (moments) counted.keep(*moments, channel % NR);
 }
 
-template <int R>
-void run(const Winograd& c) {
+template <int R, class T>
+void run(const Winograd<T>& c) {
   constexpr int kSide = R + 2, kPoints = kSide * kSide;
   const int64_t blocks = block_count(c.columns), u_plane = packed_columns(c.columns) * c.K;
   int64_t count = clamp(kInputFloats / (kPoints * c.K), kLeastTiles, c.tiles);
@@ -156,7 +159,7 @@ void run(const Winograd& c) {
             const int rows = static_cast<int>(clamp(tiles - t, 1, block_m));
             const float* from[MR];
             for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * c.K;
-            product_kernels[rows - 1][vectors - 1](
+            Kernels<float>::product[rows - 1][vectors - 1](
                 from, &no_offset, 1, c.K, u,
                 m + p * m_plane + (block - b) * NR * count + t * vectors * LANES, next);
             next.from = static_cast<const char*>(next.from) + next.step * c.K;
@@ -182,8 +185,8 @@ void run(const Winograd& c) {
   if (moments) merge_moments(moments, tasks, c.columns, *c.epilogue.moments);
 }
 
-template <int R, class Weights>
-void transform_and_run(Winograd& c, KeptWorkspaces* kept, const Weights& weights) {
+template <int R, class T, class Weights>
+void transform_and_run(Winograd<T>& c, KeptWorkspaces* kept, const Weights& weights) {
   constexpr int64_t kPoints = (R + 2) * (R + 2);
   KeptWorkspace u(kept, hash(2, LANES, R, c.columns, c.K),
                   kPoints * packed_columns(c.columns) * c.K * 4);
@@ -194,8 +197,8 @@ void transform_and_run(Winograd& c, KeptWorkspaces* kept, const Weights& weights
   run<R>(c);
 }
 
-template <class Weights>
-void dispatch(int tile, Winograd& c, KeptWorkspaces* kept, const Weights& weights) {
+template <class T, class Weights>
+void dispatch(int tile, Winograd<T>& c, KeptWorkspaces* kept, const Weights& weights) {
   if (c.N * c.YH * c.YW == 0) return;
   if (tile == 4)
     transform_and_run<4>(c, kept, weights);
@@ -203,63 +206,51 @@ void dispatch(int tile, Winograd& c, KeptWorkspaces* kept, const Weights& weight
     transform_and_run<2>(c, kept, weights);
 }
 
-void forward(const ConvParams& p, int tile, const void* x, const void* w,
-             const ConvEpilogue& epilogue, void* y) {
-  Winograd c{static_cast<const float*>(x),
-             p.N,
-             p.H,
-             p.W,
-             p.C,
-             p.pad_top,
-             p.pad_left,
-             p.OH,
-             p.OW,
-             p.OC,
-             0,
-             0,
-             0,
-             nullptr,
-             epilogue,
-             static_cast<float*>(y),
-             route_to(y)};
-  const auto* const from = static_cast<const float*>(w);
+template <class T>
+void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
+                   const ConvEpilogue& epilogue, T* y) {
+  Winograd<T> c{x,    p.N, p.H, p.W, p.C,     p.pad_top, p.pad_left, p.OH,       p.OW,
+                p.OC, 0,   0,   0,   nullptr, epilogue,  y,          route_to(y)};
   dispatch(tile, c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap) {
       vfloat turned[LANES] = {};
       for (int64_t i = 0; i < count; ++i)
-        turned[i] = load_any(from + ((n + i) * 9 + tap) * p.C + k, static_cast<int>(rows));
+        turned[i] = load_any(w + ((n + i) * 9 + tap) * p.C + k, static_cast<int>(rows));
       transpose(turned);
       for (int i = 0; i < LANES; ++i) store(to[tap][i], turned[i]);
     }
   });
 }
 
-void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
-                   const ConvEpilogue& epilogue, void* grad_input) {
-  Winograd c{static_cast<const float*>(g),
-             p.N,
-             p.OH,
-             p.OW,
-             p.OC,
-             2 - p.pad_top,
-             2 - p.pad_left,
-             p.H,
-             p.W,
-             p.C,
-             0,
-             0,
-             0,
-             nullptr,
-             epilogue,
-             static_cast<float*>(grad_input),
-             route_to(grad_input)};
-  const auto* const from = static_cast<const float*>(w);
+template <class T>
+void backward_data_typed(const ConvParams& p, int tile, const T* g, const T* w,
+                         const ConvEpilogue& epilogue, T* grad_input) {
+  Winograd<T> c{g, p.N, p.OH, p.OW,    p.OC,     2 - p.pad_top, 2 - p.pad_left,      p.H, p.W, p.C,
+                0, 0,   0,    nullptr, epilogue, grad_input,    route_to(grad_input)};
   dispatch(tile, c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap)
       for (int64_t r = 0; r < rows; ++r)
-        store(to[tap][r],
-              load_any(from + ((k + r) * 9 + 8 - tap) * p.C + n, static_cast<int>(count)));
+        store(to[tap][r], load_any(w + ((k + r) * 9 + 8 - tap) * p.C + n, static_cast<int>(count)));
   });
+}
+
+void forward(const ConvParams& p, int tile, const void* x, const void* w,
+             const ConvEpilogue& epilogue, void* y) {
+  if (p.dtype == DType::float32)
+    forward_typed(p, tile, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
+                  static_cast<float*>(y));
+  else
+    forward_typed(p, tile, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w),
+                  epilogue, static_cast<bfloat16*>(y));
+}
+void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
+                   const ConvEpilogue& epilogue, void* grad_input) {
+  if (p.dtype == DType::float32)
+    backward_data_typed(p, tile, static_cast<const float*>(g), static_cast<const float*>(w),
+                        epilogue, static_cast<float*>(grad_input));
+  else
+    backward_data_typed(p, tile, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w),
+                        epilogue, static_cast<bfloat16*>(grad_input));
 }
 
 }  // namespace

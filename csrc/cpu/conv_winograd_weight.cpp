@@ -1,4 +1,4 @@
-// Gradient of a 3x3 convolution of stride 1 with respect to its weight, in float32, by the
+// Gradient of a 3x3 convolution of stride 1 with respect to its weight, summed in float32, by the
 // transpose of Winograd's F(4x4, 3x3) (winograd.h): what the forward pass multiplies point by point
 // is summed point by point,
 //   gw = G^T [ sum over tiles of (A g A^T) * (B^T x B) ] G,
@@ -15,6 +15,7 @@
 // is about that of the direct sum (amplification 1.6, docs/winograd.md).
 #include "core/allocator.h"
 #include "cpu/conv_input.h"
+#include "cpu/conv_weight.h"
 #include "cpu/matmul.h"
 #include "cpu/winograd.h"
 #include "ops/slots.h"
@@ -30,8 +31,9 @@ constexpr int kPoints = 36;
 constexpr int kBlock = LANES == 4 ? 4 : LANES / 2;
 
 // W of one tile: `count` channels of the gradient at output (row, col), zeros outside the map.
-inline void transform_gradient_tile(const ConvParams& p, const float* g, int64_t row, int64_t col,
-                                    int64_t count, float* w, int64_t plane) {
+template <class T>
+void transform_gradient_tile(const ConvParams& p, const T* g, int64_t row, int64_t col,
+                             int64_t count, float* w, int64_t plane) {
   vector_loop(0, count, [&](int64_t c, int n) {
     vfloat half[6][4], y[4], out[6];
     for (int j = 0; j < 4; ++j) {
@@ -58,8 +60,9 @@ struct Range {
 };
 
 // Sums of one task: [point][oc, padded to whole vectors][ic].
-inline void run_task(const ConvParams& p, const float* x, const float* g, Range tiles, Range ic,
-                     Range oc, float* sums) {
+template <class T>
+void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic, Range oc,
+              float* sums) {
   const int64_t down = ceil_div(p.OH, 4), across = ceil_div(p.OW, 4);
   const int64_t outputs = ceil_div(oc.size(), LANES) * LANES;
   const int64_t v_plane = padded_plane(kChunk * ic.size() + LANES);
@@ -82,28 +85,25 @@ inline void run_task(const ConvParams& p, const float* x, const float* g, Range 
         const int vectors = left > LANES ? NV : 1;
         const int last = static_cast<int>(clamp(left - (vectors - 1) * LANES, 1, LANES));
         for (int64_t m = 0; m < outputs; m += kBlock) {
-          const OuterStrip strip{v + point * v_plane + n,
-                                 0,
-                                 0,
-                                 ic.size(),
-                                 w + point * w_plane + m * kChunk,
-                                 1,
-                                 1,
-                                 count,
-                                 Ahead::nothing(v)};
-          outer_kernels[kBlock - 1][vectors - 1](strip,
-                                                 sums + (point * outputs + m) * ic.size() + n,
-                                                 ic.size(), last, first > tiles.first);
+          const OuterStrip<float> strip{v + point * v_plane + n,
+                                        0,
+                                        0,
+                                        ic.size(),
+                                        w + point * w_plane + m * kChunk,
+                                        1,
+                                        1,
+                                        count,
+                                        Ahead::nothing(v)};
+          Kernels<float>::outer[kBlock - 1][vectors - 1](
+              strip, sums + (point * outputs + m) * ic.size() + n, ic.size(), last,
+              first > tiles.first);
         }
       }
   }
 }
 
-void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
-                     void* grad_weight) {
-  const auto* const x = static_cast<const float*>(input);
-  const auto* const g = static_cast<const float*>(grad_output);
-  auto* const gw = static_cast<float*>(grad_weight);
+template <class T>
+void backward_weight_typed(const ConvParams& p, const T* x, const T* g, const WeightGradient& gw) {
   const int64_t tiles = p.N * ceil_div(p.OH, 4) * ceil_div(p.OW, 4);
   const int64_t ic_parts = ceil_div(p.C, kSide), oc_parts = ceil_div(p.OC, kSide);
   const int64_t parts = ic_parts * oc_parts;
@@ -139,10 +139,18 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
         for (int i = 0; i < 3; ++i) {
           transform_sums(half[i], out);
           for (int j = 0; j < 3; ++j)
-            store_any(gw + ((oc.first + o) * 9 + i * 3 + j) * p.C + ic.first + c, out[j], n);
+            gw.store(((oc.first + o) * 9 + i * 3 + j) * p.C + ic.first + c, out[j], n);
         }
       });
   });
+}
+
+void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
+  const WeightGradient gw(p, grad_weight);
+  if (p.dtype == DType::float32)
+    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
+  else
+    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
 }
 
 }  // namespace

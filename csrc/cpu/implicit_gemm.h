@@ -8,7 +8,8 @@
 // it.
 //
 //   task = tile of grid points (conv_input.h) x (range of column blocks)
-//     panel: the input it needs, in float32, in this thread's L2 (skipped where the tensor serves)
+//     panel: the input it needs, in float32 or in pairs of bfloat16, in this thread's L2 (skipped
+//     where the tensor serves)
 //     for each block of NR columns, for each MR pixels of the tile: product kernel, epilogue, store
 //
 // Every output is computed by one kernel call in one order, so tasks may be cut freely.
@@ -33,7 +34,7 @@ constexpr int64_t kPanelFloats = 96 << 10, kLargePanelFloats = 320 << 10, kLarge
 
 struct TapGrid {
   InputGrid in;
-  const void* b;  // packed [block][tap][K][block width], of the kernel's type
+  const void* b;  // packed [block][tap][K][block width], of the kernel's type, or in its pairs
   int64_t columns;
   void* y;  // output images, NHWC
   int64_t YH, YW, y_pixel, y_channel;
@@ -98,7 +99,8 @@ FASTNN_INLINE int64_t output_offset(const TapGrid& g, const Tile& tile, int64_t 
          g.y_pixel;
 }
 
-template <class T>
+// T: of the output; P: what is multiplied.
+template <class T, class P>
 void run_grid(TapGrid g) {
   if (g.in.N * g.in.GH * g.in.GW * g.columns == 0) return;
   flatten(g);
@@ -109,7 +111,7 @@ void run_grid(TapGrid g) {
   const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;
   const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, cut), 4 * MR, 32 * MR);
   const int64_t most = clamp(kLargePanelFloats / (g.in.tap_count * g.in.K), 4 * MR, 32 * MR);
-  plan_input<T>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
+  plan_input<T, P>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
   const int64_t tiles = t.count(), blocks = block_count(g.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
@@ -121,23 +123,23 @@ void run_grid(TapGrid g) {
   parallel_for_dynamic(tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     const Tile tile = t.tile(task / parts);
-    const float* const panel = tile_input<T, float>(t, tile, task / parts, call);
+    const P* const panel = tile_input<T, P>(t, tile, task / parts, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];
-    const float* at[MR];
+    const P* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
     // A pointwise product over the tensor itself, with a B that fits L2, reads every pixel once:
     // all column blocks before the next pixels, which are brought from memory meanwhile. Elsewhere
     // the input is in L2, and B is read once for it: the next block of it comes from memory
-    // meanwhile. A share for each kernel call.
+    // meanwhile. A share for each step of a kernel call.
     const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1 && !large;
     const int64_t group = once ? blocks : 1;
     const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)
                                : ceil_div(NR * int64_t{sizeof(float)}, ceil_div(pixels, block_m));
     int64_t where[MR];
     const auto packed_block = [&](int64_t block) {
-      return static_cast<const float*>(g.b) + block * NR * g.in.K * g.in.tap_count;
+      return static_cast<const P*>(g.b) + block * NR * g.in.K * g.in.tap_count;
     };
     for (int64_t start = first_block; start < last_block; start += group) {
       Ahead next = Ahead::nothing(sums);
@@ -159,9 +161,9 @@ void run_grid(TapGrid g) {
         if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
         for (int64_t block = start; block < start + group; ++block) {
           const int vectors = block_vectors(g.columns, block);
-          const float* b = packed_block(block);
+          const P* b = packed_block(block);
           const int64_t left = g.columns - block * NR;
-          product_kernels[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
+          Kernels<P>::product[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
           store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
                      left < NR ? left : NR, g.epilogue, y, g.route);
           if (moments) {
@@ -170,7 +172,8 @@ void run_grid(TapGrid g) {
             count_rows<T>(sums, vectors, m,
                           g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, p == 0, of);
           }
-          next.from = static_cast<const char*>(next.from) + next.step * t.k * t.tap_count;
+          next.from =
+              static_cast<const char*>(next.from) + next.step * (t.k / kStep<P>)*t.tap_count;
         }
       }
     }

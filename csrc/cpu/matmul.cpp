@@ -4,42 +4,62 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
+// One step of 4 bytes of both operands: set1_step is a value, or a pair, in all lanes.
+FASTNN_INLINE vfloat set1_step(const float* p) { return set1(*p); }
+FASTNN_INLINE vfloat load_step(const float* p) { return load(p); }
+FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a * b; }
+#if defined(FASTNN_ISA_avx512_bf16)
+FASTNN_INLINE vfloat set1_step(const bfloat16* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return as_float(pair - vint{});
+}
+FASTNN_INLINE vfloat load_step(const bfloat16* p) {
+  vfloat v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#endif
+
 // U steps of the reduction, rows outside: there are more pointers than registers to hold them.
-template <int M, int V, int U>
-FASTNN_INLINE void steps(const float* const (&a)[M], int64_t i, const float* b,
-                         vfloat (&acc)[M][V]) {
+template <int M, int V, int U, class P>
+FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (&acc)[M][V]) {
   vfloat column[U][V];
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) column[u][v] = load(b + (u * V + v) * LANES);
+    for (int v = 0; v < V; ++v) column[u][v] = load_step(b + (u * V + v) * LANES * kStep<P>);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    const float* const row = a[m] + i;
+    const P* const row = a[m] + i;
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
-      const vfloat value = set1(row[u]);
+      const vfloat value = set1_step(row + u * kStep<P>);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[m][v] += value * column[u][v];
+      for (int v = 0; v < V; ++v) add_step(acc[m][v], value, column[u][v], P{});
     }
   }
 }
 
-template <int M, int V>
-void product(const float* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
-             const float* b, float* tile, Ahead ahead) {
+template <class P, int M, int V>
+void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k, const P* b,
+             float* tile, Ahead ahead) {
   constexpr int U = V == 1 ? 4 : 2;
+  constexpr int64_t step = kStep<P>;
   vfloat acc[M][V] = {};
   for (int64_t t = 0; t < tap_count; ++t) {
-    const float* a[M];
+    const P* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
     int64_t i = 0;
-    for (; i + U <= k; i += U, b += U * V * LANES) {
+    for (; i + U * step <= k; i += U * step, b += U * V * LANES * step) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from = static_cast<const char*>(ahead.from) + U * ahead.step;
       steps<M, V, U>(a, i, b, acc);
     }
-    for (; i < k; ++i, b += V * LANES) steps<M, V, 1>(a, i, b, acc);
+    for (; i < k; i += step, b += V * LANES * step) steps<M, V, 1>(a, i, b, acc);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -47,50 +67,72 @@ void product(const float* const* rows, const int64_t* taps, int64_t tap_count, i
     for (int v = 0; v < V; ++v) store(tile + (m * V + v) * LANES, acc[m][v]);
 }
 
-template <int M, int V>
-void outer(const OuterStrip& s, float* tile, int64_t pitch, int last, bool add) {
-  vfloat acc[M][V] = {};
-  if (add) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
+// The columns of the outer product at a pixel, or of it and the next one in pairs (`both`: there is
+// one). Interleaving two vectors of values leaves every other four columns in each: in_order gives
+// the vectors of sums that were added over them.
+template <int V>
+FASTNN_INLINE void load_columns(const float* x, int64_t, bool, vfloat (&column)[V]) {
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v)
-        acc[m][v] = v < V - 1 ? load(tile + m * pitch + v * LANES)
-                              : load_any(tile + m * pitch + v * LANES, last);
-  }
-  const float* g = s.g;
+  for (int v = 0; v < V; ++v) column[v] = load(x + v * LANES);
+}
+template <int V>
+FASTNN_INLINE void in_order(vfloat (&)[V], float) {}
+#if defined(FASTNN_ISA_avx512_bf16)
+FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, vfloat (&column)[1]) {
+  column[0] = paired(load(x), both ? load(x + next) : vfloat{});
+}
+FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, vfloat (&column)[2]) {
+  const __m512i a = _mm512_loadu_si512(x);
+  const __m512i b = both ? _mm512_loadu_si512(x + next) : _mm512_setzero_si512();
+  column[0] = reinterpret_cast<vfloat>(_mm512_unpacklo_epi16(a, b));
+  column[1] = reinterpret_cast<vfloat>(_mm512_unpackhi_epi16(a, b));
+}
+FASTNN_INLINE void in_order(vfloat (&)[1], bfloat16) {}
+FASTNN_INLINE void in_order(vfloat (&sum)[2], bfloat16) {
+  const vfloat a = sum[0], b = sum[1];
+  sum[0] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  sum[1] =
+      __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+}
+#endif
+
+template <class P, int M, int V>
+void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool add) {
+  constexpr int64_t step = kStep<P>;
+  vfloat acc[M][V] = {};
+  const P* g = s.g;
   Ahead ahead = s.ahead;
   for (int64_t image = 0; image < s.images; ++image)
     for (int64_t row = 0; row < s.rows; ++row) {
-      const float* x = s.x + image * s.x_image + row * s.x_row;
-      for (int64_t col = 0; col < s.cols; ++col, x += s.x_col, g += M) {
+      const P* x = s.x + image * s.x_image + row * s.x_row;
+      for (int64_t col = 0; col < s.cols; col += step, x += step * s.x_col, g += step * M) {
         __builtin_prefetch(ahead.from, 0, 2);
         ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
         vfloat column[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) column[v] = load(x + v * LANES);
+        load_columns(x, s.x_col, col + 1 < s.cols, column);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
-          const vfloat value = set1(g[m]);
+          const vfloat value = set1_step(g + m * step);
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) acc[m][v] += value * column[v];
+          for (int v = 0; v < V; ++v) add_step(acc[m][v], value, column[v], P{});
         }
       }
     }
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+  for (int m = 0; m < M; ++m) {
+    in_order(acc[m], P{});
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      if (v < V - 1)
-        store(tile + m * pitch + v * LANES, acc[m][v]);
-      else
-        store_any(tile + m * pitch + v * LANES, acc[m][v], last);
+      float* const to = tile + m * pitch + v * LANES;
+      const int n = v < V - 1 ? LANES : last;
+      store_any(to, add ? load_any(to, n) + acc[m][v] : acc[m][v], n);
     }
+  }
 }
 
 }  // namespace
 
-#define FASTNN_TILES(KERNEL, M) {KERNEL<M, 1>, KERNEL<M, 2>}
+#define FASTNN_TILES(KERNEL, M) {KERNEL<P, M, 1>, KERNEL<P, M, 2>}
 #define FASTNN_SMALL_TILES(KERNEL)                                           \
   FASTNN_TILES(KERNEL, 1), FASTNN_TILES(KERNEL, 2), FASTNN_TILES(KERNEL, 3), \
       FASTNN_TILES(KERNEL, 4), FASTNN_TILES(KERNEL, 5), FASTNN_TILES(KERNEL, 6)
@@ -103,8 +145,14 @@ void outer(const OuterStrip& s, float* tile, int64_t pitch, int last, bool add) 
 #define FASTNN_ALL_TILES(KERNEL) FASTNN_SMALL_TILES(KERNEL)
 #endif
 
-extern const ProductKernel product_kernels[MR][NV] = {FASTNN_ALL_TILES(product)};
-extern const OuterKernel outer_kernels[MR][NV] = {FASTNN_ALL_TILES(outer)};
-extern const OuterKernel outer_square = outer<LANES, 1>;
+template <class P>
+const ProductKernel<P> Kernels<P>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_ISA::product)};
+template <class P>
+const OuterKernel<P> Kernels<P>::outer[MR][NV] = {FASTNN_ALL_TILES(FASTNN_ISA::outer)};
+template struct Kernels<float>;
+#if defined(FASTNN_ISA_avx512_bf16)
+template struct Kernels<bfloat16>;
+#endif
+extern const OuterKernel<float> outer_square = FASTNN_ISA::outer<float, LANES, 1>;
 
 }  // namespace fastnn::cpu::FASTNN_ISA

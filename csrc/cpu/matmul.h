@@ -10,6 +10,9 @@
 //       row1 [ acc acc ]      AVX-512: M = 14, V = 2: 28 accumulators, 16 loads per 28 FMAs
 //       ...                   AVX2:    M = 6,  V = 2: 12 accumulators,  8 loads per 12 FMAs
 //
+// Operands are float32, or, on avx512_bf16, bfloat16, two values along k at a time: one instruction
+// adds both products, so that a step of 4 bytes of A and B does twice the work.
+//
 // outer: C[m][n] (+)= sum over pixels p of g[p][m] * x[p][n]
 //   The weight gradient: the same tile, the reduction over a strip of pixels. x is read as it lies,
 //   g from a packed panel; rows of C are rows of the weight, so nothing is transposed.
@@ -46,27 +49,46 @@ struct NextPixels {
   }
 };
 
-// Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES].
-using ProductKernel = void (*)(const float* const* rows, const int64_t* taps, int64_t tap_count,
-                               int64_t k, const float* b, float* tile, Ahead ahead);
+// The type P that values of type T are multiplied in, and how many of them a step of k takes.
+#if defined(FASTNN_ISA_avx512_bf16)
+template <class T>
+using Operand = T;
+#else
+template <class T>
+using Operand = float;
+#endif
+template <class P>
+constexpr int64_t kStep = static_cast<int64_t>(sizeof(float) / sizeof(P));
 
-// A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order. The
-// tile has row pitch `pitch` and `last` columns in its last vector (x is read in whole vectors);
-// `add` keeps what the tile holds.
+// Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], where
+// pairs [tap][k / 2][V * LANES][2]; k is even then.
+template <class P>
+using ProductKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
+                               int64_t k, const P* b, float* tile, Ahead ahead);
+
+// A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order, or
+// [pair of pixels of a row][M][2], with zeros behind the last pixel of an odd row. The tile has row
+// pitch `pitch` and `last` columns in its last vector (x is read in whole vectors); `add` keeps
+// what the tile holds.
+template <class P>
 struct OuterStrip {
-  const float* x;
+  const P* x;
   int64_t x_image, x_row, x_col;
-  const float* g;
+  const P* g;
   int64_t images, rows, cols;
   Ahead ahead;
 };
-using OuterKernel = void (*)(const OuterStrip& strip, float* tile, int64_t pitch, int last,
+template <class P>
+using OuterKernel = void (*)(const OuterStrip<P>& strip, float* tile, int64_t pitch, int last,
                              bool add);
 
 // Indexed [M - 1][V - 1]; defined in matmul.cpp.
-extern const ProductKernel product_kernels[MR][NV];
-extern const OuterKernel outer_kernels[MR][NV];
-extern const OuterKernel outer_square;  // LANES rows of one vector
+template <class P>
+struct Kernels {
+  static const ProductKernel<P> product[MR][NV];
+  static const OuterKernel<P> outer[MR][NV];
+};
+extern const OuterKernel<float> outer_square;  // LANES rows of one vector
 
 // Cuts n rows into ceil(n / MR) blocks of nearly equal size; returns the size of the first.
 FASTNN_INLINE int even_block(int64_t n) {

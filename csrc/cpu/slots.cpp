@@ -1,8 +1,10 @@
 // The ISA levels and their kernel tables. Adding a kernel source adds one line to FASTNN_STEMS.
 #include "ops/slots.h"
 
-#if FASTNN_HAVE_amx
+#if FASTNN_HAVE_avx512_bf16
 #include <cpuid.h>
+#endif
+#if FASTNN_HAVE_amx
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -59,22 +61,44 @@ FASTNN_LEVEL(avx2)
 #if FASTNN_HAVE_avx512
 FASTNN_LEVEL(avx512)
 #endif
+#if FASTNN_HAVE_avx512_bf16
+// The kernels of avx512, but for those that store much bfloat16, which this level rounds by an
+// instruction, and those that multiply it, in pairs.
+#define FASTNN_ROUNDING_STEMS(X) \
+  X(activation)                  \
+  X(conv_depthwise)              \
+  X(copy)                        \
+  X(norm)                        \
+  X(pool)
+#define FASTNN_PAIRED_STEMS(X) \
+  X(conv_forward)              \
+  X(conv_backward_data)        \
+  X(conv_backward_weight)
+namespace fastnn::cpu::avx512_bf16 {
+FASTNN_ROUNDING_STEMS(FASTNN_DECLARE)
+FASTNN_PAIRED_STEMS(FASTNN_DECLARE)
+static Slots fill_rounding() {
+  Slots slots = avx512::fill();
+  FASTNN_ROUNDING_STEMS(FASTNN_CALL)
+  return slots;
+}
+static Slots fill() {
+  Slots slots = fill_rounding();
+  FASTNN_PAIRED_STEMS(FASTNN_CALL)
+  return slots;
+}
+}  // namespace fastnn::cpu::avx512_bf16
+#endif
 #if FASTNN_HAVE_amx
-// The kernels of avx512, but for those that cpu/amx replaces and those that CMakeLists.txt compiles
-// for this level too.
+// What tiles do not take, float32 vectors do: Intel's processors multiply pairs no faster.
 #define FASTNN_AMX_STEMS(X) \
-  X(activation)             \
-  X(conv_depthwise)         \
-  X(copy)                   \
-  X(norm)                   \
-  X(pool)                   \
   X(conv)                   \
   X(matmul_few_rows)        \
   X(conv_backward_weight)
 namespace fastnn::cpu::amx {
 FASTNN_AMX_STEMS(FASTNN_DECLARE)
 static Slots fill() {
-  Slots slots = avx512::fill();
+  Slots slots = avx512_bf16::fill_rounding();
   FASTNN_AMX_STEMS(FASTNN_CALL)
   return slots;
 }
@@ -84,15 +108,23 @@ static Slots fill() {
 namespace fastnn {
 namespace {
 
-#if FASTNN_HAVE_amx
-// Whether the processor has bfloat16 tiles and vectors, and Linux grants this process the tile
-// registers: they are 8 KB more to save per thread, so a process has to ask for them, once.
+#if FASTNN_HAVE_avx512_bf16
+bool has_bfloat16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBfloat16 = 1u << 5;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBfloat16);
+}
+#endif
+#if FASTNN_HAVE_amx && FASTNN_AMX_EMULATE
+bool has_amx() { return true; }
+#elif FASTNN_HAVE_amx
+// Whether the processor has bfloat16 tiles, and Linux grants this process the tile registers: they
+// are 8 KB more to save per thread, so a process has to ask for them, once.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTiles = 1u << 24, kTilesBfloat16 = 1u << 22, kBfloat16 = 1u << 5;
+  constexpr unsigned kTiles = 1u << 24, kTilesBfloat16 = 1u << 22;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kTilesBfloat16))
     return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kBfloat16)) return false;
   constexpr long kAskPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
 }
@@ -102,7 +134,14 @@ struct Level {
   const char* name;
   bool available;
   Slots slots;
+  double bfloat16_rate = 1;
+  bool fast = true;  // not an emulation, which has to be asked for
 };
+#if FASTNN_AMX_EMULATE
+constexpr bool kFastTiles = false;
+#else
+constexpr bool kFastTiles = true;
+#endif
 
 const std::vector<Level>& levels() {
   static const std::vector<Level> table = [] {
@@ -117,8 +156,12 @@ const std::vector<Level>& levels() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     out.push_back({"avx512", avx512, cpu::avx512::fill()});
 #endif
+#if FASTNN_HAVE_avx512_bf16
+    const bool bfloat16 = avx512 && has_bfloat16();
+    out.push_back({"avx512_bf16", bfloat16, cpu::avx512_bf16::fill(), 2});
+#endif
 #if FASTNN_HAVE_amx
-    out.push_back({"amx", avx512 && has_amx(), cpu::amx::fill()});
+    out.push_back({"amx", bfloat16 && has_amx(), cpu::amx::fill(), 16, kFastTiles});
 #endif
     return out;
   }();
@@ -139,7 +182,7 @@ const Level& initial() {
   if (const char* name = std::getenv("FASTNN_ISA")) return find(name, "FASTNN_ISA");
   const Level* best = &levels().front();
   for (const Level& level : levels())
-    if (level.available) best = &level;
+    if (level.available && level.fast) best = &level;
   return *best;
 }
 
@@ -166,6 +209,8 @@ std::vector<std::string> available_isas() {
 }
 
 std::string active_isa() { return active().load()->name; }
+
+double bfloat16_rate() { return active().load()->bfloat16_rate; }
 
 void set_isa(const std::string& name) { active().store(&find(name, "set_isa")); }
 

@@ -102,8 +102,8 @@ constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 
 
 // V of the tile whose first input is (row, col): `count` channels of an image of H x W pixels,
 // `pixel` values apart, zeros outside it.
-template <int R>
-void transform_tile(const float* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
+template <int R, class T>
+void transform_tile(const T* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
                     int64_t count, float* v, int64_t plane) {
   constexpr int kSide = R + 2;
   vector_loop(0, count, [&](int64_t k, int n) {

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "core/error.h"
+#include "core/isa.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -34,12 +35,19 @@ std::atomic<int>& winograd_mode() {
 // Whether Winograd's algorithm may compute a convolution and its gradients.
 bool winograd_applies(const ConvParams& p) {
   return winograd_mode().load(std::memory_order_relaxed) != kOff && current_device() == kCpu &&
-         p.dtype == DType::float32 && p.KH == 3 && p.KW == 3 && p.stride_h == 1 &&
-         p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 &&
-         p.pad_top <= 2 && p.pad_left <= 2 && p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
+         p.KH == 3 && p.KW == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+         p.dilation_w == 1 && p.groups == 1 && p.pad_top <= 2 && p.pad_left <= 2 &&
+         p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
-constexpr double kFlopsPerByte = 14;
+// Flops in the time that a byte takes, measured with float32 on Sapphire Rapids and with bfloat16
+// on Zen 5 (with tiles, bfloat16 gains nothing by Winograd's algorithm).
+double flops_per_byte(const ConvParams& p) { return p.dtype == DType::float32 ? 14 : 8; }
+
+// What a multiply-add of the direct kernels costs, of one of Winograd's, which are in float32.
+double direct_cost(const ConvParams& p) {
+  return p.dtype == DType::float32 ? 1 : 1 / bfloat16_rate();
+}
 
 // Whether it computes the gradient with respect to the weight: its multiply-adds, a third dearer
 // for the transforms, and the 36 sums per weight written and read twice, against the direct ones.
@@ -48,16 +56,16 @@ bool winograd_for_weight(const ConvParams& p) {
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
   const auto tiles = static_cast<double>(p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4));
   const auto pixels = static_cast<double>(p.N * p.OH * p.OW);
-  return 1.33 * 2 * 36 * tiles + kFlopsPerByte * 36 * 4 * 4 < 2 * 9 * pixels;
+  return 1.33 * 2 * 36 * tiles + flops_per_byte(p) * 36 * 4 * 4 < direct_cost(p) * 2 * 9 * pixels;
 }
 
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
 // N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant, in what a core
 // computes in its time: its multiply-adds, or its transformed weights, which are prefetched
 // meanwhile, if those take longer; the other bytes that it moves beyond the core's own cache, at
-// kFlopsPerByte; and weights that have to be transformed first, against packing them for the direct
-// kernel (measured: a constant for reading them, a share for each number written, and twice that
-// where they leave the caches before they are used).
+// flops_per_byte; and weights that have to be transformed first, against packing them for the
+// direct kernel (measured: a constant for reading them, a share for each number written, and twice
+// that where they leave the caches before they are used).
 int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
   if (!winograd_applies(p)) return 0;
   const int mode = winograd_mode().load(std::memory_order_relaxed);
@@ -65,7 +73,7 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
   const double pixels = static_cast<double>(p.N * rows * cols);
   // The direct kernel of few columns loads as much as it multiplies.
-  double best = (columns > 16 ? 1 : 1.25) * 2 * 9 * pixels * pair;
+  double best = direct_cost(p) * (columns > 16 ? 1 : 1.25) * 2 * 9 * pixels * pair;
   int tile = 0;
   for (int size : {4, 2}) {
     const double points = (size + 2) * (size + 2);
@@ -80,7 +88,7 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
     const double bytes = 4 * (v * (1 + groups) + points * tiles * static_cast<double>(columns));
     const double weights = p.kept ? 0 : pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
     const double cost = std::max(1.15 * 2 * points * tiles * pair, 11 * 4 * u * tasks) +
-                        kFlopsPerByte * bytes + weights;
+                        flops_per_byte(p) * bytes + weights;
     if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
   }
   return tile;

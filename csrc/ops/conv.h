@@ -47,7 +47,7 @@ struct ConvSlots {
                         const ConvEpilogue&, void* grad_input);
   void (*backward_weight)(const ConvParams&, const void* input, const void* grad_output,
                           void* grad_weight);
-  // 3x3, stride 1, float32, one group; outputs are computed in tiles of tile x tile, 4 or 2.
+  // 3x3, stride 1, one group; outputs are computed in tiles of tile x tile, 4 or 2.
   void (*winograd_forward)(const ConvParams&, int tile, const void* input, const void* weight,
                            const ConvEpilogue&, void* output);
   void (*winograd_backward_data)(const ConvParams&, int tile, const void* grad_output,

@@ -2,8 +2,8 @@
 // every ISA level (4, 8 or 16 float lanes). Arithmetic operators work elementwise; a * b + c
 // contracts to a fused multiply-add where the ISA has one. The only intrinsics are masked tails.
 //
-// The level amx compiles a few sources only (cpu/amx) and takes the rest of its kernels from
-// avx512.
+// The level avx512_bf16 compiles some of the sources only, and amx those in cpu/amx; they take the
+// rest of their kernels from the levels below.
 //
 // Every kernel source has this shape, which keeps the levels apart without any macro but
 // FASTNN_ISA:
@@ -199,8 +199,12 @@ FASTNN_INLINE vfloat load(const float* p) {
 FASTNN_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
 FASTNN_INLINE vfloat widen(vhalf h) { return as_float(from_halves(h) << 16); }
+// Two vectors of widened bfloat16 as one of pairs.
+FASTNN_INLINE vfloat paired(vfloat first, vfloat second) {
+  return as_float((as_uint(first) >> 16) | as_uint(second));
+}
 FASTNN_INLINE vhalf narrow(vfloat v) {
-#if defined(FASTNN_ISA_amx)
+#if defined(FASTNN_ISA_avx512_bf16)
   return reinterpret_cast<vhalf>(_mm512_cvtneps_pbh(v));
 #else
   const vuint bits = as_uint(v);

@@ -186,7 +186,7 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
         kwargs["activation"] = "relu"
     n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
     plain = kwargs["stride"] in (1, (1, 1)) and kwargs["dilation"] in (1, (1, 1)) and groups == 1
-    winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32 and p["dtype"] == "float32"
+    winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32
     if "res" in p:
         inputs["residual"] = rng.standard_normal((n, oc, oh, ow))
     return Problem(
