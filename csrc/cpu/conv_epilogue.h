@@ -1,4 +1,4 @@
-// What happens to a vector of finished sums: relu(value + bias + residual), stored.
+// What happens to finished sums: relu(value + bias + residual), stored.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -16,6 +16,38 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
   if (e.relu) value = vmax(vfloat{}, value);  // NaN stays
   store_any(y + at, value, n, route);
 }
+
+// Two vectors of sums at a time: of a row of two vectors of columns from `channel` on, or, `count`
+// being one vector, of two rows whose outputs touch. What all rows share is in registers.
+template <class T>
+struct Rows {
+  vfloat bias[2] = {}, floor;
+  const T* residual;
+  T* y;
+  Route route;
+
+  FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, int64_t count, T* to,
+                             Route way)
+      : floor(set1(e.relu ? 0 : -__builtin_inff())),
+        residual(e.residual ? static_cast<const T*>(e.residual) + channel : nullptr),
+        y(to + channel),
+        route(way) {
+    if (!e.bias) return;
+    bias[0] = load(e.bias + channel);
+    bias[1] = load(e.bias + channel + (count > LANES ? LANES : 0));
+  }
+  // Returns what store_two does.
+  FASTNN_INLINED inline auto store(const float* first, const float* second, int64_t at) const {
+    vfloat low = load(first) + bias[0], high = load(second) + bias[1];
+    if (residual) low += load(residual + at), high += load(residual + at + LANES);
+    return store_two(y + at, vmax(floor, low), vmax(floor, high), route);  // NaN stays
+  }
+  FASTNN_INLINED inline void store(const float* sums, int64_t at) const {
+    vfloat value = load(sums) + bias[0];
+    if (residual) value += load(residual + at);
+    store_any(y + at, vmax(floor, value), LANES, route);
+  }
+};
 
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA

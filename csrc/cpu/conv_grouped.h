@@ -10,7 +10,10 @@ namespace fastnn::cpu::FASTNN_ISA {
 FASTNN_INLINE bool is_grouped(const ConvParams& p) {
   const int64_t G = p.group_inputs();
   const bool part = (G == 2 || G == 4 || G == 8) && LANES % G == 0;
-  const bool whole = (G == 16 || G == 32) && G % LANES == 0;
+  bool whole = (G == 16 || G == 32) && G % LANES == 0;
+#if defined(FASTNN_ISA_avx512_bf16)
+  whole = whole && p.dtype == DType::float32;  // pairs fill the product kernels
+#endif
   return p.groups > 1 && G == p.group_outputs() && (part || whole) && p.C % LANES == 0 &&
          p.KW == 3 && p.KH <= 7 && p.dilation_h <= 8 && p.dilation_w == 1 && p.stride_w <= 2;
 }

@@ -71,6 +71,13 @@ template <class T>
 FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t* where,
                               int64_t channel, int64_t count, const ConvEpilogue& e, T* y,
                               Route route) {
+  if (count == NR || count == LANES) {
+    const Rows<T> out(e, channel, count, y, route);
+    for (int r = 0; r < m; ++r, tile += width)
+      count == NR ? static_cast<void>(out.store(tile, tile + LANES, where[r]))
+                  : out.store(tile, where[r]);
+    return;
+  }
   for (int r = 0; r < m; ++r) {
     const int64_t at = where[r] + channel;
     for (int v = 0; v * LANES < count; ++v) {
@@ -144,19 +151,21 @@ void run_grid(TapGrid g) {
     for (int64_t start = first_block; start < last_block; start += group) {
       Ahead next = Ahead::nothing(sums);
       if (!once && start + 1 < blocks) next = {packed_block(start + 1), share};
-      int64_t image = 0, i = 0, j = 0;  // of the next pixel
+      int64_t image = 0, i = 0, j = 0;  // of the next pixel, and where it lies
+      const P* from = panel;
+      int64_t to = output_offset(g, tile, 0, 0, 0);
       for (int64_t p = 0; p < pixels; p += block_m) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
         for (int r = 0; r < m; ++r) {
-          at[r] = panel + image * t.image_stride + i * t.row_stride + j * t.col_stride;
-          where[r] = output_offset(g, tile, image, i, j);
-          if (++j == tile.cols) {
-            j = 0;
-            if (++i == tile.rows) {
-              i = 0;
-              ++image;
-            }
-          }
+          at[r] = from;
+          where[r] = to;
+          from += t.col_stride;
+          to += g.y_col_step * g.y_pixel;
+          if (++j < tile.cols) continue;
+          j = 0;
+          if (++i == tile.rows) i = 0, ++image;
+          from = panel + image * t.image_stride + i * t.row_stride;
+          to = output_offset(g, tile, image, i, 0);
         }
         if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
         for (int64_t block = start; block < start + group; ++block) {

@@ -1,11 +1,20 @@
 // Instantiations of the register-blocked kernels of matmul.h, one per tile shape.
 #include "cpu/matmul.h"
 
+#include "cpu/simd/transpose.h"
+
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// One step of 4 bytes of both operands: set1_step is a value, or a pair, in all lanes.
+// One step of 4 bytes of both operands: set1_step is a value, or a pair, in all lanes, set1_two two
+// of them again and again.
 FASTNN_INLINE vfloat set1_step(const float* p) { return set1(*p); }
+FASTNN_INLINE vfloat set1_two(const void* p) {
+  typedef int64_t Longs __attribute__((vector_size(sizeof(vfloat))));
+  int64_t two;
+  __builtin_memcpy(&two, p, sizeof(two));
+  return reinterpret_cast<vfloat>(two - Longs{});
+}
 FASTNN_INLINE vfloat load_step(const float* p) { return load(p); }
 FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a * b; }
 #if defined(FASTNN_ISA_avx512_bf16)
@@ -25,13 +34,13 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
 #endif
 
 // U steps of the reduction, rows outside: there are more pointers than registers to hold them.
-template <int M, int V, int U, class P>
-FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (&acc)[M][V]) {
-  vfloat column[U][V];
+template <int M, int U, class P>
+FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (&acc)[M][NV]) {
+  vfloat column[U][NV];
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) column[u][v] = load_step(b + (u * V + v) * LANES * kStep<P>);
+    for (int v = 0; v < NV; ++v) column[u][v] = load_step(b + (u * NV + v) * LANES * kStep<P>);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     const P* const row = a[m] + i;
@@ -39,32 +48,67 @@ FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (
     for (int u = 0; u < U; ++u) {
       const vfloat value = set1_step(row + u * kStep<P>);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) add_step(acc[m][v], value, column[u][v], P{});
+      for (int v = 0; v < NV; ++v) add_step(acc[m][v], value, column[u][v], P{});
     }
   }
 }
 
-template <class P, int M, int V>
+template <class P, int M>
 void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k, const P* b,
              float* tile, Ahead ahead) {
-  constexpr int U = V == 1 ? 4 : 2;
   constexpr int64_t step = kStep<P>;
-  vfloat acc[M][V] = {};
+  vfloat acc[M][NV] = {};
   for (int64_t t = 0; t < tap_count; ++t) {
     const P* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
     int64_t i = 0;
-    for (; i + U * step <= k; i += U * step, b += U * V * LANES * step) {
+    for (; i + 2 * step <= k; i += 2 * step, b += 2 * NR * step) {
       __builtin_prefetch(ahead.from, 0, 2);
-      ahead.from = static_cast<const char*>(ahead.from) + U * ahead.step;
-      steps<M, V, U>(a, i, b, acc);
+      ahead.from = static_cast<const char*>(ahead.from) + 2 * ahead.step;
+      steps<M, 2>(a, i, b, acc);
     }
-    for (; i < k; i += step, b += V * LANES * step) steps<M, V, 1>(a, i, b, acc);
+    if (i < k) steps<M, 1>(a, i, b, acc), b += NR * step;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(tile + (m * V + v) * LANES, acc[m][v]);
+    for (int v = 0; v < NV; ++v) store(tile + (m * NV + v) * LANES, acc[m][v]);
+}
+
+// A tile of one vector would load as much as it multiplies. It takes two steps at a time: one load
+// of a row brings both, in alternating lanes, for two vectors of B with both steps of half the
+// columns each. The two sums of a column are added at the end.
+template <class P, int M>
+void narrow_product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
+                    const P* b, float* tile, Ahead ahead) {
+  constexpr int64_t step = kStep<P>;
+  vfloat acc[M][2] = {};
+  const auto add = [&](int m, vfloat value, vfloat low, vfloat high) FASTNN_INLINED {
+    add_step(acc[m][0], value, low, P{});
+    add_step(acc[m][1], value, high, P{});
+  };
+  for (int64_t t = 0; t < tap_count; ++t) {
+    const P* a[M];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
+    int64_t i = 0;
+    for (; i + 2 * step <= k; i += 2 * step, b += 2 * LANES * step) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      ahead.from = static_cast<const char*>(ahead.from) + 2 * ahead.step;
+      const vfloat first = load_step(b), second = load_step(b + LANES * step);
+      const vfloat low = interleave_low(first, second), high = interleave_high(first, second);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) add(m, set1_two(a[m] + i), low, high);
+    }
+    if (i < k) {
+      const vfloat last = load_step(b), none{};
+      const vfloat low = interleave_low(last, none), high = interleave_high(last, none);
+      b += LANES * step;
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) add(m, interleave_low(set1_step(a[m] + i), none), low, high);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) store(tile + m * LANES, add_interleaved(acc[m][0], acc[m][1]));
 }
 
 // The columns of the outer product at a pixel, or of it and the next one in pairs (`both`: there is
@@ -132,23 +176,21 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
 
 }  // namespace
 
-#define FASTNN_TILES(KERNEL, M) {KERNEL<P, M, 1>, KERNEL<P, M, 2>}
-#define FASTNN_SMALL_TILES(KERNEL)                                           \
-  FASTNN_TILES(KERNEL, 1), FASTNN_TILES(KERNEL, 2), FASTNN_TILES(KERNEL, 3), \
-      FASTNN_TILES(KERNEL, 4), FASTNN_TILES(KERNEL, 5), FASTNN_TILES(KERNEL, 6)
+#define FASTNN_PRODUCTS(M) {narrow_product<P, M>, FASTNN_ISA::product<P, M>}
+#define FASTNN_OUTERS(M) {FASTNN_ISA::outer<P, M, 1>, FASTNN_ISA::outer<P, M, NV>}
+#define FASTNN_SMALL_TILES(TILES) TILES(1), TILES(2), TILES(3), TILES(4), TILES(5), TILES(6)
 #if defined(FASTNN_ISA_avx512)
-#define FASTNN_ALL_TILES(KERNEL)                                                   \
-  FASTNN_SMALL_TILES(KERNEL), FASTNN_TILES(KERNEL, 7), FASTNN_TILES(KERNEL, 8),    \
-      FASTNN_TILES(KERNEL, 9), FASTNN_TILES(KERNEL, 10), FASTNN_TILES(KERNEL, 11), \
-      FASTNN_TILES(KERNEL, 12), FASTNN_TILES(KERNEL, 13), FASTNN_TILES(KERNEL, 14)
+#define FASTNN_ALL_TILES(TILES)                                                             \
+  FASTNN_SMALL_TILES(TILES), TILES(7), TILES(8), TILES(9), TILES(10), TILES(11), TILES(12), \
+      TILES(13), TILES(14)
 #else
-#define FASTNN_ALL_TILES(KERNEL) FASTNN_SMALL_TILES(KERNEL)
+#define FASTNN_ALL_TILES(TILES) FASTNN_SMALL_TILES(TILES)
 #endif
 
 template <class P>
-const ProductKernel<P> Kernels<P>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_ISA::product)};
+const ProductKernel<P> Kernels<P>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_PRODUCTS)};
 template <class P>
-const OuterKernel<P> Kernels<P>::outer[MR][NV] = {FASTNN_ALL_TILES(FASTNN_ISA::outer)};
+const OuterKernel<P> Kernels<P>::outer[MR][NV] = {FASTNN_ALL_TILES(FASTNN_OUTERS)};
 template struct Kernels<float>;
 #if defined(FASTNN_ISA_avx512_bf16)
 template struct Kernels<bfloat16>;

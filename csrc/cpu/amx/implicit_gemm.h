@@ -65,38 +65,6 @@ FASTNN_INLINE StepOf step_at(const InputTiles& t, const Steps& steps, int64_t in
   return {index / steps.per_tap, index % steps.per_tap};
 }
 
-// Finishes 32 sums at a time: y = relu(sums + bias + residual), of a row of 32 columns from
-// `channel` on, or of two rows of 16 whose outputs touch. What all rows share is in registers.
-struct Rows {
-  vfloat bias[2] = {}, floor;
-  const bfloat16* residual;
-  bfloat16* y;
-  Route route;
-
-  FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, int64_t count, bfloat16* to,
-                             Route way)
-      : floor(set1(e.relu ? 0 : -__builtin_inff())),
-        residual(e.residual ? static_cast<const bfloat16*>(e.residual) + channel : nullptr),
-        y(to + channel),
-        route(way) {
-    if (!e.bias) return;
-    bias[0] = load(e.bias + channel);
-    bias[1] = load(e.bias + channel + (count == kColumns ? LANES : 0));
-  }
-  // Returns the row as stored.
-  FASTNN_INLINED inline __m512i store(const float* sums, const float* second, int64_t at) const {
-    vfloat low = load(sums) + bias[0], high = load(second) + bias[1];
-    if (residual) low += load(residual + at), high += load(residual + at + LANES);
-    low = vmax(floor, low), high = vmax(floor, high);  // NaN stays
-    const auto row = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-    if (streams(y + at, sizeof(row), route))
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(y + at), row);
-    else
-      _mm512_storeu_si512(y + at, row);
-    return row;
-  }
-};
-
 // What the other units of the core do while the tiles multiply, some of it after every step: bring
 // input of a later task into L2, and, where finishing goes block of columns by block, the next rows
 // of a residual or of an output that is not written around the caches, and finish the rows of the
@@ -130,7 +98,7 @@ struct Meanwhile {
     const float* from = sums + slot * kColumns;
     const int64_t* to = where + slot;
     if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
-    const Rows out(epilogue, channel, count, y, route);
+    const Rows<bfloat16> out(epilogue, channel, count, y, route);
     const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
     if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);
     if (moments) count_half_rows(from + uncounted * kColumns, n - uncounted);
@@ -157,7 +125,7 @@ struct Meanwhile {
     opens = false;
   }
   // n rows of 32, counted but for the first few.
-  inline void finish_counted(const Rows& out, const float* from, const int64_t* to, int n,
+  inline void finish_counted(const Rows<bfloat16>& out, const float* from, const int64_t* to, int n,
                              int uncounted) {
     CountedVector low(*moments, 0), high(*moments, LANES);
     bool opening = opens;

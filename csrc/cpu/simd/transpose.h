@@ -1,8 +1,9 @@
-// Turns LANES vectors of LANES values of four bytes: r[j][i] = r[i][j].
+// Shuffles of vectors of four bytes per lane.
 //
-// A round shuffles each vector of the first half into one of the second, like two halves of a deck
-// of cards; place i of 2^n, in binary, moves by one bit to the left. After log2(LANES) rounds rows
-// and columns have changed places. LANES log2(LANES) shuffles of two vectors, no memory.
+// transpose() turns LANES vectors of LANES values: r[j][i] = r[i][j]. A round shuffles each vector
+// of the first half into one of the second, like two halves of a deck of cards; place i of 2^n, in
+// binary, moves by one bit to the left. After log2(LANES) rounds rows and columns have changed
+// places. LANES log2(LANES) shuffles of two vectors, no memory.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -11,12 +12,16 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 #if defined(FASTNN_ISA_avx512)
+#define FASTNN_EACH(a, b, c, d) \
+  a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
 #define FASTNN_LOW_CARDS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define FASTNN_HIGH_CARDS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(FASTNN_ISA_avx2)
+#define FASTNN_EACH(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
 #define FASTNN_LOW_CARDS 0, 8, 1, 9, 2, 10, 3, 11
 #define FASTNN_HIGH_CARDS 4, 12, 5, 13, 6, 14, 7, 15
 #else
+#define FASTNN_EACH(a, b, c, d) a, b, c, d
 #define FASTNN_LOW_CARDS 0, 4, 1, 5
 #define FASTNN_HIGH_CARDS 2, 6, 3, 7
 #endif
@@ -36,6 +41,21 @@ FASTNN_INLINE void transpose(Vector (&r)[LANES]) {
   }
 }
 
+// Of every four lanes, the first two, or last two, of both vectors: a0 b0 a1 b1, a2 b2 a3 b3. One
+// instruction each, where order over the whole vector would take more.
+FASTNN_INLINE vfloat interleave_low(vfloat a, vfloat b) {
+  return __builtin_shufflevector(a, b, FASTNN_EACH(0, LANES, 1, LANES + 1));
+}
+FASTNN_INLINE vfloat interleave_high(vfloat a, vfloat b) {
+  return __builtin_shufflevector(a, b, FASTNN_EACH(2, LANES + 2, 3, LANES + 3));
+}
+// a + b of what these two made.
+FASTNN_INLINE vfloat add_interleaved(vfloat low, vfloat high) {
+  return __builtin_shufflevector(low, high, FASTNN_EACH(0, 2, LANES, LANES + 2)) +
+         __builtin_shufflevector(low, high, FASTNN_EACH(1, 3, LANES + 1, LANES + 3));
+}
+
+#undef FASTNN_EACH
 #undef FASTNN_LOW_CARDS
 #undef FASTNN_HIGH_CARDS
 

@@ -328,6 +328,24 @@ FASTNN_INLINE void store_any(T* p, vfloat v, int n, Route route) {
     store_any(p, v, n);
 }
 
+// Two vectors, one behind the other.
+template <class T>
+FASTNN_INLINE void store_two(T* p, vfloat low, vfloat high, Route route) {
+  store_any(p, low, LANES, route);
+  store_any(p + LANES, high, LANES, route);
+}
+#if defined(FASTNN_ISA_avx512_bf16)
+// In one piece, which is returned.
+FASTNN_INLINE __m512i store_two(bfloat16* p, vfloat low, vfloat high, Route route) {
+  const auto both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+  if (streams(p, sizeof(both), route))
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+  else
+    _mm512_storeu_si512(p, both);
+  return both;
+}
+#endif
+
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
 constexpr int64_t kGrain = 65536;
 
