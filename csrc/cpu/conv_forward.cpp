@@ -7,6 +7,7 @@
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
+#include "cpu/even_channels.h"
 #include "cpu/implicit_gemm.h"
 #include "cpu/simd/transpose.h"
 
@@ -46,10 +47,10 @@ inline void pack_weight(const bfloat16* w, int64_t outputs, int64_t rows, bfloat
 template <class P, class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const int64_t rows = p.KH * p.KW * ic;
+  const int64_t real = p.group_inputs(), missing = real % kStep<P>, ic = real + missing;
+  const int64_t oc = p.group_outputs(), taps = p.KH * p.KW, rows = taps * ic;
   int64_t dh[kMaxTaps], dw[kMaxTaps];
-  for (int64_t t = 0; t < p.KH * p.KW; ++t) {
+  for (int64_t t = 0; t < taps; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
@@ -59,12 +60,13 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
                        p.groups * size * int64_t{sizeof(P)});
   P* const b = reinterpret_cast<P*>(packed.floats());
   const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        0,
-                     ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(p.KH * p.KW),
-                     dh, dw};
+                     ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
+                     dh, dw, missing};
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
+  const EvenWeights even(w, p.OC * taps, real, packed.filled() ? 0 : missing);
   each_group(p, [&](int64_t group) {
-    if (!packed.filled()) pack_weight(w + group * oc * rows, oc, rows, b + group * size);
+    if (!packed.filled()) pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
     run_grid<T, P>(grid.of_group(group));
   });
 }
@@ -79,10 +81,8 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
   };
   if (p.dtype == DType::float32)
     run(float{}, float{});
-  else if (p.group_inputs() % 2 == 0)
-    run(Operand<bfloat16>{}, bfloat16{});
   else
-    run(float{}, bfloat16{});
+    run(Operand<bfloat16>{}, bfloat16{});
 }
 
 }  // namespace

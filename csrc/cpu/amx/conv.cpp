@@ -5,6 +5,7 @@
 #include "cpu/amx/implicit_gemm.h"
 #include "cpu/amx/joined_groups.h"
 #include "cpu/conv_phases.h"
+#include "cpu/even_channels.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -117,21 +118,13 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
   const int64_t size = packed_bytes(padded_to_steps(rows), oc) / 4;
   KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k, plan.width),
                        p.groups * size * 4);
-  const auto* from = static_cast<const bfloat16*>(w);
-  Workspace even(missing && !packed.filled() ? p.OC * rows * 2 : 0);
-  if (missing && !packed.filled()) {
-    auto* const to = reinterpret_cast<bfloat16*>(even.floats());
-    for (int64_t i = 0; i < p.OC * taps; ++i) {
-      copy_values(to + i * ic, from + i * real, real);
-      to[i * ic + real] = bfloat16{};
-    }
-    from = to;
-  }
-  if (!packed.filled())
+  if (!packed.filled()) {
+    const EvenWeights even(static_cast<const bfloat16*>(w), p.OC * taps, real, missing);
     each_group(p, [&](int64_t group) {
-      pack_weight(from + group * oc * rows, rows, oc, plan,
+      pack_weight(even.at() + group * oc * rows, rows, oc, plan,
                   reinterpret_cast<bfloat16*>(packed.floats() + group * size));
     });
+  }
   grid.b = packed.floats();
   grid.b_bytes = size * 4;
   run_tiles(grid, plan);
