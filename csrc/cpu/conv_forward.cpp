@@ -59,9 +59,9 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   KeptWorkspace packed(p.kept, hash(0, LANES, kStep<P>, oc, rows),
                        p.groups * size * int64_t{sizeof(P)});
   P* const b = reinterpret_cast<P*>(packed.floats());
-  const InputGrid in{x,  p.N,  p.H,  p.W,        p.C,        0,
-                     ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
-                     dh, dw, missing};
+  const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        0,
+                     ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
+                     dh, dw,   missing};
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
   const EvenWeights even(w, p.OC * taps, real, packed.filled() ? 0 : missing);

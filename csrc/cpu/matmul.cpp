@@ -6,33 +6,6 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// One step of 4 bytes of both operands: set1_step is a value, or a pair, in all lanes, set1_two two
-// of them again and again.
-FASTNN_INLINE vfloat set1_step(const float* p) { return set1(*p); }
-FASTNN_INLINE vfloat set1_two(const void* p) {
-  typedef int64_t Longs __attribute__((vector_size(sizeof(vfloat))));
-  int64_t two;
-  __builtin_memcpy(&two, p, sizeof(two));
-  return reinterpret_cast<vfloat>(two - Longs{});
-}
-FASTNN_INLINE vfloat load_step(const float* p) { return load(p); }
-FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a * b; }
-#if defined(FASTNN_ISA_avx512_bf16)
-FASTNN_INLINE vfloat set1_step(const bfloat16* p) {
-  int32_t pair;
-  __builtin_memcpy(&pair, p, sizeof(pair));
-  return as_float(pair - vint{});
-}
-FASTNN_INLINE vfloat load_step(const bfloat16* p) {
-  vfloat v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
-}
-FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
-  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-}
-#endif
-
 // U steps of the reduction, rows outside: there are more pointers than registers to hold them.
 template <int M, int U, class P>
 FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (&acc)[M][NV]) {
@@ -40,7 +13,7 @@ FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) column[u][v] = load_step(b + (u * NV + v) * LANES * kStep<P>);
+    for (int v = 0; v < NV; ++v) column[u][v] = load_steps(b + (u * NV + v) * LANES * kStep<P>);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     const P* const row = a[m] + i;
@@ -94,13 +67,13 @@ void narrow_product(const P* const* rows, const int64_t* taps, int64_t tap_count
     for (; i + 2 * step <= k; i += 2 * step, b += 2 * LANES * step) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from = static_cast<const char*>(ahead.from) + 2 * ahead.step;
-      const vfloat first = load_step(b), second = load_step(b + LANES * step);
+      const vfloat first = load_steps(b), second = load_steps(b + LANES * step);
       const vfloat low = interleave_low(first, second), high = interleave_high(first, second);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) add(m, set1_two(a[m] + i), low, high);
     }
     if (i < k) {
-      const vfloat last = load_step(b), none{};
+      const vfloat last = load_steps(b), none{};
       const vfloat low = interleave_low(last, none), high = interleave_high(last, none);
       b += LANES * step;
 #pragma GCC unroll 16

@@ -18,7 +18,7 @@
 //   g from a packed panel; rows of C are rows of the weight, so nothing is transposed.
 #pragma once
 
-#include "cpu/simd/vec.h"
+#include "cpu/simd/steps.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 
@@ -48,17 +48,6 @@ struct NextPixels {
     return {at < x_bytes ? x + at : g + (at - x_bytes), share ? step : 0};
   }
 };
-
-// The type P that values of type T are multiplied in, and how many of them a step of k takes.
-#if defined(FASTNN_ISA_avx512_bf16)
-template <class T>
-using Operand = T;
-#else
-template <class T>
-using Operand = float;
-#endif
-template <class P>
-constexpr int64_t kStep = static_cast<int64_t>(sizeof(float) / sizeof(P));
 
 // Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], where
 // pairs [tap][k / 2][V * LANES][2]; k is even then.

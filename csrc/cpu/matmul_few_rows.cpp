@@ -1,6 +1,6 @@
 // Products of a few rows with a large matrix: fully connected layers of small batches. Each number
 // of the matrix serves so few multiply-adds that packing it would cost more than they do: it is
-// read once, in its own order, by vectors of its type.
+// read once, in its own order, by vectors of its type, and multiplied in steps (simd/steps.h).
 //
 //   out = a w^T + bias   a row of w at a time: LANES / 2 rows of a by two rows of w are LANES sums,
 //                        one vector each, which one transposition adds up. a is cut into pieces
@@ -11,7 +11,7 @@
 // Floor: w over the bandwidth of memory.
 #include "core/allocator.h"
 #include "cpu/simd/transpose.h"
-#include "cpu/simd/vec.h"
+#include "cpu/simd/steps.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -25,13 +25,13 @@ constexpr int64_t kSums = 8192;       // of a task, of a w
 
 FASTNN_INLINE int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
-// a in float32 as [piece][row][kPiece], rows padded to whole groups and all of it with zeros.
-template <class T>
-void spread(const FewRows& p, const T* a, float* to, int64_t rows) {
+// a as [piece][row][kPiece], rows padded to whole groups and all of it with zeros.
+template <class T, class P>
+void spread(const FewRows& p, const T* a, P* to, int64_t rows) {
   parallel_for(ceil_div(p.inner, kPiece), [&](int64_t piece) {
     const int64_t from = piece * kPiece, count = at_most(p.inner - from, kPiece);
-    float* const out = to + piece * rows * kPiece;
-    __builtin_memset(out, 0, sizeof(float) * static_cast<size_t>(rows * kPiece));
+    P* const out = to + piece * rows * kPiece;
+    __builtin_memset(static_cast<void*>(out), 0, sizeof(P) * static_cast<size_t>(rows * kPiece));
     for (int64_t r = 0; r < p.rows; ++r)
       vector_loop(0, count, [&](int64_t i, int n) {
         store_any(out + r * kPiece + i, load_any(a + r * p.inner + from + i, n), n);
@@ -40,21 +40,26 @@ void spread(const FewRows& p, const T* a, float* to, int64_t rows) {
 }
 
 // sums[s * kTogether + r] += a piece of row r of a times that of row s of w, s in {0, 1}.
-template <class T>
-FASTNN_INLINE void multiply(const float* a, const T* w0, const T* w1, int64_t count, const T* next0,
+template <class P, class T>
+FASTNN_INLINE void multiply(const P* a, const T* w0, const T* w1, int64_t count, const T* next0,
                             const T* next1, float* sums) {
   vfloat acc[LANES] = {};
-  vector_loop(0, count, [&](int64_t i, int n) FASTNN_INLINED {
+  constexpr int64_t kValues = LANES * kStep<P>;
+  const auto steps = [&](int64_t i, int64_t n) FASTNN_INLINED {
     __builtin_prefetch(next0 + i);
     __builtin_prefetch(next1 + i);
-    const vfloat first = load_any(w0 + i, n), second = load_any(w1 + i, n);
+    const vfloat first = load_steps_any(w0 + i, n, P{});
+    const vfloat second = load_steps_any(w1 + i, n, P{});
 #pragma GCC unroll 8
     for (int r = 0; r < kTogether; ++r) {
-      const vfloat value = load(a + r * kPiece + i);  // zeros beyond the end
-      acc[r] += value * first;
-      acc[kTogether + r] += value * second;
+      const vfloat value = load_steps(a + r * kPiece + i);  // zeros beyond the end
+      add_step(acc[r], value, first, P{});
+      add_step(acc[kTogether + r], value, second, P{});
     }
-  });
+  };
+  int64_t i = 0;
+  for (; i + kValues <= count; i += kValues) steps(i, kValues);
+  if (i < count) steps(i, count - i);
   transpose(acc);
   vfloat total = acc[0];
   for (int i = 1; i < LANES; ++i) total += acc[i];
@@ -65,8 +70,10 @@ template <class T>
 void rows_typed(const FewRows& p, const T* a, const T* w, const float* bias, T* out) {
   const int64_t groups = ceil_div(p.rows, kTogether), rows = groups * kTogether;
   const int64_t pieces = ceil_div(p.inner, kPiece);
-  Workspace wide(pieces * rows * kPiece * 4);
-  spread(p, a, wide.floats(), rows);
+  using P = Operand<T>;
+  Workspace room(pieces * rows * kPiece * int64_t{sizeof(P)});
+  P* const spread_a = reinterpret_cast<P*>(room.floats());
+  spread(p, a, spread_a, rows);
   parallel_ranges(p.columns, kTaskRows, [&](int64_t begin, int64_t end) {
     // [pair of rows of w][group of rows of a][LANES]
     alignas(64) float sums[kTaskRows / 2 * kFewRows / kTogether * LANES] = {};
@@ -77,7 +84,7 @@ void rows_typed(const FewRows& p, const T* a, const T* w, const float* bias, T* 
         const T* const w1 = o + 1 < end ? w0 + p.inner : w0;
         const T* const next = o + 2 < end ? w0 + 2 * p.inner : w + begin * p.inner + from + kPiece;
         for (int64_t group = 0; group < groups; ++group)
-          multiply(wide.floats() + (piece * rows + group * kTogether) * kPiece, w0, w1, count, next,
+          multiply(spread_a + (piece * rows + group * kTogether) * kPiece, w0, w1, count, next,
                    next + p.inner, sums + ((o - begin) / 2 * groups + group) * LANES);
       }
     }
@@ -90,21 +97,26 @@ void rows_typed(const FewRows& p, const T* a, const T* w, const float* bias, T* 
   });
 }
 
-// sums[r] += the K numbers of row r of a times K rows of w, over `count` columns.
-template <int K, class T>
-FASTNN_INLINE void add_rows(const FewRows& p, const float* a, const T* w, int64_t count,
+// sums[r] += the kDeep numbers of row r of a times as many rows of w, of which `left` exist, over
+// `count` columns.
+template <class P, class T>
+FASTNN_INLINE void add_rows(const FewRows& p, const P* a, const T* w, int64_t left, int64_t count,
                             float* sums, int64_t pitch) {
+  constexpr int64_t step = kStep<P>;
   vector_loop(0, count, [&](int64_t i, int n) FASTNN_INLINED {
-    vfloat row[K];
+    const auto row = [&](int64_t k) FASTNN_INLINED {
+      __builtin_prefetch(w + (kDeep + k) * p.columns + i);
+      return k < left ? load_any(w + k * p.columns + i, n) : vfloat{};
+    };
+    vfloat rows[kDeep / step];
 #pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) {
-      __builtin_prefetch(w + (K + k) * p.columns + i);
-      row[k] = load_any(w + k * p.columns + i, n);
-    }
+    for (int64_t k = 0; k < kDeep; k += step)
+      rows[k / step] = step == 2 ? paired(row(k), row(k + 1)) : row(k);
     for (int64_t r = 0; r < p.rows; ++r) {
       vfloat sum = load(sums + r * pitch + i);
 #pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) sum += row[k] * a[r * kDeep + k];
+      for (int64_t k = 0; k < kDeep; k += step)
+        add_step(sum, set1_step(a + r * kDeep + k), rows[k / step], P{});
       store(sums + r * pitch + i, sum);
     }
   });
@@ -112,27 +124,31 @@ FASTNN_INLINE void add_rows(const FewRows& p, const float* a, const T* w, int64_
 
 template <class T>
 void columns_typed(const FewRows& p, const T* a, const T* w, T* out) {
-  // a in float32 as [eight of the reduction][row][8].
+  // a as [eight of the reduction][row][8], padded with zeros.
+  using P = Operand<T>;
   const int64_t depth = ceil_div(p.inner, kDeep);
-  Workspace wide(depth * p.rows * kDeep * 4);
+  Workspace room(depth * p.rows * kDeep * int64_t{sizeof(P)});
+  P* const turned = reinterpret_cast<P*>(room.floats());
   for (int64_t d = 0; d < depth; ++d)
     for (int64_t r = 0; r < p.rows; ++r)
-      for (int64_t k = 0; k < kDeep && d * kDeep + k < p.inner; ++k)
-        wide.floats()[(d * p.rows + r) * kDeep + k] = to_float(a[r * p.inner + d * kDeep + k]);
+      for (int64_t k = 0; k < kDeep; ++k) {
+        const bool there = d * kDeep + k < p.inner;
+        from_float(turned[(d * p.rows + r) * kDeep + k],
+                   there ? to_float(a[r * p.inner + d * kDeep + k]) : 0.0f);
+      }
   // Where they end changes no result.
   const int64_t share = ceil_div(p.columns, 4 * get_num_threads() * LANES) * LANES;
   const int64_t pitch = at_most(share, kSums / p.rows / LANES * LANES);
   parallel_ranges(p.columns, pitch, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kSums] = {};
     for (int64_t d = 0; d < depth; ++d) {
-      const float* const numbers = wide.floats() + d * p.rows * kDeep;
+      const P* const numbers = turned + d * p.rows * kDeep;
       const T* const from = w + d * kDeep * p.columns + begin;
       const int64_t left = p.inner - d * kDeep;
       if (left >= kDeep)
-        add_rows<kDeep>(p, numbers, from, end - begin, sums, pitch);
+        add_rows(p, numbers, from, kDeep, end - begin, sums, pitch);
       else
-        for (int64_t k = 0; k < left; ++k)
-          add_rows<1>(p, numbers + k, from + k * p.columns, end - begin, sums, pitch);
+        add_rows(p, numbers, from, left, end - begin, sums, pitch);
     }
     for (int64_t r = 0; r < p.rows; ++r)
       vector_loop(begin, end, [&](int64_t i, int n) {

@@ -73,7 +73,8 @@ FASTNN_LEVEL(avx512)
 #define FASTNN_PAIRED_STEMS(X) \
   X(conv_forward)              \
   X(conv_backward_data)        \
-  X(conv_backward_weight)
+  X(conv_backward_weight)      \
+  X(matmul_few_rows)
 namespace fastnn::cpu::avx512_bf16 {
 FASTNN_ROUNDING_STEMS(FASTNN_DECLARE)
 FASTNN_PAIRED_STEMS(FASTNN_DECLARE)

@@ -1,0 +1,57 @@
+// Steps of a reduction, of 4 bytes of both operands: a value of float32, or, on avx512_bf16, a pair
+// of bfloat16, whose products one instruction adds.
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+// The type P that values of type T are multiplied in, and how many of them a step takes.
+#if defined(FASTNN_ISA_avx512_bf16)
+template <class T>
+using Operand = T;
+#else
+template <class T>
+using Operand = float;
+#endif
+template <class P>
+constexpr int64_t kStep = static_cast<int64_t>(sizeof(float) / sizeof(P));
+
+// One step in all lanes, two in turns, and LANES steps; of the first n values, the rest zeros. A
+// last argument tells the type that is multiplied.
+FASTNN_INLINE vfloat set1_step(const float* p) { return set1(*p); }
+FASTNN_INLINE vfloat set1_two(const void* p) {
+  typedef int64_t Longs __attribute__((vector_size(sizeof(vfloat))));
+  int64_t two;
+  __builtin_memcpy(&two, p, sizeof(two));
+  return reinterpret_cast<vfloat>(two - Longs{});
+}
+FASTNN_INLINE vfloat load_steps(const float* p) { return load(p); }
+template <class T>
+FASTNN_INLINE vfloat load_steps_any(const T* p, int64_t n, float) {
+  return load_any(p, static_cast<int>(n));
+}
+FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a * b; }
+
+#if defined(FASTNN_ISA_avx512_bf16)
+FASTNN_INLINE vfloat set1_step(const bfloat16* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return as_float(pair - vint{});
+}
+FASTNN_INLINE vfloat load_steps(const bfloat16* p) {
+  return load(reinterpret_cast<const float*>(p));
+}
+FASTNN_INLINE vfloat load_steps_any(const bfloat16* p, int64_t n, bfloat16) {
+  if (n == 2 * LANES) return load_steps(p);
+  const auto mask = static_cast<__mmask32>((uint64_t{1} << n) - 1);
+  return reinterpret_cast<vfloat>(_mm512_maskz_loadu_epi16(mask, p));
+}
+FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#endif
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
