@@ -6,7 +6,8 @@
 //   sums[kh][j][oc] += x[row + kh][col * stride_w * C + j] * g[pixel][oc]    0 <= j < KW * C
 //
 //   task = chunk of output rows, with sums of its own
-//     for each few rows, whose g stays in L2: the input under them, in float32, zero padded
+//     for each few rows, whose g stays in L2: the input under them, zero padded; in pairs, the
+//     values under two neighbouring outputs, pair by pair (simd/steps.h)
 //       for each kh, block of J values j and V vectors of oc: a tile of J x V accumulators over
 //       the rows' pixels; V loads of g and J broadcasts for J * V multiply-adds
 //       (a small kernel: all kh at once, with one vector)
@@ -15,8 +16,9 @@
 #pragma once
 
 #include "core/allocator.h"
+#include "cpu/conv_input.h"
 #include "cpu/conv_weight.h"
-#include "cpu/simd/vec.h"
+#include "cpu/simd/steps.h"
 #include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -39,53 +41,65 @@ FASTNN_INLINE bool is_stem(const ConvParams& p) {
          p.KH * stem_width(p) <= kStemPanel;
 }
 
-// Some output rows, and the padded input under them at some kh and those after it. Sums are OC
-// apart, those of the next kh `next_sums`.
+// Some output rows, and the padded input under them at some kh and those after it; x_col is the
+// distance of what lies under the next output, or pair of outputs. Sums are OC apart, those of the
+// next kh `next_sums`.
 template <class T>
 struct StemRows {
-  const float* x;
+  const Operand<T>* x;
   int64_t next_x, x_row, x_col;
   const T* g;
   int64_t rows, cols, OC, next_sums;
   int64_t ahead;  // to what is read after these rows and brought meanwhile, in values of g
 };
 
+// V vectors of the gradient of an output, or of two; `last` of the last vector.
+template <int V, class T>
+FASTNN_INLINE void load_gradient(const T* g, int64_t next, bool both, int last, vfloat (&grad)[V]) {
+  if constexpr (kStep<Operand<T>> == 2)
+    load_columns(g, next, both, last, grad);
+  else
+    for (int v = 0; v < V; ++v) grad[v] = load_any(g + v * LANES, v < V - 1 ? LANES : last);
+}
+
 // A tile of K rows of J values under the taps, for V vectors of output channels.
 template <int K, int J, int V, class T>
 void stem_tile(const StemRows<T>& s, int last, float* sums) {
-  vfloat acc[K][J][V];
-  const auto each = [&](const auto& body) FASTNN_INLINED {
-#pragma GCC unroll 5
-    for (int k = 0; k < K; ++k)
-#pragma GCC unroll 11
-      for (int j = 0; j < J; ++j)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v)
-          body(acc[k][j][v], sums + k * s.next_sums + j * s.OC + v * LANES,
-               v < V - 1 ? LANES : last);
-  };
-  each([](vfloat& a, const float* at, int n) FASTNN_INLINED { a = load_any(at, n); });
+  using P = Operand<T>;
+  constexpr int64_t step = kStep<P>;
+  vfloat acc[K][J][V] = {};
   const T* g = s.g;
   for (int64_t row = 0; row < s.rows; ++row) {
-    const float* x = s.x + row * s.x_row;
-    for (int64_t col = 0; col < s.cols; ++col, x += s.x_col, g += s.OC) {
+    const P* x = s.x + row * s.x_row;
+    for (int64_t col = 0; col < s.cols; col += step, x += s.x_col) {
+      const bool both = col + 1 < s.cols;
+      __builtin_prefetch(g + s.ahead, 0, 2);
+      __builtin_prefetch(g + (both && step == 2 ? s.OC : (V - 1) * LANES) + s.ahead, 0, 2);
       vfloat grad[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        __builtin_prefetch(g + v * LANES + s.ahead, 0, 2);
-        grad[v] = load_any(g + v * LANES, v < V - 1 ? LANES : last);
-      }
+      load_gradient(g, s.OC, both, last, grad);
+      g += both ? step * s.OC : s.OC;
 #pragma GCC unroll 5
       for (int k = 0; k < K; ++k)
 #pragma GCC unroll 11
         for (int j = 0; j < J; ++j) {
-          const vfloat value = set1(x[k * s.next_x + j]);
+          const vfloat value = set1_step(x + k * s.next_x + j * step);
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) acc[k][j][v] += value * grad[v];
+          for (int v = 0; v < V; ++v) add_step(acc[k][j][v], value, grad[v], P{});
         }
     }
   }
-  each([](const vfloat& a, float* at, int n) FASTNN_INLINED { store_any(at, a, n); });
+#pragma GCC unroll 5
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 11
+    for (int j = 0; j < J; ++j) {
+      in_order(acc[k][j], P{});
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        float* const to = sums + k * s.next_sums + j * s.OC + v * LANES;
+        const int n = v < V - 1 ? LANES : last;
+        store_any(to, load_any(to, n) + acc[k][j][v], n);
+      }
+    }
 }
 
 // All output channels: V vectors at a time, then one, then what is left of one.
@@ -137,13 +151,35 @@ struct StemTile {
   }
 };
 
+// A padded row of the input, `until - begin` values of which exist.
+template <class T, class P>
+void stem_row(const T* x, int64_t begin, int64_t until, int64_t width, P* to) {
+  zero_values(to, begin);
+  copy_values(to + begin, x + begin, until - begin);
+  zero_values(to + until, width - until);
+}
+// Its values under every two outputs, x_col apart, in pairs.
+inline void pair_stem_row(const bfloat16* row, int64_t cols, int64_t x_col, int64_t values,
+                          bfloat16* to) {
+  for (int64_t col = 0; col < cols; col += 2, row += 2 * x_col, to += 2 * values)
+    vector_loop(0, values, [&](int64_t j, int n) {
+      const vfloat second = col + 1 < cols ? load_any(row + x_col + j, n) : vfloat{};
+      store_any(reinterpret_cast<float*>(to + 2 * j), paired(load_any(row + j, n), second), n);
+    });
+}
+
 template <class T>
 void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t values = p.KW * p.C, C = p.C, OC = p.OC;
   const StemBlocks blocks(values);
   const StemTile<T> tile(p.KH, blocks.size);
   const int64_t padded = blocks.count * blocks.size, size = p.KH * padded * OC;
-  const int64_t rows = p.N * p.OH, width = stem_width(p);
+  const int64_t rows = p.N * p.OH, width = stem_width(p), x_col = p.stride_w * C;
+  using P = Operand<T>;
+  constexpr bool pairs = kStep<P> == 2;
+  // Of a row of the panel, and from one output, or pair, to the next.
+  const int64_t panel_row = pairs ? ceil_div(p.OW, 2) * 2 * padded : width;
+  const int64_t panel_col = pairs ? 2 * padded : x_col;
   int64_t chunks = rows < kStemChunks ? rows : kStemChunks;
   while (chunks > 2 && chunks * size > kStemSums) chunks /= 2;
   const int64_t fit = kStemValues / (p.OW * OC + 1), most = fit < 1 ? 1 : fit;
@@ -152,7 +188,9 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGra
     float* const sums = partial.floats() + chunk * size;
     __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(size));
     const int64_t height = (most - 1) * p.stride_h + p.KH;
-    auto* const panel = static_cast<float*>(thread_scratch((height * width + padded) * 4, 0));
+    const int64_t panel_size = height * panel_row + padded, plain = pairs ? width + padded : 0;
+    auto* const panel =
+        static_cast<P*>(thread_scratch((panel_size + plain) * int64_t{sizeof(P)}, 0));
     const int64_t end = rows * (chunk + 1) / chunks;
     for (int64_t row = rows * chunk / chunks, count; row < end; row += count) {
       const int64_t image = row / p.OH, oh = row % p.OH;
@@ -164,21 +202,24 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGra
       const int64_t stop = missing < begin ? begin : missing < width ? missing : width;
       for (int64_t i = 0; i < (count - 1) * p.stride_h + p.KH; ++i) {
         const int64_t h = oh * p.stride_h - p.pad_top + i;
-        float* const to = panel + i * width;
         const bool inside = h >= 0 && h < p.H;
         const int64_t from = inside ? begin : width, until = inside ? stop : width;
-        __builtin_memset(to, 0, sizeof(float) * static_cast<size_t>(from));
-        const int64_t line = (image * p.H + h) * p.W * C - first;
-        vector_loop(from, until,
-                    [&](int64_t v, int n) { store_any(to + v, load_any(x + (line + v), n), n); });
-        __builtin_memset(to + until, 0, sizeof(float) * static_cast<size_t>(width - until));
+        const T* const line = x + ((image * p.H + h) * p.W * C - first);
+        P* const to = panel + i * panel_row;
+        if constexpr (pairs) {
+          P* const row_values = panel + panel_size;
+          stem_row(line, from, until, width + padded, row_values);
+          pair_stem_row(row_values, p.OW, x_col, padded, to);
+        } else {
+          stem_row(line, from, until, width, to);
+        }
       }
-      __builtin_memset(panel + ((count - 1) * p.stride_h + p.KH) * width, 0,
-                       sizeof(float) * static_cast<size_t>(padded));
+      zero_values(panel + ((count - 1) * p.stride_h + p.KH) * panel_row, padded);
       for (int64_t kh = 0; kh < p.KH; kh += tile.rows)
         for (int64_t b = 0; b < blocks.count; ++b)
-          tile.run({panel + kh * width + b * blocks.size, width, p.stride_h * width, p.stride_w * C,
-                    g + row * p.OW * OC, count, p.OW, OC, padded * OC, count * p.OW * OC},
+          tile.run({panel + kh * panel_row + b * blocks.size * kStep<P>, panel_row,
+                    p.stride_h * panel_row, panel_col, g + row * p.OW * OC, count, p.OW, OC,
+                    padded * OC, count * p.OW * OC},
                    sums + (kh * padded + b * blocks.size) * OC);
     }
   });

@@ -84,35 +84,6 @@ void narrow_product(const P* const* rows, const int64_t* taps, int64_t tap_count
   for (int m = 0; m < M; ++m) store(tile + m * LANES, add_interleaved(acc[m][0], acc[m][1]));
 }
 
-// The columns of the outer product at a pixel, or of it and the next one in pairs (`both`: there is
-// one). Interleaving two vectors of values leaves every other four columns in each: in_order gives
-// the vectors of sums that were added over them.
-template <int V>
-FASTNN_INLINE void load_columns(const float* x, int64_t, bool, vfloat (&column)[V]) {
-#pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) column[v] = load(x + v * LANES);
-}
-template <int V>
-FASTNN_INLINE void in_order(vfloat (&)[V], float) {}
-#if defined(FASTNN_ISA_avx512_bf16)
-FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, vfloat (&column)[1]) {
-  column[0] = paired(load(x), both ? load(x + next) : vfloat{});
-}
-FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, vfloat (&column)[2]) {
-  const __m512i a = _mm512_loadu_si512(x);
-  const __m512i b = both ? _mm512_loadu_si512(x + next) : _mm512_setzero_si512();
-  column[0] = reinterpret_cast<vfloat>(_mm512_unpacklo_epi16(a, b));
-  column[1] = reinterpret_cast<vfloat>(_mm512_unpackhi_epi16(a, b));
-}
-FASTNN_INLINE void in_order(vfloat (&)[1], bfloat16) {}
-FASTNN_INLINE void in_order(vfloat (&sum)[2], bfloat16) {
-  const vfloat a = sum[0], b = sum[1];
-  sum[0] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  sum[1] =
-      __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-}
-#endif
-
 template <class P, int M, int V>
 void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool add) {
   constexpr int64_t step = kStep<P>;
@@ -126,7 +97,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
         __builtin_prefetch(ahead.from, 0, 2);
         ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
         vfloat column[V];
-        load_columns(x, s.x_col, col + 1 < s.cols, column);
+        load_columns(x, s.x_col, col + 1 < s.cols, LANES, column);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
           const vfloat value = set1_step(g + m * step);

@@ -53,5 +53,37 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
 }
 #endif
 
+// For sums over pixels: V vectors of the columns of a pixel, or of it and the next one, `next`
+// values on, in pairs (`both`: there is one); of the last vector, n columns if V is 1. Two vectors
+// of pairs are made by interleaving, which leaves every other four columns in each: in_order()
+// gives the vectors of sums that were added over them.
+template <int V>
+FASTNN_INLINE void load_columns(const float* x, int64_t, bool, int n, vfloat (&column)[V]) {
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) column[v] = V == 1 ? load_any(x, n) : load(x + v * LANES);
+}
+template <int V>
+FASTNN_INLINE void in_order(vfloat (&)[V], float) {}
+#if defined(FASTNN_ISA_avx512_bf16)
+FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, int n,
+                                vfloat (&column)[1]) {
+  column[0] = paired(load_any(x, n), both ? load_any(x + next, n) : vfloat{});
+}
+FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, int,
+                                vfloat (&column)[2]) {
+  const __m512i a = _mm512_loadu_si512(x);
+  const __m512i b = both ? _mm512_loadu_si512(x + next) : _mm512_setzero_si512();
+  column[0] = reinterpret_cast<vfloat>(_mm512_unpacklo_epi16(a, b));
+  column[1] = reinterpret_cast<vfloat>(_mm512_unpackhi_epi16(a, b));
+}
+FASTNN_INLINE void in_order(vfloat (&)[1], bfloat16) {}
+FASTNN_INLINE void in_order(vfloat (&sum)[2], bfloat16) {
+  const vfloat a = sum[0], b = sum[1];
+  sum[0] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  sum[1] =
+      __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+}
+#endif
+
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA
