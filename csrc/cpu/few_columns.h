@@ -1,88 +1,82 @@
 // Rows of a few numbers, LANES rows at a time.
 //
 // A row of ten class scores fills no vector: taken by itself it costs two horizontal reductions and
-// a logarithm of one lane, many times its arithmetic. So a block of LANES rows is reduced with one
-// lane per row, from gathers that stride over the rows (they hit L1), and written as the C whole
-// vectors that it is in memory, each lane fetching its row's result by a permutation. No tails.
-// Cost per number: one gather, the arithmetic, and a read and a write of it.
+// a logarithm of one lane, many times its arithmetic. So a block of LANES rows is turned, in
+// squares of LANES by LANES numbers (simd/transpose.h), to one lane per row, [column][LANES], and
+// back. Cost per number: log2(LANES) / LANES shuffles of a vector each way, a read and a write of
+// it. Rejected: gathers that stride over the rows, four times as slow.
 #pragma once
 
 #include "cpu/simd/math.h"
+#include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 constexpr int64_t kFewColumns = 64;
 
-struct FewColumns {
-  int64_t C;
-  vint start;                               // where each lane's row starts
-  int32_t row[kFewColumns * LANES];         // of each number of a block
-  mutable float wide[kFewColumns * LANES];  // a block of bfloat16 numbers
+// LANES rows of C numbers, one lane each.
+struct alignas(64) Block {
+  float values[kFewColumns * LANES];
 
-  explicit FewColumns(int64_t columns) : C(columns) {
-    start = lanes() * static_cast<int32_t>(columns);
-    int64_t at = 0;
-    for (int32_t r = 0; r < LANES; ++r)
-      for (int64_t c = 0; c < C; ++c) row[at++] = r;
-  }
-
-  // One block as floats.
-  const float* block(const float* x) const { return x; }
-  const float* block(const bfloat16* x) const {
-    for (int64_t i = 0; i < C; ++i) store(wide + i * LANES, load(x + i * LANES));
-    return wide;
-  }
-
-  // Column c, one lane per row.
-  __attribute__((always_inline)) vfloat column(const float* x, int64_t c) const {
-    return gather(x + c, start);
-  }
-
-  // Of the numbers at [i, i + LANES): what `per_row` has for each one's row.
-  __attribute__((always_inline)) vfloat spread(vfloat per_row, int64_t i) const {
-    vint rows;
-    __builtin_memcpy(&rows, row + i, sizeof(rows));
-    return permuted(per_row, rows);
-  }
-
-  // body(i) for each vector of a block.
-  template <class Body>
-  __attribute__((always_inline)) void each(const Body& body) const {
-    for (int64_t i = 0; i < C * LANES; i += LANES) body(i);
-  }
+  FASTNN_INLINED inline vfloat operator[](int64_t c) const { return load(values + c * LANES); }
+  FASTNN_INLINED inline void set(int64_t c, vfloat v) { store(values + c * LANES, v); }
 };
 
-// Of each row: its largest number, and the sum of exp(x - largest).
+template <class T>
+FASTNN_INLINE void load_block(const T* x, int64_t C, Block& to) {
+  vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
+    vfloat square[LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r) {
+      square[r] = load_any(x + r * C + c, n);
+      __builtin_prefetch(x + (2 * LANES + r) * C + c);
+    }
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) to.set(c + i, square[i]);
+  });
+}
+template <class T>
+FASTNN_INLINE void store_block(const Block& from, int64_t C, T* y) {
+  vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
+    vfloat square[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) square[i] = from[c + i];
+    transpose(square);
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; ++r) {
+      store_any(y + r * C + c, square[r], n);
+      __builtin_prefetch(y + (2 * LANES + r) * C + c, 1);
+    }
+  });
+}
+
+// Of each row: its largest number, and the sum of exp(x - largest); e gets the exponentials.
 struct RowExponents {
   vfloat highest, sum;
 };
-
-FASTNN_INLINE RowExponents exponents(const FewColumns& few, const float* x) {
-  alignas(64) float columns[kFewColumns * LANES];
+FASTNN_INLINE RowExponents exponents(const Block& x, int64_t C, Block& e) {
   vfloat highest = set1(-__builtin_inff()), sum{};
-  for (int64_t c = 0; c < few.C; ++c) {
-    const vfloat v = few.column(x, c);
-    store(columns + c * LANES, v);
-    highest = vmax(highest, v);
+  for (int64_t c = 0; c < C; ++c) highest = vmax(highest, x[c]);
+  for (int64_t c = 0; c < C; ++c) {
+    const vfloat v = vexp(x[c] - highest);
+    e.set(c, v);
+    sum += v;
   }
-  for (int64_t c = 0; c < few.C; ++c) sum += vexp(load(columns + c * LANES) - highest);
   return {highest, sum};
 }
 
-// few_rows(first, block) for whole blocks of rows and one(row) for the rest of [0, rows), in
-// parallel: `few` where C is small, else every row by itself.
-template <class Block, class One>
-FASTNN_INLINE void each_row(int64_t rows, int64_t C, const Block& few_rows, const One& one) {
+// few_rows(first) for whole blocks of rows and one(row) for the rest of [0, rows), in parallel:
+// blocks where C is small, else every row by itself.
+template <class FewRows, class One>
+FASTNN_INLINE void each_row(int64_t rows, int64_t C, const FewRows& few_rows, const One& one) {
   const bool blocks = C <= kFewColumns && rows >= LANES;
   const int64_t share = kGrain / (4 * C) + 1;
   const int64_t grain = (share + LANES - 1) / LANES * LANES;
   parallel_ranges(rows, blocks ? grain : share, [&](int64_t begin, int64_t end) {
     int64_t r = begin;
-    if (blocks) {
-      const FewColumns few(C);
-      for (; r + LANES <= end; r += LANES) few_rows(few, r);
-    }
+    for (; blocks && r + LANES <= end; r += LANES) few_rows(r);
     for (; r < end; ++r) one(r);
   });
 }

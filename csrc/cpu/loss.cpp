@@ -86,20 +86,28 @@ void loss_of_row(const ClassParams& p, int64_t row, float* loss) {
   loss[row] = sum(total);
 }
 
+// The target of class c of a block of rows, but for the part of labels, times the class's weight.
+FASTNN_INLINE vfloat target(const ClassParams& p, const Block& probabilities, int64_t c) {
+  vfloat t = set1(share(p));
+  if (!p.labels) t += probabilities[c] * (1.0f - p.smoothing);
+  return p.weight ? t * p.weight[c] : t;
+}
+
 template <class T>
-void loss_of_block(const ClassParams& p, const FewColumns& few, int64_t row, float* loss) {
-  const float* x = few.block(scores<T>(p, row));
-  const RowExponents e = exponents(few, x);
+void loss_of_block(const ClassParams& p, int64_t row, float* loss) {
+  Block x, exponentials;
+  load_block(scores<T>(p, row), p.C, x);
+  const RowExponents e = exponents(x, p.C, exponentials);
   const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
   vfloat total{};
-  if (!one_label(p))
+  if (!one_label(p)) {
+    Block probabilities;
+    if (!p.labels) load_block(p.probabilities + row * p.C, p.C, probabilities);
     for (int64_t c = 0; c < p.C; ++c) {
-      vfloat t = set1(share(p));
-      if (!p.labels) t += few.column(p.probabilities + row * p.C, c) * (1.0f - p.smoothing);
-      if (p.weight) t *= p.weight[c];
-      const vfloat nll = (e.highest - few.column(x, c)) + log_sum;
+      const vfloat t = target(p, probabilities, c), nll = (e.highest - x[c]) + log_sum;
       total += select(t != 0.0f, t * nll, vfloat{});
     }
+  }
   store(loss + row, total);
   if (!p.labels) return;
   float highest[LANES], logs[LANES];
@@ -110,7 +118,8 @@ void loss_of_block(const ClassParams& p, const FewColumns& few, int64_t row, flo
       loss[row + r] = 0;
     } else {
       const float t = label_weight(p, row + r);
-      if (t != 0.0f) loss[row + r] += t * ((highest[r] - x[r * p.C + p.labels[row + r]]) + logs[r]);
+      if (t != 0.0f)
+        loss[row + r] += t * ((highest[r] - x.values[p.labels[row + r] * LANES + r]) + logs[r]);
     }
 }
 
@@ -122,9 +131,7 @@ void classes_typed(const ClassParams& p, float* loss) {
       for (int64_t row = begin; row < end; ++row) one(row);
     });
   else
-    each_row(
-        p.rows, p.C,
-        [&](const FewColumns& few, int64_t row) { loss_of_block<T>(p, few, row, loss); }, one);
+    each_row(p.rows, p.C, [&](int64_t row) { loss_of_block<T>(p, row, loss); }, one);
 }
 
 // Sum of the target weights of a row: what its softmax is multiplied with.
@@ -157,43 +164,33 @@ void gradient_of_row(const ClassParams& p, int64_t row, float scale, T* g) {
   if (label) from_float(g[p.labels[row]], of_label - scale * label_weight(p, row));
 }
 
-// `spread` are the classes' weights times the smoothing's share, once per row of a block, and
-// `shares` their sum over a row.
 template <class T>
-void gradient_of_block(const ClassParams& p, const FewColumns& few, int64_t row,
-                       const float* spread, float shares, const float* scales, float* g) {
-  const float* x = few.block(scores<T>(p, row));
-  const float* t = p.labels ? nullptr : p.probabilities + row * p.C;
-  const RowExponents e = exponents(few, x);
-  const vfloat log_sum = select(e.highest == -__builtin_inff(), vfloat{}, vlog(e.sum));
-  const vfloat scale = load(scales);
-  vfloat all = set1(shares);
-  if (p.labels) {
-    float weights[LANES];
-    for (int64_t r = 0; r < LANES; ++r)
-      weights[r] = ignored(p, row + r) ? 0.0f : label_weight(p, row + r);
-    all += load(weights);
-  } else {
-    for (int64_t c = 0; c < p.C; ++c)
-      all += few.column(t, c) * ((1.0f - p.smoothing) * (p.weight ? p.weight[c] : 1.0f));
+void gradient_of_block(const ClassParams& p, int64_t row, const float* scales, T* g) {
+  Block x, y, probabilities;
+  load_block(scores<T>(p, row), p.C, x);
+  const RowExponents e = exponents(x, p.C, y);
+  vfloat all{};
+  vint kept{};
+  if (p.labels)
+    for (int r = 0; r < LANES; ++r)
+      if (!ignored(p, row + r)) kept[r] = -1, all[r] = label_weight(p, row + r);
+  if (!p.labels) {
+    load_block(p.probabilities + row * p.C, p.C, probabilities);
+    kept = ~kept;
   }
-  const vfloat factor = all * scale;
-  few.each([&](int64_t i) {
-    const vfloat v = load(x + i) - few.spread(e.highest, i);
-    vfloat y = vexp(v - few.spread(log_sum, i)) * few.spread(factor, i);
-    if (!one_label(p)) {
-      vfloat target = load(spread + i);
-      if (t) target += load(t + i) * load(spread + few.C * LANES + i);
-      y -= few.spread(scale, i) * target;
-    }
-    store(g + i, y);
-  });
-  if (!p.labels) return;
-  for (int64_t r = 0; r < LANES; ++r)
-    if (ignored(p, row + r))
-      __builtin_memset(g + r * p.C, 0, sizeof(float) * static_cast<size_t>(p.C));
-    else
-      g[r * p.C + p.labels[row + r]] -= scales[r] * label_weight(p, row + r);
+  const vfloat scale = load(scales), of_labels = all * scale;
+  if (!one_label(p))
+    for (int64_t c = 0; c < p.C; ++c) all += target(p, probabilities, c);
+  const vfloat factor = all * scale / e.sum;
+  for (int64_t c = 0; c < p.C; ++c) {
+    vfloat v = y[c] * factor;
+    if (!one_label(p)) v -= scale * target(p, probabilities, c);
+    y.set(c, select(kept, v, vfloat{}));
+  }
+  if (p.labels)
+    for (int r = 0; r < LANES; ++r)
+      if (kept[r]) y.values[p.labels[row + r] * LANES + r] -= of_labels[r];
+  store_block(y, p.C, g);
 }
 
 template <class T>
@@ -201,35 +198,19 @@ void classes_backward_typed(const ClassParams& p, const float* scale, bool one_s
   const auto one = [&](int64_t row) {
     gradient_of_row(p, row, scale[one_scale ? 0 : row], grad_x + row * p.C);
   };
-  if (p.log_probabilities || p.C > kFewColumns) {
+  if (p.log_probabilities)
     parallel_ranges(p.rows, kGrain / (4 * p.C) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) one(row);
     });
-    return;
-  }
-  // Shares of the smoothing, then weights of the probabilities, once per row of a block.
-  float tables[2 * kFewColumns * LANES];
-  float shares = 0;
-  for (int64_t c = 0; c < p.C; ++c) shares += share(p) * (p.weight ? p.weight[c] : 1.0f);
-  for (int64_t i = 0; i < p.C * LANES; ++i) {
-    const float w = p.weight ? p.weight[i % p.C] : 1.0f;
-    tables[i] = share(p) * w;
-    tables[p.C * LANES + i] = (1.0f - p.smoothing) * w;
-  }
-  each_row(
-      p.rows, p.C,
-      [&](const FewColumns& few, int64_t row) {
-        float scales[LANES];
-        for (int64_t r = 0; r < LANES; ++r) scales[r] = scale[one_scale ? 0 : row + r];
-        if constexpr (sizeof(T) == sizeof(float)) {
-          gradient_of_block<T>(p, few, row, tables, shares, scales, grad_x + row * p.C);
-        } else {  // rounded once
-          alignas(64) float wide[kFewColumns * LANES];
-          gradient_of_block<T>(p, few, row, tables, shares, scales, wide);
-          few.each([&](int64_t i) { store(grad_x + row * p.C + i, load(wide + i)); });
-        }
-      },
-      one);
+  else
+    each_row(
+        p.rows, p.C,
+        [&](int64_t row) {
+          float scales[LANES];
+          for (int64_t r = 0; r < LANES; ++r) scales[r] = scale[one_scale ? 0 : row + r];
+          gradient_of_block(p, row, scales, grad_x + row * p.C);
+        },
+        one);
 }
 
 void classes(const ClassParams& p, float* loss) {

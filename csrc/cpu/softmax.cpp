@@ -56,17 +56,20 @@ void forward_columns(const T* x, int64_t D, int64_t inner, int64_t begin, int64_
 
 // softmax: grad_x = y (g - sum(g y)); log softmax: grad_x = g - exp(y) sum(g).
 template <class T>
+FASTNN_INLINE void finish_row(const T* g, const T* y, int64_t D, bool log, float all, T* grad_x) {
+  vector_loop(0, D, [&](int64_t i, int n) {
+    const vfloat v = load_any(g + i, n), out = load_any(y + i, n);
+    store_any(grad_x + i, log ? v - vexp(out) * all : out * (v - all), n);
+  });
+}
+template <class T>
 void backward_rows(const T* g, const T* y, int64_t D, bool log, T* grad_x) {
   vfloat total{};
   vector_loop(0, D, [&](int64_t i, int n) {
     const vfloat v = load_any(g + i, n);
     total += filled(log ? v : v * load_any(y + i, n), n, 0.0f);
   });
-  const float all = sum(total);
-  vector_loop(0, D, [&](int64_t i, int n) {
-    const vfloat v = load_any(g + i, n), out = load_any(y + i, n);
-    store_any(grad_x + i, log ? v - vexp(out) * all : out * (v - all), n);
-  });
+  finish_row(g, y, D, log, sum(total), grad_x);
 }
 
 template <class T>
@@ -88,27 +91,33 @@ void backward_columns(const T* g, const T* y, int64_t D, int64_t inner, int64_t 
 
 // LANES rows of D numbers.
 template <class T>
-void forward_block(const FewColumns& few, const T* x, bool log, T* y) {
-  const float* block = few.block(x);
-  const RowExponents e = exponents(few, block);
-  const vfloat other = log ? vlog(e.sum) : 1.0f / e.sum;
-  few.each([&](int64_t i) {
-    const vfloat v = load(block + i) - few.spread(e.highest, i), o = few.spread(other, i);
-    store(y + i, log ? v - o : vexp(v) * o);
-  });
+void forward_block(const T* x, int64_t D, bool log, T* y) {
+  Block block, e;
+  load_block(x, D, block);
+  const RowExponents all = exponents(block, D, e);
+  const vfloat other = log ? vlog(all.sum) : 1.0f / all.sum;
+  for (int64_t c = 0; c < D; ++c) e.set(c, log ? (block[c] - all.highest) - other : e[c] * other);
+  store_block(e, D, y);
 }
 
 template <class T>
-void backward_block(const FewColumns& few, const T* g, const T* y, bool log, T* grad_x) {
-  // Products row by row in memory order, then summed over each row.
-  alignas(64) float products[kFewColumns * LANES];
-  few.each([&](int64_t i) { store(products + i, log ? load(g + i) : load(g + i) * load(y + i)); });
+void backward_block(const T* g, const T* y, int64_t D, bool log, T* grad_x) {
   vfloat total{};
-  for (int64_t c = 0; c < few.C; ++c) total += few.column(products, c);
-  few.each([&](int64_t i) {
-    const vfloat v = load(g + i), out = load(y + i), all = few.spread(total, i);
-    store(grad_x + i, log ? v - vexp(out) * all : out * (v - all));
-  });
+  Block turned;
+  if (log) {  // everything is turned: exponentials fill their vectors
+    Block out;
+    load_block(g, D, turned);
+    load_block(y, D, out);
+    for (int64_t c = 0; c < D; ++c) total += turned[c];
+    for (int64_t c = 0; c < D; ++c) turned.set(c, turned[c] - vexp(out[c]) * total);
+    return store_block(turned, D, grad_x);
+  }
+  alignas(64) float products[kFewColumns * LANES];
+  for (int64_t i = 0; i < D * LANES; i += LANES) store(products + i, load(g + i) * load(y + i));
+  load_block(products, D, turned);
+  for (int64_t c = 0; c < D; ++c) total += turned[c];
+  for (int r = 0; r < LANES; ++r)
+    finish_row(g + r * D, y + r * D, D, log, total[r], grad_x + r * D);
 }
 
 // body(o, begin, end) over ranges of columns of every matrix (D, inner), in parallel.
@@ -126,8 +135,7 @@ template <class T>
 void forward_typed(const T* x, int64_t outer, int64_t D, int64_t inner, bool log, T* y) {
   if (inner == 1)
     each_row(
-        outer, D,
-        [&](const FewColumns& few, int64_t r) { forward_block(few, x + r * D, log, y + r * D); },
+        outer, D, [&](int64_t r) { forward_block(x + r * D, D, log, y + r * D); },
         [&](int64_t r) { forward_rows(x + r * D, D, log, y + r * D); });
   else
     each_columns(outer, D, inner, [&](int64_t o, int64_t begin, int64_t end) {
@@ -141,10 +149,7 @@ void backward_typed(const T* g, const T* y, int64_t outer, int64_t D, int64_t in
                     T* grad_x) {
   if (inner == 1)
     each_row(
-        outer, D,
-        [&](const FewColumns& few, int64_t r) {
-          backward_block(few, g + r * D, y + r * D, log, grad_x + r * D);
-        },
+        outer, D, [&](int64_t r) { backward_block(g + r * D, y + r * D, D, log, grad_x + r * D); },
         [&](int64_t r) { backward_rows(g + r * D, y + r * D, D, log, grad_x + r * D); });
   else
     each_columns(outer, D, inner, [&](int64_t o, int64_t begin, int64_t end) {

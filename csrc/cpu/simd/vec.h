@@ -165,18 +165,7 @@ FASTNN_INLINE vfloat filled(vfloat v, int n, float filler) {
   return n == LANES ? v : select(lanes() < n, v, set1(filler));
 }
 
-// v[i] = p[index[i]], and v[i] = table[lane[i]].
-FASTNN_INLINE vfloat gather(const float* p, vint index) {
-#if defined(FASTNN_ISA_avx512)
-  return _mm512_mask_i32gather_ps(vfloat{}, 0xffff, reinterpret_cast<__m512i>(index), p, 4);
-#elif defined(FASTNN_ISA_avx2)
-  return _mm256_i32gather_ps(p, reinterpret_cast<__m256i>(index), 4);
-#else
-  vfloat v;
-  for (int i = 0; i < LANES; ++i) v[i] = p[index[i]];
-  return v;
-#endif
-}
+// v[i] = table[lane[i]].
 FASTNN_INLINE vfloat permuted(vfloat table, vint lane) {
 #if defined(FASTNN_ISA_avx512)
   return _mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(lane), table);
