@@ -38,59 +38,118 @@ FASTNN_INLINE Inside taps_inside(const PoolAxis& a, int64_t window) {
           start + (taps - 1) * a.dilation < a.in ? taps : ceil_div(a.in - start, a.dilation)};
 }
 
-template <class T, class I>
-void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
-  const Route route = route_to(y);
+// One window of an image: its taps inside, and where they lie.
+template <class T>
+struct Window {
+  Inside rows, cols;
+  const T* corner;
+  int64_t row, col, extent;  // from one tap to the next, and taps of a row
+
+  // body(tap, where its channel 0 lies)
+  template <class Body>
+  FASTNN_INLINED inline void each(const Body& body) const {
+    for (int64_t i = rows.begin; i < rows.end; ++i)
+      for (int64_t j = cols.begin; j < cols.end; ++j)
+        body(static_cast<int32_t>(i * extent + j), corner + i * row + j * col);
+  }
+};
+
+// body(window, oh, ow, output pixel) for all windows.
+template <class T, class Body>
+FASTNN_INLINE void each_window(const PoolParams& p, const T* x, const Body& body) {
+  const int64_t row = p.h.dilation * p.w.in * p.C, col = p.w.dilation * p.C;
   parallel_for(p.N * p.h.out, [&](int64_t task) {
     const int64_t oh = task % p.h.out;
     const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
     const Inside rows = taps_inside(p.h, oh);
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
-      const Inside cols = taps_inside(p.w, ow);
-      const bool empty = rows.begin >= rows.end || cols.begin >= cols.end;
-      const T* corner = image + (p.h.start[oh] * p.w.in + p.w.start[ow]) * p.C;
-      // The first tap wins even if it is -inf. A window that lies in the padding as a whole has no
-      // winner: tap 0, which no input meets.
-      const auto first = static_cast<int32_t>(empty ? 0 : rows.begin * p.w.extent + cols.begin);
-      vector_loop(0, p.C, [&](int64_t c, int n) {
-        vfloat best = set1(-__builtin_inff());
-        vint winner = vint{} + first;
-        for (int64_t i = rows.begin; i < rows.end; ++i)
-          for (int64_t j = cols.begin; j < cols.end; ++j) {
-            const vfloat v =
-                load_any(corner + (i * p.h.dilation * p.w.in + j * p.w.dilation) * p.C + c, n);
-            const vint tap = vint{} + static_cast<int32_t>(i * p.w.extent + j);
-            winner = v > best ? tap : winner;
-            winner = v != v ? tap : winner;  // a NaN wins over anything before it
-            best = v > best ? v : best;
-            best = v != v ? v : best;
-          }
-        const int64_t at = (task * p.w.out + ow) * p.C + c;
-        store_any(y + at, best, n, route);
-        store_index(indices + at, winner, n);
-      });
+      const T* const corner = image + (p.h.start[oh] * p.w.in + p.w.start[ow]) * p.C;
+      body(Window<T>{rows, taps_inside(p.w, ow), corner, row, col, p.w.extent}, oh, ow,
+           task * p.w.out + ow);
     }
   });
 }
 
+// A NaN wins over anything before it.
+template <class T>
+__attribute__((noinline)) void max_with_nan(const Window<T>& window, int64_t c, int n, vfloat& best,
+                                            vint& winner) {
+  window.each([&](int32_t tap, const T* from) FASTNN_INLINED {
+    const vfloat v = load_any(from + c, n);
+    winner = v > best ? vint{} + tap : winner;
+    winner = v != v ? vint{} + tap : winner;
+    best = v > best ? v : best;
+    best = v != v ? v : best;
+  });
+}
+
 template <class T, class I>
-void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
+void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
+  const Route route = route_to(y);
+  each_window(p, x, [&](const Window<T>& window, int64_t, int64_t, int64_t pixel) FASTNN_INLINED {
+    const Inside &rows = window.rows, &cols = window.cols;
+    const bool empty = rows.begin >= rows.end || cols.begin >= cols.end;
+    // The first tap wins even if it is -inf. A window that lies in the padding as a whole has no
+    // winner: tap 0, which no input meets.
+    const auto first = static_cast<int32_t>(empty ? 0 : rows.begin * p.w.extent + cols.begin);
+    vectors_loop<4>(0, p.C, [&](int64_t c, auto vectors, int n) FASTNN_INLINED {
+      constexpr int V = decltype(vectors)::count;
+      vfloat best[V], any[V] = {};  // any: a NaN if there was one (or both infinities)
+      vint winner[V];
+      for (int v = 0; v < V; ++v) best[v] = set1(-__builtin_inff()), winner[v] = vint{} + first;
+      window.each([&](int32_t tap, const T* from) FASTNN_INLINED {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          const vfloat value = load_any(from + c + v * LANES, n);
+          winner[v] = value > best[v] ? vint{} + tap : winner[v];
+          best[v] = value > best[v] ? value : best[v];
+          any[v] += value;
+        }
+      });
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = pixel * p.C + c + v * LANES;
+        if (any_nan(any[v])) {
+          best[v] = set1(-__builtin_inff()), winner[v] = vint{} + first;
+          max_with_nan(window, c + v * LANES, n, best[v], winner[v]);
+        }
+        store_any(y + at, best[v], n, route);
+        store_index(indices + at, winner[v], n);
+      }
+    });
+  });
+}
+
+// The gradient of an input pixel: sums of add(where, n, tap, oh, ow) over the windows it is in,
+// output (oh, ow) of which lies at `where`.
+template <class T, class Add>
+FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Add& add) {
   const Route route = route_to(grad_x);
   parallel_for(p.N * p.h.in, [&](int64_t task) {
     const int64_t h = task % p.h.in, image = task / p.h.in;
     for (int64_t w = 0; w < p.w.in; ++w)
-      vector_loop(0, p.C, [&](int64_t c, int n) {
-        vfloat sum{};
+      vectors_loop<4>(0, p.C, [&](int64_t c, auto vectors, int n) FASTNN_INLINED {
+        constexpr int V = decltype(vectors)::count;
+        vfloat sums[V] = {};
         for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
           for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
             const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
             const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
             const int64_t at = ((image * p.h.out + oh) * p.w.out + ow) * p.C + c;
-            const vint mine = load_index(indices + at, n) == static_cast<int32_t>(tap);
-            sum += select(mine, load_any(g + at, n), vfloat{});
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+              sums[v] += add(at + v * LANES, n, static_cast<int32_t>(tap), oh, ow);
           }
-        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n, route);
+        for (int v = 0; v < V; ++v)
+          store_any(grad_x + (task * p.w.in + w) * p.C + c + v * LANES, sums[v], n, route);
       });
+  });
+}
+
+template <class T, class I>
+void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
+  sum_windows(p, grad_x, [&](int64_t at, int n, int32_t tap, int64_t, int64_t) FASTNN_INLINED {
+    const vint mine = load_index(indices + at, n) == tap;
+    return select(mine, load_any(g + at, n), vfloat{});
   });
 }
 
@@ -110,41 +169,27 @@ void flat_typed(const PoolParams& p, const I* indices, int64_t* flat) {
 
 template <class T>
 void average_typed(const PoolParams& p, const T* x, T* y) {
-  parallel_for(p.N * p.h.out, [&](int64_t task) {
-    const int64_t oh = task % p.h.out;
-    const T* image = x + task / p.h.out * p.h.in * p.w.in * p.C;
-    const Inside rows = taps_inside(p.h, oh);
-    for (int64_t ow = 0; ow < p.w.out; ++ow) {
-      const Inside cols = taps_inside(p.w, ow);
-      const T* corner = image + (p.h.start[oh] * p.w.in + p.w.start[ow]) * p.C;
-      const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
-      vector_loop(0, p.C, [&](int64_t c, int n) {
-        vfloat sum{};
-        for (int64_t i = rows.begin; i < rows.end; ++i)
-          for (int64_t j = cols.begin; j < cols.end; ++j)
-            sum += load_any(corner + (i * p.w.in + j) * p.C + c, n);
-        store_any(y + (task * p.w.out + ow) * p.C + c, sum / divisor, n);
-      });
-    }
-  });
+  const Route route = route_to(y);
+  each_window(p, x,
+              [&](const Window<T>& window, int64_t oh, int64_t ow, int64_t pixel) FASTNN_INLINED {
+                const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
+                vectors_loop<4>(0, p.C, [&](int64_t c, auto vectors, int n) FASTNN_INLINED {
+                  constexpr int V = decltype(vectors)::count;
+                  vfloat sums[V] = {};
+                  window.each([&](int32_t, const T* from) FASTNN_INLINED {
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; ++v) sums[v] += load_any(from + c + v * LANES, n);
+                  });
+                  for (int v = 0; v < V; ++v)
+                    store_any(y + pixel * p.C + c + v * LANES, sums[v] / divisor, n, route);
+                });
+              });
 }
 
 template <class T>
 void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
-  const Route route = route_to(grad_x);
-  parallel_for(p.N * p.h.in, [&](int64_t task) {
-    const int64_t h = task % p.h.in, image = task / p.h.in;
-    for (int64_t w = 0; w < p.w.in; ++w)
-      vector_loop(0, p.C, [&](int64_t c, int n) {
-        vfloat sum{};
-        for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
-          for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
-            const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
-            sum += load_any(g + ((image * p.h.out + oh) * p.w.out + ow) * p.C + c, n) /
-                   (p.h.divisor[oh] * p.w.divisor[ow]);
-          }
-        store_any(grad_x + (task * p.w.in + w) * p.C + c, sum, n, route);
-      });
+  sum_windows(p, grad_x, [&](int64_t at, int n, int32_t, int64_t oh, int64_t ow) FASTNN_INLINED {
+    return load_any(g + at, n) / (p.h.divisor[oh] * p.w.divisor[ow]);
   });
 }
 

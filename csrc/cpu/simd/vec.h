@@ -150,6 +150,16 @@ FASTNN_INLINE float max_lane(vfloat v) {
   // The first operand is kept unless the second is larger or a NaN; a NaN itself is kept.
   return reduce(v, [](auto a, auto b) { return ((b > a) | (b != b)) ? b : a; });
 }
+FASTNN_INLINE bool any_nan(vfloat v) {
+#if defined(FASTNN_ISA_avx512)
+  return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+#elif defined(FASTNN_ISA_avx2)
+  return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+#else
+  const float all = sum(v - v);
+  return all != all;
+#endif
+}
 // 0, 1, 2, ...
 FASTNN_INLINE vint lanes() {
 #if defined(FASTNN_ISA_avx512)
@@ -295,6 +305,19 @@ FASTNN_INLINE void vector_loop(int64_t begin, int64_t end, const Body& body) {
   int64_t i = begin;
   for (; i + LANES <= end; i += LANES) body(i, LANES);
   if (i < end) body(i, static_cast<int>(end - i));
+}
+
+// body(i, vectors, n) likewise, `vectors` whole vectors at a time as long as there are as many,
+// then one: what a body computes once, it computes for all of them.
+template <int N>
+struct Vectors {
+  static constexpr int count = N;
+};
+template <int N, class Body>
+FASTNN_INLINE void vectors_loop(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + N * LANES <= end; i += N * LANES) body(i, Vectors<N>{}, LANES);
+  vector_loop(i, end, [&](int64_t at, int n) FASTNN_INLINED { body(at, Vectors<1>{}, n); });
 }
 
 // With n known to be LANES at compile time after inlining, these become plain loads and stores.
