@@ -1,7 +1,7 @@
 """Rewrites README's tables from committed results: ``python benchmarks/readme_table.py results/*.json``.
 
-Results are written by ``fastnn bench --json``; each says its machine, versions and date. With
-``--check`` nothing is written, and the exit code says whether README is up to date.
+Results are written by ``fastnn bench --json``; each says its machine, versions and date. Those of one
+machine make one section, in the order they come. With ``--check`` nothing is written, and the exit code says whether README is up to date.
 """
 
 from __future__ import annotations
@@ -58,18 +58,23 @@ def suites(rows: list[Row]) -> Iterator[str]:
         yield f"| {' | '.join(key)} | {len(found)} | {mean:.2f} | {min(found):.2f} | {below} |"
 
 
-def merged(paths: list[Path]) -> dict[str, Any]:
-    """The rows of all results, the facts of the first completed by the others."""
-    results = [json.loads(path.read_text()) for path in paths]
-    about: dict[str, Any] = {}
-    for result in results:
-        about = result["about"] | about
-    rows = [row for result in results for row in result["rows"]]
-    return {"about": about, "peaks": results[0]["peaks"], "rows": rows}
+def machines(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Of each machine, the rows of all its results, the facts of the first completed by the others."""
+    of: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for path in paths:
+        result = json.loads(path.read_text())
+        key = result["about"]["processor"], result["about"]["cores"]
+        of.setdefault(key, []).append(result)
+    for results in of.values():
+        about: dict[str, Any] = {}
+        for result in results:
+            about = result["about"] | about
+        rows = [row for result in results for row in result["rows"]]
+        yield {"about": about, "peaks": results[0]["peaks"], "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
-    """The markdown between the markers."""
+    """One machine's section."""
     about, peaks = result["about"], result["peaks"]
     versions = ", ".join(
         f"{title} {about[name]}"
@@ -78,11 +83,12 @@ def table(result: dict[str, Any]) -> str:
         if name in about
     )  # fmt: skip
     lines = [
+        f"#### {about['cores']} cores of {about['processor']}, level {about['instruction set in use']}",
+        "",
         *networks(result["rows"]), "",
         "Operators and layers against PyTorch, its time over ours (above 1: we are faster):", "",
         *suites(result["rows"]), "",
-        f"{about['cores']} cores of {about['processor']}, level {about['instruction set in use']}; "
-        f"measured peaks {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16, "
+        f"Measured peaks {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16, "
         f"{peaks['copy_gbs']:.0f} GB/s copying; {versions}; {about['date']}. Medians; all take turns in "
         "one process with the same number of threads, and the fastest configuration of each peer counts "
         "(both memory layouts, in training compiled and not, fused optimizer, autocast, flushed "
@@ -94,14 +100,15 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     """Replaces what stands between the markers, or compares it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="of one machine")
+    parser.add_argument("results", nargs="+", type=Path, help="machine by machine")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[-1]
-    wanted = f"{before}{BEGIN}\n{table(merged(args.results))}\n{END}{after}"
+    tables = "\n\n".join(map(table, machines(args.results)))
+    wanted = f"{before}{BEGIN}\n{tables}\n{END}{after}"
     if args.check:
         return int(wanted != text)
     readme.write_text(wanted)

@@ -49,8 +49,8 @@ struct NextPixels {
   }
 };
 
-// Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], where
-// pairs [tap][k / 2][V * LANES][2]; k is even then.
+// Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], or, in
+// pairs, [tap][k / 2][V * LANES][2]; k is even then.
 template <class P>
 using ProductKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
                                int64_t k, const P* b, float* tile, Ahead ahead);
