@@ -1,7 +1,8 @@
 """Rewrites README's tables from committed results: ``python benchmarks/readme_table.py results/*.json``.
 
 Results are written by ``fastnn bench --json``; each says its machine, versions and date. Those of one
-machine make one section, in the order they come. With ``--check`` nothing is written, and the exit code says whether README is up to date.
+machine make one section, in the order they come. With ``--check`` nothing is written, and the exit
+code says whether README is up to date.
 """
 
 from __future__ import annotations

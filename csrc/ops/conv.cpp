@@ -40,9 +40,15 @@ bool winograd_applies(const ConvParams& p) {
          p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
-// Flops in the time that a byte takes, measured with float32 on Sapphire Rapids and with bfloat16
-// on Zen 5 (with tiles, bfloat16 gains nothing by Winograd's algorithm).
-double flops_per_byte(const ConvParams& p) { return p.dtype == DType::float32 ? 14 : 8; }
+// Flops in the time that a byte takes, from the next cache, and from memory if it is prefetched:
+// measured with float32 on Sapphire Rapids and with bfloat16 on Zen 5 (with tiles, bfloat16 gains
+// nothing by Winograd's algorithm).
+struct ByteCost {
+  double cached, far;
+};
+ByteCost byte_cost(const ConvParams& p) {
+  return p.dtype == DType::float32 ? ByteCost{14, 11} : ByteCost{8, 20};
+}
 
 // What a multiply-add of the direct kernels costs, of one of Winograd's, which are in float32.
 double direct_cost(const ConvParams& p) {
@@ -56,14 +62,14 @@ bool winograd_for_weight(const ConvParams& p) {
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
   const auto tiles = static_cast<double>(p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4));
   const auto pixels = static_cast<double>(p.N * p.OH * p.OW);
-  return 1.33 * 2 * 36 * tiles + flops_per_byte(p) * 36 * 4 * 4 < direct_cost(p) * 2 * 9 * pixels;
+  return 1.33 * 2 * 36 * tiles + byte_cost(p).cached * 36 * 4 * 4 < direct_cost(p) * 2 * 9 * pixels;
 }
 
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
 // N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant, in what a core
 // computes in its time: its multiply-adds, or its transformed weights, which are prefetched
 // meanwhile, if those take longer; the other bytes that it moves beyond the core's own cache, at
-// flops_per_byte; and weights that have to be transformed first, against packing them for the
+// byte_cost; and weights that have to be transformed first, against packing them for the
 // direct kernel (measured: a constant for reading them, a share for each number written, and twice
 // that where they leave the caches before they are used).
 int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
@@ -87,8 +93,9 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
     const double groups = v / tasks > kL2Floats ? static_cast<double>(columns) / 64 : 0;
     const double bytes = 4 * (v * (1 + groups) + points * tiles * static_cast<double>(columns));
     const double weights = p.kept ? 0 : pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
-    const double cost = std::max(1.15 * 2 * points * tiles * pair, 11 * 4 * u * tasks) +
-                        flops_per_byte(p) * bytes + weights;
+    const double cost =
+        std::max(1.15 * 2 * points * tiles * pair, byte_cost(p).far * 4 * u * tasks) +
+        byte_cost(p).cached * bytes + weights;
     if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
   }
   return tile;
