@@ -37,13 +37,13 @@ struct Rows {
     bias[1] = load(e.bias + channel + (count > LANES ? LANES : 0));
   }
   // Returns what store_two does.
-  FASTNN_INLINED inline auto store(const float* first, const float* second, int64_t at) const {
-    vfloat low = load(first) + bias[0], high = load(second) + bias[1];
+  FASTNN_INLINED inline auto store(vfloat low, vfloat high, int64_t at) const {
+    low += bias[0], high += bias[1];
     if (residual) low += load(residual + at), high += load(residual + at + LANES);
     return store_two(y + at, vmax(floor, low), vmax(floor, high), route);  // NaN stays
   }
-  FASTNN_INLINED inline void store(const float* sums, int64_t at) const {
-    vfloat value = load(sums) + bias[0];
+  FASTNN_INLINED inline void store(vfloat value, int64_t at) const {
+    value += bias[0];
     if (residual) value += load(residual + at);
     store_any(y + at, vmax(floor, value), LANES, route);
   }

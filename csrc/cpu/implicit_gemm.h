@@ -74,8 +74,8 @@ FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t
   if (count == NR || count == LANES) {
     const Rows<T> out(e, channel, count, y, route);
     for (int r = 0; r < m; ++r, tile += width)
-      count == NR ? static_cast<void>(out.store(tile, tile + LANES, where[r]))
-                  : out.store(tile, where[r]);
+      count == NR ? static_cast<void>(out.store(load(tile), load(tile + LANES), where[r]))
+                  : out.store(load(tile), where[r]);
     return;
   }
   for (int r = 0; r < m; ++r) {
@@ -172,9 +172,15 @@ void run_grid(TapGrid g) {
           const int vectors = block_vectors(g.columns, block);
           const P* b = packed_block(block);
           const int64_t left = g.columns - block * NR;
-          Kernels<P>::product[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
-          store_tile(sums, vectors * LANES, m, where, g.y_channel + block * NR,
-                     left < NR ? left : NR, g.epilogue, y, g.route);
+          const int64_t channel = g.y_channel + block * NR;
+          if (left >= NR && !moments) {
+            const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
+            Finished<P, T>::product[m - 1](at, t.taps, t.tap_count, t.k, b, out, next);
+          } else {
+            Kernels<P>::product[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
+            store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR, g.epilogue,
+                       y, g.route);
+          }
           if (moments) {
             TileMoments& of = moments[task / parts * blocks + block];
             of.count = static_cast<float>(pixels);

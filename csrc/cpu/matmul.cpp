@@ -1,6 +1,7 @@
 // Instantiations of the register-blocked kernels of matmul.h, one per tile shape.
 #include "cpu/matmul.h"
 
+#include "cpu/conv_epilogue.h"
 #include "cpu/simd/transpose.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -27,10 +28,9 @@ FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (
 }
 
 template <class P, int M>
-void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k, const P* b,
-             float* tile, Ahead ahead) {
+FASTNN_INLINE void accumulate(const P* const* rows, const int64_t* taps, int64_t tap_count,
+                              int64_t k, const P* b, Ahead ahead, vfloat (&acc)[M][NV]) {
   constexpr int64_t step = kStep<P>;
-  vfloat acc[M][NV] = {};
   for (int64_t t = 0; t < tap_count; ++t) {
     const P* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
@@ -42,10 +42,27 @@ void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64
     }
     if (i < k) steps<M, 1>(a, i, b, acc), b += NR * step;
   }
+}
+
+template <class P, int M>
+void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k, const P* b,
+             float* tile, Ahead ahead) {
+  vfloat acc[M][NV] = {};
+  accumulate(rows, taps, tap_count, k, b, ahead, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) store(tile + (m * NV + v) * LANES, acc[m][v]);
+}
+
+template <class P, class T, int M>
+void finished_product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
+                      const P* b, const Output<T>& to, Ahead ahead) {
+  vfloat acc[M][NV] = {};
+  accumulate(rows, taps, tap_count, k, b, ahead, acc);
+  const Rows<T> out(to.epilogue, to.channel, NR, to.y, to.around ? Route::around : Route::through);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) out.store(acc[m][0], acc[m][1], to.where[m]);
 }
 
 // A tile of one vector would load as much as it multiplies. It takes two steps at a time: one load
@@ -121,6 +138,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
 }  // namespace
 
 #define FASTNN_PRODUCTS(M) {narrow_product<P, M>, FASTNN_ISA::product<P, M>}
+#define FASTNN_FINISHED(M) finished_product<P, T, M>
 #define FASTNN_OUTERS(M) {FASTNN_ISA::outer<P, M, 1>, FASTNN_ISA::outer<P, M, NV>}
 #define FASTNN_SMALL_TILES(TILES) TILES(1), TILES(2), TILES(3), TILES(4), TILES(5), TILES(6)
 #if defined(FASTNN_ISA_avx512)
@@ -135,9 +153,14 @@ template <class P>
 const ProductKernel<P> Kernels<P>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_PRODUCTS)};
 template <class P>
 const OuterKernel<P> Kernels<P>::outer[MR][NV] = {FASTNN_ALL_TILES(FASTNN_OUTERS)};
+template <class P, class T>
+const FinishedKernel<P, T> Finished<P, T>::product[MR] = {FASTNN_ALL_TILES(FASTNN_FINISHED)};
 template struct Kernels<float>;
+template struct Finished<float, float>;
+template struct Finished<float, bfloat16>;
 #if defined(FASTNN_ISA_avx512_bf16)
 template struct Kernels<bfloat16>;
+template struct Finished<bfloat16, bfloat16>;
 #endif
 extern const OuterKernel<float> outer_square = FASTNN_ISA::outer<float, LANES, 1>;
 

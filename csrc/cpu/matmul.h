@@ -19,6 +19,7 @@
 #pragma once
 
 #include "cpu/simd/steps.h"
+#include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 
@@ -55,6 +56,20 @@ template <class P>
 using ProductKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
                                int64_t k, const P* b, float* tile, Ahead ahead);
 
+// The same for whole blocks of columns, finished: row r of the tile, from `channel` on, goes to
+// y + where[r].
+template <class T>
+struct Output {
+  const ConvEpilogue& epilogue;
+  int64_t channel;
+  T* y;
+  const int64_t* where;
+  bool around;  // the caches
+};
+template <class P, class T>
+using FinishedKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
+                                int64_t k, const P* b, const Output<T>& to, Ahead ahead);
+
 // A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order, or
 // [pair of pixels of a row][M][2], with zeros behind the last pixel of an odd row. The tile has row
 // pitch `pitch` and `last` columns in its last vector (x is read in whole vectors); `add` keeps
@@ -76,6 +91,10 @@ template <class P>
 struct Kernels {
   static const ProductKernel<P> product[MR][NV];
   static const OuterKernel<P> outer[MR][NV];
+};
+template <class P, class T>
+struct Finished {
+  static const FinishedKernel<P, T> product[MR];
 };
 extern const OuterKernel<float> outer_square;  // LANES rows of one vector
 

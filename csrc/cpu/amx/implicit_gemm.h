@@ -103,13 +103,14 @@ struct Meanwhile {
     if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);
     if (moments) count_half_rows(from + uncounted * kColumns, n - uncounted);
     if (count == kColumns) {
-      for (int i = 0; i < n; ++i, from += kColumns) out.store(from, from + kTile, to[i]);
+      for (int i = 0; i < n; ++i, from += kColumns)
+        out.store(load(from), load(from + kTile), to[i]);
       return;
     }
     for (int i = 0; i < n; ++i, from += kColumns)
       // A whole line, so that every line is written around the caches or none of it.
       if (i + 1 < n && to[i + 1] == to[i] + kTile && streams(out.y + to[i], 64, Route::around))
-        out.store(from, from + kColumns, to[i]), ++i, from += kColumns;
+        out.store(load(from), load(from + kColumns), to[i]), ++i, from += kColumns;
       else
         finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
   }
@@ -130,7 +131,8 @@ struct Meanwhile {
     CountedVector low(*moments, 0), high(*moments, LANES);
     bool opening = opens;
     for (int i = 0; i < n; ++i) {
-      const __m512i stored = out.store(from + i * kColumns, from + i * kColumns + kTile, to[i]);
+      const __m512i stored =
+          out.store(load(from + i * kColumns), load(from + i * kColumns + kTile), to[i]);
       if (i < uncounted) continue;
       const auto half = [&](__m256i values) { return widen(reinterpret_cast<vhalf>(values)); };
       const vfloat first = half(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0));
