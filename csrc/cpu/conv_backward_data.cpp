@@ -44,8 +44,8 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
     grid.b_bytes = size * int64_t{sizeof(P)};
     each_group(p, [&](int64_t group) {
       pack_transposed(w + group * oc * p.KH * p.KW * ic, p, taps, b + group * size);
-      run_grid<T, P>(grid.of_group(group));
     });
+    run_grid<T, P>(grid);
   });
 }
 

@@ -31,7 +31,7 @@ constexpr int64_t kUnitValues = 512 << 10;   // of one x panel
 constexpr int64_t kLongRun = 8;              // blocks of columns
 constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
-// How one group's work is cut.
+// How one group's work is cut; plans are those of the first one.
 struct Plan {
   InputTiles x;
   int64_t oc, block_m;      // output channels, and how many of them a kernel takes
@@ -45,10 +45,10 @@ struct Plan {
 };
 
 template <class T, class P>
-Plan plan(const ConvParams& p, const T* x, int64_t group, const int64_t* dh, const int64_t* dw) {
+Plan plan(const ConvParams& p, const T* x, const int64_t* dh, const int64_t* dw) {
   const int64_t ic = p.group_inputs(), taps = p.KH * p.KW;
   Plan a{};
-  a.x.in = {x,  p.N,  p.H,  p.W,        p.C,        group * ic,
+  a.x.in = {x,  p.N,  p.H,  p.W,        p.C,        0,
             ic, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
             dh, dw};
   if (a.x.in.pointwise()) a.x.in.flatten();
@@ -175,6 +175,23 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
   }
 }
 
+// body(first group, last group) for all of them: some that share cache lines go through a unit one
+// after the other.
+constexpr int64_t kSharedChannels = 128;
+
+template <class Body>
+void each_groups(const ConvParams& p, const Body& body) {
+  const int64_t tasks = 2 * get_num_threads();
+  const int64_t most = p.groups < tasks ? p.groups : ceil_div(p.groups, tasks);
+  const int64_t together = clamp(kSharedChannels / p.group_inputs(), 1, most);
+  const auto range = [&](int64_t i) { body(i * together, clamp(p.groups, 0, (i + 1) * together)); };
+  const int64_t ranges = ceil_div(p.groups, together);
+  if (p.groups >= tasks)
+    parallel_for_dynamic(ranges, range);
+  else
+    for (int64_t i = 0; i < ranges; ++i) range(i);
+}
+
 template <class P, class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
@@ -189,27 +206,30 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  each_group(p, [&](int64_t group) {
-    const Plan a = plan<T, P>(p, x, group, dh, dw);
-    const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.g_pixels, kPackPixels);
-    const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
-    const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
+  const Plan a = plan<T, P>(p, x, dh, dw);
+  const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.g_pixels, kPackPixels);
+  const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
+  const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
+  each_groups(p, [&](int64_t first, int64_t last) {
     Workspace room(a.partials * (x_size + a.g_size) * int64_t{sizeof(P)});
     P* const panels = reinterpret_cast<P*>(room.floats());
-    Workspace own(in_place ? 0 : a.partials * a.size * 4);
-    const WeightGradient of_group = gw.from(group * a.size);
-    float* const sums = in_place ? static_cast<float*>(of_group.at) : own.floats();
+    Workspace own(in_place ? 0 : (last - first) * a.partials * a.size * 4);
+    const auto sums_of = [&](int64_t group) {
+      return in_place ? static_cast<float*>(gw.from(group * a.size).at)
+                      : own.floats() + (group - first) * a.partials * a.size;
+    };
 
-    const auto fill = [&](int64_t partial, int64_t unit, int64_t piece) {
-      const Tile u = a.x.tile(unit);
+    const auto fill = [&](int64_t group, int64_t partial, int64_t unit, int64_t piece) {
+      const Tile u = a.x.tile(unit, group);
       P* x_panel = panels + partial * (x_size + a.g_size);
       if (piece < lines)
         fill_line<T>(a.x, u, piece, x_panel);
       else
         pack_gradient(p, a, u, g + group * oc, piece - lines, x_panel + x_size);
     };
-    const auto multiply = [&](int64_t partial, int64_t part, int64_t unit, bool add) {
-      const Tile u = a.x.tile(unit);
+    const auto multiply = [&](int64_t group, int64_t partial, int64_t part, int64_t unit,
+                              bool add) {
+      const Tile u = a.x.tile(unit, group);
       const P* panel = panels + partial * (x_size + a.g_size);
       const P* from = a.x.source == Source::direct ? direct_base<P>(a.x, u) : panel;
       NextPixels next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
@@ -225,29 +245,34 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
       const T* const own = g + ((u.image * p.OH + u.row) * p.OW + u.col) * p.OC;
       const P* const factors = a.square ? reinterpret_cast<const P*>(own) : panel + x_size;
       add_unit(a, u, from, factors, a.x_blocks * part / a.parts, a.x_blocks * (part + 1) / a.parts,
-               add, sums + partial * a.size, next);
+               add, sums_of(group) + partial * a.size, next);
     };
     const auto begin = [&](int64_t partial) { return units * partial / a.partials; };
     if (a.parts == 1) {
       parallel_for_dynamic(a.partials, [&](int64_t partial) {
-        for (int64_t unit = begin(partial); unit < begin(partial + 1); ++unit) {
-          for (int64_t piece = 0; piece < lines + pieces; ++piece) fill(partial, unit, piece);
-          multiply(partial, 0, unit, unit > begin(partial));
-        }
+        for (int64_t unit = begin(partial); unit < begin(partial + 1); ++unit)
+          for (int64_t group = first; group < last; ++group) {
+            for (int64_t piece = 0; piece < lines + pieces; ++piece)
+              fill(group, partial, unit, piece);
+            multiply(group, partial, 0, unit, unit > begin(partial));
+          }
       });
     } else {
-      for (int64_t round = 0; round < ceil_div(units, a.partials); ++round) {
-        parallel_for(a.partials * (lines + pieces), [&](int64_t task) {
-          const int64_t partial = task / (lines + pieces), unit = begin(partial) + round;
-          if (unit < begin(partial + 1)) fill(partial, unit, task % (lines + pieces));
-        });
-        parallel_for_dynamic(a.partials * a.parts, [&](int64_t task) {
-          const int64_t partial = task / a.parts, unit = begin(partial) + round;
-          if (unit < begin(partial + 1)) multiply(partial, task % a.parts, unit, round > 0);
-        });
-      }
+      for (int64_t round = 0; round < ceil_div(units, a.partials); ++round)
+        for (int64_t group = first; group < last; ++group) {
+          parallel_for(a.partials * (lines + pieces), [&](int64_t task) {
+            const int64_t partial = task / (lines + pieces), unit = begin(partial) + round;
+            if (unit < begin(partial + 1)) fill(group, partial, unit, task % (lines + pieces));
+          });
+          parallel_for_dynamic(a.partials * a.parts, [&](int64_t task) {
+            const int64_t partial = task / a.parts, unit = begin(partial) + round;
+            if (unit < begin(partial + 1))
+              multiply(group, partial, task % a.parts, unit, round > 0);
+          });
+        }
     }
-    if (!in_place) add_partials(sums, a.partials, a.size, of_group);
+    for (int64_t group = first; group < last && !in_place; ++group)
+      add_partials(sums_of(group), a.partials, a.size, gw.from(group * a.size));
   });
 }
 

@@ -65,10 +65,11 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
   const EvenWeights even(w, p.OC * taps, real, packed.filled() ? 0 : missing);
-  each_group(p, [&](int64_t group) {
-    if (!packed.filled()) pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
-    run_grid<T, P>(grid.of_group(group));
-  });
+  if (!packed.filled())
+    each_group(p, [&](int64_t group) {
+      pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
+    });
+  run_grid<T, P>(grid);
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,

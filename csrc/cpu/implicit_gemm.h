@@ -7,7 +7,8 @@
 // convolution is stride_h * stride_w of them, one per output phase, each with the taps that reach
 // it.
 //
-//   task = tile of grid points (conv_input.h) x (range of column blocks)
+//   task = tile of grid points (conv_input.h) x (range of column blocks) x group of channels,
+//   groups of one tile after each other: their pixels share cache lines
 //     panel: the input it needs, in float32 or in pairs of bfloat16, in this thread's L2 (skipped
 //     where the tensor serves)
 //     for each block of NR columns, for each MR pixels of the tile: product kernel, epilogue, store
@@ -108,29 +109,31 @@ FASTNN_INLINE int64_t output_offset(const TapGrid& g, const Tile& tile, int64_t 
 
 // T: of the output; P: what is multiplied.
 template <class T, class P>
-void run_grid(TapGrid g) {
-  if (g.in.N * g.in.GH * g.in.GW * g.columns == 0) return;
-  flatten(g);
+void run_grid(TapGrid all) {
+  if (all.in.N * all.in.GH * all.in.GW * all.columns == 0) return;
+  flatten(all);
   InputTiles t;
-  t.in = g.in;
-  const bool large = g.in.tap_count * g.in.K * g.columns > kLargeB;
-  const bool counted = is_counted(g);
+  t.in = all.in;
+  const bool large = all.in.tap_count * all.in.K * all.columns > kLargeB;
+  const bool counted = is_counted(all);
   const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;
-  const int64_t some = clamp(ceil_div(g.in.N * g.in.GH * g.in.GW, cut), 4 * MR, 32 * MR);
-  const int64_t most = clamp(kLargePanelFloats / (g.in.tap_count * g.in.K), 4 * MR, 32 * MR);
+  const int64_t some = clamp(ceil_div(all.in.N * all.in.GH * all.in.GW, cut), 4 * MR, 32 * MR);
+  const int64_t most = clamp(kLargePanelFloats / (all.in.tap_count * all.in.K), 4 * MR, 32 * MR);
   plan_input<T, P>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
-  const int64_t tiles = t.count(), blocks = block_count(g.columns);
+  const int64_t tiles = t.count(), blocks = block_count(all.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
-  while (tiles * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
+  while (tiles * all.groups * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
-  T* const y = static_cast<T*>(g.y);
+  T* const y = static_cast<T*>(all.y);
   Workspace room(counted ? tiles * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
 
-  parallel_for_dynamic(tiles * parts, [&](int64_t task) {
-    const int64_t part = task % parts;
-    const Tile tile = t.tile(task / parts);
-    const P* const panel = tile_input<T, P>(t, tile, task / parts, call);
+  parallel_for_dynamic(tiles * parts * all.groups, [&](int64_t task) {
+    const int64_t of_group = task % all.groups, part = task / all.groups % parts;
+    const int64_t index = task / all.groups / parts;
+    const TapGrid g = all.of_group(of_group);
+    const Tile tile = t.tile(index, of_group);
+    const P* const panel = tile_input<T, P>(t, tile, index * all.groups + of_group, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
     const int block_m = even_block(pixels);
     alignas(64) float sums[MR * NR];
@@ -182,7 +185,7 @@ void run_grid(TapGrid g) {
                        y, g.route);
           }
           if (moments) {
-            TileMoments& of = moments[task / parts * blocks + block];
+            TileMoments& of = moments[index * blocks + block];
             of.count = static_cast<float>(pixels);
             count_rows<T>(sums, vectors, m,
                           g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, p == 0, of);
@@ -193,7 +196,7 @@ void run_grid(TapGrid g) {
       }
     }
   });
-  if (moments) merge_moments(moments, tiles, g.columns, *g.epilogue.moments);
+  if (moments) merge_moments(moments, tiles, all.columns, *all.epilogue.moments);
 }
 
 }  // namespace
