@@ -23,6 +23,7 @@ struct alignas(64) Block {
   FASTNN_INLINED inline void set(int64_t c, vfloat v) { store(values + c * LANES, v); }
 };
 
+// These fetch the block after the next: rows that straddle cache lines are not prefetched well.
 template <class T>
 FASTNN_INLINE void load_block(const T* x, int64_t C, Block& to) {
   vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
