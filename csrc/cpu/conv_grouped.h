@@ -10,7 +10,8 @@ namespace fastnn::cpu::FASTNN_ISA {
 FASTNN_INLINE bool is_grouped(const ConvParams& p) {
   const int64_t G = p.group_inputs();
   const bool part = (G == 2 || G == 4 || G == 8) && LANES % G == 0;
-  bool whole = (G == 16 || G == 32) && G % LANES == 0;
+  // Turned weights of whole vectors leave L2: they have to serve some pixels.
+  bool whole = (G == 16 || G == 32) && G % LANES == 0 && p.N * p.OH * p.OW >= 2 * p.KH * p.KW * G;
 #if defined(FASTNN_ISA_avx512_bf16)
   whole = whole && p.dtype == DType::float32;  // pairs fill the product kernels
 #endif
