@@ -277,7 +277,8 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
 }
 
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
-  if (is_grouped(p)) return grouped_backward_weight(p, x, g, grad_weight);
+  const bool few = p.group_inputs() >= LANES && few_pixels(p);
+  if (is_grouped(p) && !few) return grouped_backward_weight(p, x, g, grad_weight);
   const WeightGradient gw(p, grad_weight);
   const auto run = [&](auto value) {
     using T = decltype(value);

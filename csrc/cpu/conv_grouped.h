@@ -7,11 +7,14 @@
 
 namespace fastnn::cpu::FASTNN_ISA {
 
+// Whether turning the weights, which leave L2 where groups are large, would not pay.
+FASTNN_INLINE bool few_pixels(const ConvParams& p) {
+  return p.N * p.OH * p.OW < 2 * p.KH * p.KW * p.group_inputs();
+}
 FASTNN_INLINE bool is_grouped(const ConvParams& p) {
   const int64_t G = p.group_inputs();
   const bool part = (G == 2 || G == 4 || G == 8) && LANES % G == 0;
-  // Turned weights of whole vectors leave L2: they have to serve some pixels.
-  bool whole = (G == 16 || G == 32) && G % LANES == 0 && p.N * p.OH * p.OW >= 2 * p.KH * p.KW * G;
+  bool whole = (G == 16 || (G == 32 && !few_pixels(p))) && G % LANES == 0;
 #if defined(FASTNN_ISA_avx512_bf16)
   whole = whole && p.dtype == DType::float32;  // pairs fill the product kernels
 #endif
