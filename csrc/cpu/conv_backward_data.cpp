@@ -10,14 +10,14 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 // packed[block][tap][oc][width] = w[oc][kh][kw][ic] for the taps of one phase of one group, or
-// [block][tap][oc / 2][width][2].
+// [block][tap][oc / 2][width][2], with zeros behind the last of an odd number of channels.
 template <class P, class T>
 void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packed) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   parallel_for(block_count(ic), [&](int64_t block) {
     const int width = block_vectors(ic, block) * LANES;
     const int64_t left = ic - block * NR;
-    P* to = packed + block * NR * oc * taps.count;
+    P* to = packed + block * NR * (oc + oc % kStep<P>)*taps.count;
     const int64_t next = p.KH * p.KW * ic;
     for (int t = 0; t < taps.count; ++t)
       for (int64_t o = 0; o < oc; o += kStep<P>, to += width * kStep<P>) {
@@ -25,21 +25,25 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packe
         for (int64_t n = 0; n < width; n += LANES) {
           const int used = static_cast<int>(clamp(left - n, 0, LANES));
           vfloat row = load_any(from + n, used);
-          if (kStep<P> == 2) row = paired(row, load_any(from + next + n, used));
+          if (kStep<P> == 2)
+            row = paired(row, o + 1 < oc ? load_any(from + next + n, used) : vfloat{});
           store(reinterpret_cast<float*>(to + n * kStep<P>), row);
         }
       }
   });
 }
 
-template <class P, class T>
+template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const int64_t size = packed_columns(ic) * oc * p.KH * p.KW;
+  using P = Operand<T>;
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs(), missing = oc % kStep<P>;
+  const int64_t size = packed_columns(ic) * (oc + missing) * p.KH * p.KW;
   Workspace packed(p.groups * size * int64_t{sizeof(P)});
   P* const b = reinterpret_cast<P*>(packed.floats());
   each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, TapGrid& grid) {
+    grid.in.K += missing;
+    grid.in.missing = missing;
     grid.b = b;
     grid.b_bytes = size * int64_t{sizeof(P)};
     each_group(p, [&](int64_t group) {
@@ -52,17 +56,12 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
   if (is_grouped(p)) return grouped_backward_data(p, g, w, epilogue, grad_input);
-  const auto run = [&](auto operand, auto value) {
-    using T = decltype(value);
-    backward_data_typed<decltype(operand)>(p, static_cast<const T*>(g), static_cast<const T*>(w),
-                                           epilogue, static_cast<T*>(grad_input));
-  };
   if (p.dtype == DType::float32)
-    run(float{}, float{});
-  else if (p.group_outputs() % 2 == 0)
-    run(Operand<bfloat16>{}, bfloat16{});
+    backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), epilogue,
+                        static_cast<float*>(grad_input));
   else
-    run(float{}, bfloat16{});
+    backward_data_typed(p, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w),
+                        epilogue, static_cast<bfloat16*>(grad_input));
 }
 
 }  // namespace

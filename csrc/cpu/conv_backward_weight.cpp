@@ -98,10 +98,7 @@ FASTNN_INLINE void copy_step(const T* from, const T*, int64_t m, float* to) {
   copy_values(to, from, m);
 }
 FASTNN_INLINE void copy_step(const bfloat16* from, const bfloat16* next, int64_t m, bfloat16* to) {
-  vector_loop(0, m, [&](int64_t i, int n) {
-    const vfloat second = next ? load_any(next + i, n) : vfloat{};
-    store_any(reinterpret_cast<float*>(to + 2 * i), paired(load_any(from + i, n), second), n);
-  });
+  copy_pairs(from, next, m, to);
 }
 
 template <class T, class P>
@@ -175,25 +172,11 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
   }
 }
 
-// body(first group, last group) for all of them: some that share cache lines go through a unit one
-// after the other.
-constexpr int64_t kSharedChannels = 128;
+constexpr int64_t kSharedChannels = 128;  // of groups whose pixels share cache lines
 
-template <class Body>
-void each_groups(const ConvParams& p, const Body& body) {
-  const int64_t tasks = 2 * get_num_threads();
-  const int64_t most = p.groups < tasks ? p.groups : ceil_div(p.groups, tasks);
-  const int64_t together = clamp(kSharedChannels / p.group_inputs(), 1, most);
-  const auto range = [&](int64_t i) { body(i * together, clamp(p.groups, 0, (i + 1) * together)); };
-  const int64_t ranges = ceil_div(p.groups, together);
-  if (p.groups >= tasks)
-    parallel_for_dynamic(ranges, range);
-  else
-    for (int64_t i = 0; i < ranges; ++i) range(i);
-}
-
-template <class P, class T>
+template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
+  using P = Operand<T>;
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
   if (p.N * p.OH * p.OW == 0) {
     const int64_t bytes = p.OC * ic * p.KH * p.KW * item_size(gw.dtype);
@@ -210,7 +193,8 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.g_pixels, kPackPixels);
   const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
   const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
-  each_groups(p, [&](int64_t first, int64_t last) {
+  // Groups of a range go through a unit one after the other.
+  each_range_of_groups(p, kSharedChannels / ic, [&](int64_t first, int64_t last) {
     Workspace room(a.partials * (x_size + a.g_size) * int64_t{sizeof(P)});
     P* const panels = reinterpret_cast<P*>(room.floats());
     Workspace own(in_place ? 0 : (last - first) * a.partials * a.size * 4);
@@ -277,17 +261,12 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
 }
 
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
-  const bool few = p.group_inputs() >= LANES && few_pixels(p);
-  if (is_grouped(p) && !few) return grouped_backward_weight(p, x, g, grad_weight);
+  if (is_grouped(p, true)) return grouped_backward_weight(p, x, g, grad_weight);
   const WeightGradient gw(p, grad_weight);
-  const auto run = [&](auto value) {
-    using T = decltype(value);
-    backward_weight_typed<Operand<T>>(p, static_cast<const T*>(x), static_cast<const T*>(g), gw);
-  };
   if (p.dtype == DType::float32)
-    run(float{});
+    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
   else
-    run(bfloat16{});
+    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
 }
 
 // Column sums in fixed chunks of rows, added in order.

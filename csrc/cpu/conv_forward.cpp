@@ -44,9 +44,10 @@ inline void pack_weight(const bfloat16* w, int64_t outputs, int64_t rows, bfloat
               reinterpret_cast<float*>(packed));
 }
 
-template <class P, class T>
+template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
+  using P = Operand<T>;
   const int64_t real = p.group_inputs(), missing = real % kStep<P>, ic = real + missing;
   const int64_t oc = p.group_outputs(), taps = p.KH * p.KW, rows = taps * ic;
   int64_t dh[kMaxTaps], dw[kMaxTaps];
@@ -64,26 +65,24 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
                      dh, dw,   missing};
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
-  const EvenWeights even(w, p.OC * taps, real, packed.filled() ? 0 : missing);
-  if (!packed.filled())
+  if (!packed.filled()) {
+    const EvenWeights even(w, p.OC * taps, real, missing);
     each_group(p, [&](int64_t group) {
       pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
     });
+  }
   run_grid<T, P>(grid);
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
   if (is_grouped(p)) return grouped_forward(p, x, w, epilogue, y);
-  const auto run = [&](auto operand, auto value) {
-    using T = decltype(value);
-    forward_typed<decltype(operand)>(p, static_cast<const T*>(x), static_cast<const T*>(w),
-                                     epilogue, static_cast<T*>(y));
-  };
   if (p.dtype == DType::float32)
-    run(float{}, float{});
+    forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
+                  static_cast<float*>(y));
   else
-    run(Operand<bfloat16>{}, bfloat16{});
+    forward_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w), epilogue,
+                  static_cast<bfloat16*>(y));
 }
 
 }  // namespace

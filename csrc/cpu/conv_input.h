@@ -29,13 +29,23 @@ FASTNN_INLINE int64_t clamp(int64_t x, int64_t lowest, int64_t highest) {
   return x < lowest ? lowest : (x > highest ? highest : x);
 }
 
-// body(group) for all groups: of many groups, each is a task, and its loops run on one thread.
+// body(first group, last group) for all groups, up to `most` at a time: of many groups, each range
+// is a task, and its loops run on one thread.
+template <class Body>
+FASTNN_INLINE void each_range_of_groups(const ConvParams& p, int64_t most, const Body& body) {
+  const int64_t tasks = 2 * get_num_threads();
+  const bool many = p.groups >= tasks;
+  const int64_t together = clamp(most, 1, many ? (p.groups + tasks - 1) / tasks : p.groups);
+  const int64_t ranges = (p.groups + together - 1) / together;
+  const auto range = [&](int64_t i) { body(i * together, clamp(p.groups, 0, (i + 1) * together)); };
+  if (many)
+    parallel_for_dynamic(ranges, range);
+  else
+    for (int64_t i = 0; i < ranges; ++i) range(i);
+}
 template <class Body>
 FASTNN_INLINE void each_group(const ConvParams& p, const Body& body) {
-  if (p.groups >= 2 * get_num_threads())
-    parallel_for_dynamic(p.groups, body);
-  else
-    for (int64_t group = 0; group < p.groups; ++group) body(group);
+  each_range_of_groups(p, 1, [&](int64_t group, int64_t) { body(group); });
 }
 
 struct InputGrid {

@@ -53,15 +53,6 @@ struct StemRows {
   int64_t ahead;  // to what is read after these rows and brought meanwhile, in values of g
 };
 
-// V vectors of the gradient of an output, or of two; `last` of the last vector.
-template <int V, class T>
-FASTNN_INLINE void load_gradient(const T* g, int64_t next, bool both, int last, vfloat (&grad)[V]) {
-  if constexpr (kStep<Operand<T>> == 2)
-    load_columns(g, next, both, last, grad);
-  else
-    for (int v = 0; v < V; ++v) grad[v] = load_any(g + v * LANES, v < V - 1 ? LANES : last);
-}
-
 // A tile of K rows of J values under the taps, for V vectors of output channels.
 template <int K, int J, int V, class T>
 void stem_tile(const StemRows<T>& s, int last, float* sums) {
@@ -76,7 +67,7 @@ void stem_tile(const StemRows<T>& s, int last, float* sums) {
       __builtin_prefetch(g + s.ahead, 0, 2);
       __builtin_prefetch(g + (both && step == 2 ? s.OC : (V - 1) * LANES) + s.ahead, 0, 2);
       vfloat grad[V];
-      load_gradient(g, s.OC, both, last, grad);
+      load_columns(g, s.OC, both, last, grad, P{});
       g += both ? step * s.OC : s.OC;
 #pragma GCC unroll 5
       for (int k = 0; k < K; ++k)
@@ -91,15 +82,8 @@ void stem_tile(const StemRows<T>& s, int last, float* sums) {
 #pragma GCC unroll 5
   for (int k = 0; k < K; ++k)
 #pragma GCC unroll 11
-    for (int j = 0; j < J; ++j) {
-      in_order(acc[k][j], P{});
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        float* const to = sums + k * s.next_sums + j * s.OC + v * LANES;
-        const int n = v < V - 1 ? LANES : last;
-        store_any(to, load_any(to, n) + acc[k][j][v], n);
-      }
-    }
+    for (int j = 0; j < J; ++j)
+      write_sums<P>(acc[k][j], sums + k * s.next_sums + j * s.OC, last, true);
 }
 
 // All output channels: V vectors at a time, then one, then what is left of one.
@@ -162,10 +146,7 @@ void stem_row(const T* x, int64_t begin, int64_t until, int64_t width, P* to) {
 inline void pair_stem_row(const bfloat16* row, int64_t cols, int64_t x_col, int64_t values,
                           bfloat16* to) {
   for (int64_t col = 0; col < cols; col += 2, row += 2 * x_col, to += 2 * values)
-    vector_loop(0, values, [&](int64_t j, int n) {
-      const vfloat second = col + 1 < cols ? load_any(row + x_col + j, n) : vfloat{};
-      store_any(reinterpret_cast<float*>(to + 2 * j), paired(load_any(row + j, n), second), n);
-    });
+    copy_pairs(row, col + 1 < cols ? row + x_col : nullptr, values, to);
 }
 
 template <class T>

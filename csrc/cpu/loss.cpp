@@ -52,12 +52,16 @@ float label_weight(const ClassParams& p, int64_t row) {
 }
 float share(const ClassParams& p) { return p.smoothing / static_cast<float>(p.C); }
 
+FASTNN_INLINE vfloat smoothed(const ClassParams& p, vfloat t) {
+  return t * (1.0f - p.smoothing) + share(p);
+}
+
 // Target weights of classes c .. c + n - 1.
 FASTNN_INLINE vfloat targets(const ClassParams& p, int64_t row, int64_t c, int n) {
   const vfloat t =
       p.labels ? select(lanes() == static_cast<int32_t>(p.labels[row] - c), set1(1.0f), vfloat{})
                : load_any(p.probabilities + row * p.C + c, n);
-  return ones_or(p.weight, c, n) * (t * (1.0f - p.smoothing) + share(p));
+  return ones_or(p.weight, c, n) * smoothed(p, t);
 }
 
 template <class T>
@@ -88,8 +92,7 @@ void loss_of_row(const ClassParams& p, int64_t row, float* loss) {
 
 // The target of class c of a block of rows, but for the part of labels, times the class's weight.
 FASTNN_INLINE vfloat target(const ClassParams& p, const Block& probabilities, int64_t c) {
-  vfloat t = set1(share(p));
-  if (!p.labels) t += probabilities[c] * (1.0f - p.smoothing);
+  const vfloat t = smoothed(p, p.labels ? vfloat{} : probabilities[c]);
   return p.weight ? t * p.weight[c] : t;
 }
 
@@ -171,10 +174,10 @@ void gradient_of_block(const ClassParams& p, int64_t row, const float* scales, T
   const RowExponents e = exponents(x, p.C, y);
   vfloat all{};
   vint kept{};
-  if (p.labels)
+  if (p.labels) {
     for (int r = 0; r < LANES; ++r)
       if (!ignored(p, row + r)) kept[r] = -1, all[r] = label_weight(p, row + r);
-  if (!p.labels) {
+  } else {
     load_block(p.probabilities + row * p.C, p.C, probabilities);
     kept = ~kept;
   }

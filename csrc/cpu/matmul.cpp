@@ -114,7 +114,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
         __builtin_prefetch(ahead.from, 0, 2);
         ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
         vfloat column[V];
-        load_columns(x, s.x_col, col + 1 < s.cols, LANES, column);
+        load_columns(x, s.x_col, col + 1 < s.cols, LANES, column, P{});
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
           const vfloat value = set1_step(g + m * step);
@@ -124,15 +124,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
       }
     }
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-    in_order(acc[m], P{});
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      float* const to = tile + m * pitch + v * LANES;
-      const int n = v < V - 1 ? LANES : last;
-      store_any(to, add ? load_any(to, n) + acc[m][v] : acc[m][v], n);
-    }
-  }
+  for (int m = 0; m < M; ++m) write_sums<P>(acc[m], tile + m * pitch, last, add);
 }
 
 }  // namespace
@@ -157,10 +149,9 @@ template <class P, class T>
 const FinishedKernel<P, T> Finished<P, T>::product[MR] = {FASTNN_ALL_TILES(FASTNN_FINISHED)};
 template struct Kernels<float>;
 template struct Finished<float, float>;
-template struct Finished<float, bfloat16>;
+template struct Finished<Operand<bfloat16>, bfloat16>;
 #if defined(FASTNN_ISA_avx512_bf16)
 template struct Kernels<bfloat16>;
-template struct Finished<bfloat16, bfloat16>;
 #endif
 extern const OuterKernel<float> outer_square = FASTNN_ISA::outer<float, LANES, 1>;
 

@@ -32,7 +32,7 @@ constexpr int NV = 2;
 constexpr int NR = NV * LANES;
 
 // Memory that a kernel brings into L2 while it multiplies: a prefetch per two steps of its
-// reduction, or per four where a tile is one vector wide and loads are what it waits for.
+// reduction.
 struct Ahead {
   const void* from;
   int64_t step;  // bytes

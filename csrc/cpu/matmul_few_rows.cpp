@@ -145,7 +145,7 @@ void columns_typed(const FewRows& p, const T* a, const T* w, T* out) {
       const P* const numbers = turned + d * p.rows * kDeep;
       const T* const from = w + d * kDeep * p.columns + begin;
       const int64_t left = p.inner - d * kDeep;
-      if (left >= kDeep)
+      if (left >= kDeep)  // as a constant: no row is asked for
         add_rows(p, numbers, from, kDeep, end - begin, sums, pitch);
       else
         add_rows(p, numbers, from, left, end - begin, sums, pitch);

@@ -78,7 +78,7 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
   constexpr double kL2Floats = 256 << 10;
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
   const double pixels = static_cast<double>(p.N * rows * cols);
-  // The direct kernel of few columns loads as much as it multiplies.
+  // The direct kernel takes longer for a multiply-add of few columns.
   double best = direct_cost(p) * (columns > 16 ? 1 : 1.25) * 2 * 9 * pixels * pair;
   int tile = 0;
   for (int size : {4, 2}) {

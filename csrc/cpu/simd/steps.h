@@ -33,6 +33,15 @@ FASTNN_INLINE vfloat load_steps_any(const T* p, int64_t n, float) {
   return load_any(p, static_cast<int>(n));
 }
 FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a * b; }
+// n values of `first` in pairs with those of `second`, or with zeros if there is none.
+FASTNN_INLINE void copy_pairs(const bfloat16* first, const bfloat16* second, int64_t n,
+                              bfloat16* to) {
+  vector_loop(0, n, [&](int64_t i, int lanes) {
+    const vfloat other = second ? load_any(second + i, lanes) : vfloat{};
+    store_any(reinterpret_cast<float*>(to + 2 * i), paired(load_any(first + i, lanes), other),
+              lanes);
+  });
+}
 
 #if defined(FASTNN_ISA_avx512_bf16)
 FASTNN_INLINE vfloat set1_step(const bfloat16* p) {
@@ -57,8 +66,8 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
 // values on, in pairs (`both`: there is one); of the last vector, n columns if V is 1. Two vectors
 // of pairs are made by interleaving, which leaves every other four columns in each: in_order()
 // gives the vectors of sums that were added over them.
-template <int V>
-FASTNN_INLINE void load_columns(const float* x, int64_t, bool, int n, vfloat (&column)[V]) {
+template <int V, class T>
+FASTNN_INLINE void load_columns(const T* x, int64_t, bool, int n, vfloat (&column)[V], float) {
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) column[v] = V == 1 ? load_any(x, n) : load(x + v * LANES);
 }
@@ -66,11 +75,11 @@ template <int V>
 FASTNN_INLINE void in_order(vfloat (&)[V], float) {}
 #if defined(FASTNN_ISA_avx512_bf16)
 FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, int n,
-                                vfloat (&column)[1]) {
+                                vfloat (&column)[1], bfloat16) {
   column[0] = paired(load_any(x, n), both ? load_any(x + next, n) : vfloat{});
 }
 FASTNN_INLINE void load_columns(const bfloat16* x, int64_t next, bool both, int,
-                                vfloat (&column)[2]) {
+                                vfloat (&column)[2], bfloat16) {
   const __m512i a = _mm512_loadu_si512(x);
   const __m512i b = both ? _mm512_loadu_si512(x + next) : _mm512_setzero_si512();
   column[0] = reinterpret_cast<vfloat>(_mm512_unpacklo_epi16(a, b));
@@ -84,6 +93,19 @@ FASTNN_INLINE void in_order(vfloat (&sum)[2], bfloat16) {
       __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
 }
 #endif
+
+// Writes these sums, of a type P multiplied, in order: `last` columns of the last vector; `add` to
+// what is there.
+template <class P, int V>
+FASTNN_INLINE void write_sums(vfloat (&sum)[V], float* to, int last, bool add) {
+  in_order(sum, P{});
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) {
+    float* const at = to + v * LANES;
+    const int n = v < V - 1 ? LANES : last;
+    store_any(at, add ? load_any(at, n) + sum[v] : sum[v], n);
+  }
+}
 
 }  // namespace
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -156,7 +156,7 @@ FASTNN_INLINE bool any_nan(vfloat v) {
 #elif defined(FASTNN_ISA_avx2)
   return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
 #else
-  const float all = sum(v - v);
+  const float all = sum(select(v != v, v, vfloat{}));
   return all != all;
 #endif
 }
