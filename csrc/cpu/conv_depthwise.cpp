@@ -120,7 +120,8 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   const bool quick =
       p.dilation_w == 1 && p.KH <= kMaxRows && p.stride_w <= 2 && (p.KW == 3 || p.KW == 5);
   if (!quick) return forward_plain(p, x, w, e, y);
-  each_output_row(p, x, w, e, y, [&](const ChannelRow<T>& d) { run_row(p.KW, p.stride_w, d); });
+  each_output_row<float>(p, x, w, e, y,
+                         [&](const ChannelRow<T>& d) { run_row(p.KW, p.stride_w, d); });
 }
 
 template <class T>
@@ -159,8 +160,8 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   const bool quick = p.dilation_w == 1 && p.KH <= kMaxRows && p.KW > 1 &&
                      ((S == 1 && (p.KW == 3 || p.KW == 5)) || (S == 2 && p.KW == 3));
   if (!quick) return backward_data_plain(p, g, w, e, grad_input);
-  each_input_row(p, g, w, e, grad_input,
-                 [](const ChannelRow<T>& d, int64_t taps) { run_row(taps, 1, d); });
+  each_input_row<float>(p, g, w, e, grad_input,
+                        [](const ChannelRow<T>& d, int64_t taps) { run_row(taps, 1, d); });
 }
 
 // Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image. What the

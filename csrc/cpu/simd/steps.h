@@ -62,6 +62,17 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, bfloat16) {
 }
 #endif
 
+// The channels of a pixel that a vector of sums is of, as steps: LANES, or LANES / 2 pairs.
+template <class T>
+FASTNN_INLINE vfloat load_pixel(const T* p, float) {
+  return load(p);
+}
+#if defined(FASTNN_ISA_avx512_bf16)
+FASTNN_INLINE vfloat load_pixel(const bfloat16* p, bfloat16) {
+  return reinterpret_cast<vfloat>(_mm512_maskz_loadu_epi32(0xff, p));
+}
+#endif
+
 // For sums over pixels: V vectors of the columns of a pixel, or of it and the next one, `next`
 // values on, in pairs (`both`: there is one); of the last vector, n columns if V is 1. Two vectors
 // of pairs are made by interleaving, which leaves every other four columns in each: in_order()
