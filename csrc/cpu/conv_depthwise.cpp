@@ -14,7 +14,11 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kPiece = 8;  // pixels of a row whose sums stay in registers
+// Vectors of channels at a time, so that cache lines are written whole, where registers allow it.
+template <class T>
+constexpr int kLine = LANES == 16 && sizeof(T) == 2 ? 2 : 1;
+// Of a weight's gradient: what a strip of rows may take, and pixels to a chunk at least.
+constexpr int64_t kStripBytes = 192 << 10, kChunkPixels = 64;
 
 // The output index that input index `at` feeds through a tap, or -1.
 FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dilation,
@@ -24,48 +28,67 @@ FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dila
   return shifted / stride < size ? shifted / stride : -1;
 }
 
-template <bool Checked, int B, int KW, int S, class T>
-FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, int64_t c, int lanes) {
-  vfloat sum[B] = {};
-  const int64_t first = i * S + d.start;
+// Outputs i to i + B - 1, V vectors of channels from c on; bit j of `there`: whether input column j
+// under them is.
+template <bool Checked, int B, int KW, int S, int V, class T>
+FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, uint32_t there, int64_t c,
+                                   int lanes) {
+  vfloat sum[B][V] = {};
+  const int64_t first = i * S + d.start, C = d.C;
   bring_next<B, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
-    vfloat w[KW];
+    vfloat w[V][KW];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-    for (int k = 0; k < KW; ++k) w[k] = load(d.weights(r, c) + k * LANES);
-    const T* const in = d.in[r] + first * d.C + c;
-#pragma GCC unroll 16
-    for (int j = 0; j < (B - 1) * S + KW; ++j) {
-      if (Checked && (first + j < 0 || first + j >= d.width)) continue;
-      const vfloat v = load_any(in + j * d.C, lanes);
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b)
-        if (j - b * S >= 0 && j - b * S < KW) sum[b] += v * w[j - b * S];
+      for (int k = 0; k < KW; ++k) w[v][k] = load(d.weights(r, c + v * LANES) + k * LANES);
+    const T* in = d.in[r] + first * C + c;
+#pragma GCC unroll 32
+    for (int j = 0; j < (B - 1) * S + KW; ++j, in += C) {
+      if (Checked && !(there >> j & 1)) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const vfloat x = load_any(in + v * LANES, lanes);
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b)
+          if (j - b * S >= 0 && j - b * S < KW) sum[b][v] += x * w[v][j - b * S];
+      }
     }
   }
   finish_row(sum, d, i, c, lanes);
 }
 
-// The channels of four outputs are walked before the next four: memory is then read and written in
-// order, which the hardware's prefetchers need.
-template <int KW, int S, class T>
-FASTNN_INLINE void depthwise_row(const ChannelRow<T>& d) {
-  constexpr int B = 4;
-  int64_t i = 0;
-  for (; i + B <= d.outputs; i += B) {
-    const int64_t first = i * S + d.start;
-    const bool inside = first >= 0 && first + (B - 1) * S + KW <= d.width;
-    vector_loop(0, d.C, [&](int64_t c, int lanes) FASTNN_INLINED {
+// Blocks of B outputs, the last of which may overlap the one before. The channels of a block are
+// walked before the next one: memory is then read and written in order, which the hardware's
+// prefetchers need.
+template <int B, int KW, int S, class T>
+FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>& d) {
+  constexpr int V = kLine<T>, kInputs = (B - 1) * S + KW;
+  for (int64_t next = 0; next < d.outputs; next += B) {
+    const int64_t i = next < d.outputs - B ? next : d.outputs - B;
+    const uint32_t there = columns_there(i * S + d.start, kInputs, d.width);
+    const bool inside = B > 4 && there == columns_there(0, kInputs, kInputs);
+    int64_t c = 0;
+    for (; c + V * LANES <= d.C; c += V * LANES)
       if (inside)
-        depthwise_block<false, B, KW, S>(d, i, c, lanes);
+        depthwise_block<B <= 4, B, KW, S, V>(d, i, there, c, LANES);
       else
-        depthwise_block<true, B, KW, S>(d, i, c, lanes);
+        depthwise_block<true, B, KW, S, V>(d, i, there, c, LANES);
+    vector_loop(c, d.C, [&](int64_t at, int lanes) {
+      depthwise_block<true, B, KW, S, 1>(d, i, there, at, lanes);
     });
   }
-  for (; i < d.outputs; ++i)
-    vector_loop(0, d.C, [&](int64_t c, int lanes) FASTNN_INLINED {
-      depthwise_block<true, 1, KW, S>(d, i, c, lanes);
-    });
+}
+template <int KW, int S, class T>
+FASTNN_INLINE void depthwise_row(const ChannelRow<T>& d) {
+  if (d.outputs % 8 == 0)
+    depthwise_blocks<8, KW, S>(d);
+  else if (d.outputs >= 7)
+    depthwise_blocks<7, KW, S>(d);
+  else if (d.outputs >= 4)
+    depthwise_blocks<4, KW, S>(d);
+  else
+    depthwise_blocks<1, KW, S>(d);
 }
 
 // Runs the row; false if there is no such kernel.
@@ -164,74 +187,109 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
                         [](const ChannelRow<T>& d, int64_t taps) { run_row(taps, 1, d); });
 }
 
-// Adds one row's share to KH x KW sums: in[kh] are input rows, null outside the image. What the
-// next row adds to the input and to g is brought meanwhile.
+// Rows that a task of the weight's gradient takes together, `next` of which lie `x` values of the
+// input and `g` of the output's gradient on.
+struct Strip {
+  int64_t begin, rows;
+  int64_t next_x, next_g;
+};
+
+// Adds B outputs' share of one row to KH x KW sums: in[kh] are input rows, null outside the image;
+// bit j of `there`: whether input column j is. What the next strip adds is brought meanwhile.
 template <bool Checked, int B, int KH, int KW, int S, class T>
-FASTNN_INLINE void weight_block(const T* const* in, const T* g, int64_t g_row, int64_t first,
-                                int64_t width, int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
+FASTNN_INLINE void weight_block(const T* const (&in)[KH], uint32_t there, const T* g,
+                                const Strip& strip, int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
   vfloat grad[B];
-#pragma GCC unroll 4
-  for (int b = 0; b < B; ++b) {
-    __builtin_prefetch(g + (g_row + b) * C, 0, 2);
-    grad[b] = load_any(g + b * C, lanes);
-  }
-  if (in[KH - 1])
 #pragma GCC unroll 8
-    for (int j = 0; j < B * S * S; ++j)
-      __builtin_prefetch(in[KH - 1] + ((1 + j / (B * S)) * width + first + j % (B * S)) * C, 0, 2);
+  for (int b = 0; b < B; ++b, g += C) {
+    __builtin_prefetch(g + strip.next_g, 0, 2);
+    grad[b] = load_any(g, lanes);
+  }
 #pragma GCC unroll 5
   for (int r = 0; r < KH; ++r) {
-    if (!in[r]) continue;
-    const T* const from = in[r] + first * C;
-#pragma GCC unroll 16
-    for (int j = 0; j < (B - 1) * S + KW; ++j) {
-      if (Checked && (first + j < 0 || first + j >= width)) continue;
-      const vfloat v = load_any(from + j * C, lanes);
-#pragma GCC unroll 4
+    const T* from = in[r];
+    if (!from) continue;
+#pragma GCC unroll 32
+    for (int j = 0; j < (B - 1) * S + KW; ++j, from += C) {
+      if (r < S && j < B * S) __builtin_prefetch(from + strip.next_x, 0, 2);
+      if (Checked && !(there >> j & 1)) continue;
+      const vfloat v = load_any(from, lanes);
+#pragma GCC unroll 8
       for (int b = 0; b < B; ++b)
         if (j - b * S >= 0 && j - b * S < KW) sum[r][j - b * S] += v * grad[b];
     }
   }
 }
 
-// Sums over rows [begin, end) into sums[KH][KW][C]. All channels of a piece of a row are walked
-// before the next piece, for the order of memory; the sums of a vector rest in registers for a
-// piece.
+// Adds the share of outputs i to i + B - 1, of all channels; of all rows of the strip before the
+// next vector, whose sums rest in registers meanwhile.
+template <int B, int KH, int KW, int S, class T>
+FASTNN_INLINE void weight_blocks(const ConvParams& p, const T* x, const T* g, const Strip& strip,
+                                 int64_t i, float* sums) {
+  constexpr int kInputs = (B - 1) * S + KW;
+  const int64_t C = p.C, first = i * S - p.pad_left;
+  const uint32_t there = columns_there(first, kInputs, p.W);
+  const bool inside = B > 1 && there == columns_there(0, kInputs, kInputs);
+  vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
+    vfloat sum[KH][KW];
+    for (int r = 0; r < KH; ++r)
+      for (int k = 0; k < KW; ++k) sum[r][k] = load_any(sums + (r * KW + k) * C + c, lanes);
+    for (int64_t row = strip.begin; row < strip.begin + strip.rows; ++row) {
+      const int64_t n = row / p.OH, oh = row % p.OH;
+      const T* in[KH];
+      for (int r = 0; r < KH; ++r) {
+        const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
+        in[r] = h < 0 || h >= p.H ? nullptr : x + ((n * p.H + h) * p.W + first) * C + c;
+      }
+      const T* const grad = g + (row * p.OW + i) * C + c;
+      if (inside)
+        weight_block<B == 1, B, KH, KW, S>(in, there, grad, strip, C, lanes, sum);
+      else
+        weight_block<true, B, KH, KW, S>(in, there, grad, strip, C, lanes, sum);
+    }
+    for (int r = 0; r < KH; ++r)
+      for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
+  });
+}
+
+// Sums over rows [begin, end) into sums[KH][KW][C], by strips that L2 holds.
 template <int KH, int KW, int S, class T>
 void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, int64_t end,
                   float* sums) {
-  constexpr int B = 4;
+  constexpr int B = LANES == 16 ? 7 : 4;
+  const int64_t C = p.C, x_row = p.stride_h * p.W * C, g_row = p.OW * C;
+  const int64_t most = kStripBytes / ((x_row + g_row) * int64_t{sizeof(T)});
+  for (int64_t row = begin, rows; row < end; row += rows) {
+    rows = p.OH - row % p.OH;  // of this image
+    if (rows > end - row) rows = end - row;
+    if (rows > most) rows = most > 1 ? most : 1;
+    const Strip strip{row, rows, rows * x_row, rows * g_row};
+    int64_t i = 0;
+    for (; i + B <= p.OW; i += B) weight_blocks<B, KH, KW, S>(p, x, g, strip, i, sums);
+    for (; i < p.OW; ++i) weight_blocks<1, KH, KW, S>(p, x, g, strip, i, sums);
+  }
+}
+
+// The same for any kernel.
+template <class T>
+void weight_chunk_plain(const ConvParams& p, const T* x, const T* g, int64_t begin, int64_t end,
+                        float* sums) {
   const int64_t C = p.C;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / p.OH, oh = row % p.OH;
-    const T* rows[KH];
-    for (int r = 0; r < KH; ++r) {
-      const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
-      rows[r] = h < 0 || h >= p.H ? nullptr : x + (n * p.H + h) * p.W * C;
-    }
-    for (int64_t piece = 0; piece < p.OW; piece += kPiece) {
-      const int64_t piece_end = piece + kPiece < p.OW ? piece + kPiece : p.OW;
-      vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
-        vfloat sum[KH][KW];
-        const T* in[KH];
-        for (int r = 0; r < KH; ++r) {
-          in[r] = rows[r] ? rows[r] + c : nullptr;
-          for (int k = 0; k < KW; ++k) sum[r][k] = load_any(sums + (r * KW + k) * C + c, lanes);
+    for (int64_t t = 0; t < p.KH * p.KW; ++t) {
+      const int64_t h = oh * p.stride_h - p.pad_top + t / p.KW * p.dilation_h;
+      if (h < 0 || h >= p.H) continue;
+      const int64_t shift = t % p.KW * p.dilation_w - p.pad_left;
+      vector_loop(0, C, [&](int64_t c, int lanes) {
+        vfloat sum{};
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const int64_t v = ow * p.stride_w + shift;
+          if (v < 0 || v >= p.W) continue;
+          sum += load_any(x + ((n * p.H + h) * p.W + v) * C + c, lanes) *
+                 load_any(g + (row * p.OW + ow) * C + c, lanes);
         }
-        const T* const grad = g + row * p.OW * C + c;
-        int64_t i = piece;
-        for (; i + B <= piece_end; i += B) {
-          const int64_t first = i * S - p.pad_left;
-          if (first >= 0 && first + (B - 1) * S + KW <= p.W)
-            weight_block<false, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
-          else
-            weight_block<true, B, KH, KW, S>(in, grad + i * C, p.OW, first, p.W, C, lanes, sum);
-        }
-        for (; i < piece_end; ++i)
-          weight_block<true, 1, KH, KW, S>(in, grad + i * C, p.OW, i * S - p.pad_left, p.W, C,
-                                           lanes, sum);
-        for (int r = 0; r < KH; ++r)
-          for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
+        store_any(sums + t * C + c, load_any(sums + t * C + c, lanes) + sum, lanes);
       });
     }
   }
@@ -240,45 +298,30 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
 template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t C = p.C, taps = p.KH * p.KW, rows = p.N * p.OH;
-  const int64_t chunks = rows < 32 ? rows : 32;
-  Workspace partial((chunks + (chunks == 0)) * taps * C * 4 + 4);
+  const bool quick = p.dilation_w == 1 && p.KH == p.KW && p.stride_w <= 2;
+  const auto add = quick && p.KH == 3 && p.stride_w == 1   ? weight_chunk<3, 3, 1, T>
+                   : quick && p.KH == 3                    ? weight_chunk<3, 3, 2, T>
+                   : quick && p.KH == 5 && p.stride_w == 1 ? weight_chunk<5, 5, 1, T>
+                                                           : weight_chunk_plain<T>;
+  // Chunks are as large as makes adding their sums cheap.
+  int64_t chunks = rows * p.OW / kChunkPixels;
+  chunks = chunks > 32 ? 32 : chunks < 1 ? 1 : chunks;
+  Workspace partial(chunks * taps * C * 4 + 4);
   parallel_for(chunks, [&](int64_t chunk) {
     float* sums = partial.floats() + chunk * taps * C;
-    const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
     __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(taps * C));
-    if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 1)
-      return weight_chunk<3, 3, 1>(p, x, g, begin, end, sums);
-    if (p.dilation_w == 1 && p.KH == 3 && p.KW == 3 && p.stride_w == 2)
-      return weight_chunk<3, 3, 2>(p, x, g, begin, end, sums);
-    if (p.dilation_w == 1 && p.KH == 5 && p.KW == 5 && p.stride_w == 1)
-      return weight_chunk<5, 5, 1>(p, x, g, begin, end, sums);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.OH, oh = row % p.OH;
-      for (int64_t t = 0; t < taps; ++t) {
-        const int64_t h = oh * p.stride_h - p.pad_top + t / p.KW * p.dilation_h;
-        if (h < 0 || h >= p.H) continue;
-        const int64_t shift = t % p.KW * p.dilation_w - p.pad_left;
-        vector_loop(0, C, [&](int64_t c, int lanes) {
-          vfloat sum{};
-          for (int64_t ow = 0; ow < p.OW; ++ow) {
-            const int64_t v = ow * p.stride_w + shift;
-            if (v < 0 || v >= p.W) continue;
-            sum += load_any(x + ((n * p.H + h) * p.W + v) * C + c, lanes) *
-                   load_any(g + (row * p.OW + ow) * C + c, lanes);
-          }
-          store_any(sums + t * C + c, load_any(sums + t * C + c, lanes) + sum, lanes);
-        });
-      }
+    add(p, x, g, rows * chunk / chunks, rows * (chunk + 1) / chunks, sums);
+  });
+  parallel_for(ceil_div(C, LANES), [&](int64_t vector) {
+    const int64_t c = vector * LANES;
+    const int lanes = C - c < LANES ? static_cast<int>(C - c) : LANES;
+    for (int64_t t = 0; t < taps; ++t) {
+      vfloat total{};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        total += load_any(partial.floats() + (chunk * taps + t) * C + c, lanes);
+      for (int64_t l = 0; l < lanes; ++l) gw.store((c + l) * taps + t, total[l]);
     }
   });
-  vector_loop(0, taps * C, [&](int64_t i, int n) {
-    vfloat total{};
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      total += load_any(partial.floats() + chunk * taps * C + i, n);
-    store_any(partial.floats() + i, total, n);
-  });
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t t = 0; t < taps; ++t) gw.store(c * taps + t, partial.floats()[t * C + c]);
 }
 
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e, void* y) {

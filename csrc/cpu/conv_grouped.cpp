@@ -29,9 +29,10 @@ constexpr int kBlock = LANES == 16 ? 14 : 7;  // outputs whose sums stay in regi
 template <int N, int Chains, class P, class T>
 FASTNN_INLINE void finish_chains(const vfloat (&sum)[N][Chains], const ChannelRow<T, P>& d,
                                  int64_t i, int64_t c) {
-  vfloat total[N];
+  vfloat total[N][1];
 #pragma GCC unroll 16
-  for (int b = 0; b < N; ++b) total[b] = Chains == 2 ? sum[b][0] + sum[b][Chains - 1] : sum[b][0];
+  for (int b = 0; b < N; ++b)
+    total[b][0] = Chains == 2 ? sum[b][0] + sum[b][Chains - 1] : sum[b][0];
   finish_row(total, d, i, c, LANES);
 }
 

@@ -38,32 +38,45 @@ struct ChannelRow {
   }
 };
 
-// Channels c to c + n - 1 of outputs i to i + N - 1. Without an epilogue a store is all that is
-// left.
-template <int N, class T, class P>
-FASTNN_INLINE void finish_row(const vfloat (&sum)[N], const ChannelRow<T, P>& d, int64_t i,
+// Which of `count` columns from `first` on, up to 32, lie in a row of `width`: a bit each.
+FASTNN_INLINE uint32_t columns_there(int64_t first, int count, int64_t width) {
+  uint32_t there = 0;
+  for (int j = 0; j < count; ++j)
+    if (first + j >= 0 && first + j < width) there |= 1u << j;
+  return there;
+}
+
+// V vectors of channels from c on of outputs i to i + N - 1, of the last vector n channels. Without
+// an epilogue a store is all that is left.
+template <int N, int V, class T, class P>
+FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>& d, int64_t i,
                               int64_t c, int n) {
-  const int64_t at = d.at + i * d.step + c;
+  const int64_t step = d.step, at = d.at + i * step + c;  // a store may change what d refers to
+  T* const y = d.y;
   const bool plain = !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
-  if (plain && d.step % LANES == 0 && streams(d.y + at, LANES * sizeof(T), d.route)) {
+  const bool around = step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
 #pragma GCC unroll 16
-    for (int b = 0; b < N; ++b) stream(d.y + at + b * d.step, sum[b]);
-  } else if (plain) {
-#pragma GCC unroll 16
-    for (int b = 0; b < N; ++b) store(d.y + at + b * d.step, sum[b]);
-  } else {
-#pragma GCC unroll 16
-    for (int b = 0; b < N; ++b) finish_vector(sum[b], *d.e, c, at + b * d.step, n, d.y, d.route);
-  }
+  for (int b = 0; b < N; ++b)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const int64_t to = at + b * step + v * LANES;
+      if (plain && around)
+        stream(y + to, sum[b][v]);
+      else if (plain)
+        store(y + to, sum[b][v]);
+      else
+        finish_vector(sum[b][v], *d.e, c + v * LANES, to, n, y, d.route);
+    }
 }
 
 // Prefetches what outputs i to i + count - 1 of the next task read first.
 template <int N, int S, class T, class P>
 FASTNN_INLINE void bring_next(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
-  for (int64_t r = 0; r < d.new_rows; ++r)
+  const T* from = d.next + i * S * d.C + c;
+  const int64_t next_row = (d.width - N * S) * d.C;
+  for (int64_t r = 0; r < d.new_rows; ++r, from += next_row)
 #pragma GCC unroll 8
-    for (int j = 0; j < N * S; ++j)
-      __builtin_prefetch(d.next + (r * d.width + i * S + j) * d.C + c, 0, 2);
+    for (int j = 0; j < N * S; ++j, from += d.C) __builtin_prefetch(from, 0, 2);
 }
 
 FASTNN_INLINE int64_t turned_size(int64_t C, int64_t taps, int64_t G) {
