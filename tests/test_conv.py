@@ -70,6 +70,30 @@ def test_conv2d_of_small_groups(line):
     check_everywhere("conv2d", line)
 
 
+@st.composite
+def depthwise_lines(draw):
+    """A filter per channel: the widths that have kernels of their own, and others; a part of a vector
+    of channels to a few vectors; rows of less than a block of outputs to a few blocks."""
+    c = draw(st.sampled_from([2, 5, 16, 17, 32, 40, 48, 67]))
+    kh, kw = draw(st.sampled_from([(3, 3), (3, 3), (5, 5), (7, 7), (1, 4), (2, 6), (3, 9), (9, 2)]))
+    sh, sw = draw(small), draw(small)
+    dh, dw = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 1, 2, 3]))
+    ph, pw = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+    h = max(1, draw(st.integers(1, 6)) + dh * (kh - 1) - 2 * ph)
+    w = max(1, draw(st.integers(1, 40)) + dw * (kw - 1) - 2 * pw)
+    fused = draw(st.sampled_from(["", "_relu", "_relu_res", "_nobias", "_nobias"]))
+    return (
+        f"n{draw(st.integers(0, 3))}c{c}h{h}w{w}_oc{c}"
+        f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x{dw}g{c}{fused}_{draw(DTYPE)}"
+    )
+
+
+@PROPERTY
+@given(depthwise_lines())
+def test_depthwise_conv2d(line):
+    check_everywhere("conv2d", line)
+
+
 def test_identity_kernel_returns_the_input(isa):
     x = fastnn.randn(2, 19, 5, 7)
     weight = fastnn.tensor(np.eye(19, dtype=np.float32).reshape(19, 19, 1, 1))

@@ -20,14 +20,6 @@ constexpr int kLine = LANES == 16 && sizeof(T) == 2 ? 2 : 1;
 // Of a weight's gradient: what a strip of rows may take, and pixels to a chunk at least.
 constexpr int64_t kStripBytes = 192 << 10, kChunkPixels = 64;
 
-// The output index that input index `at` feeds through a tap, or -1.
-FASTNN_INLINE int64_t reached(int64_t at, int64_t pad, int64_t tap, int64_t dilation,
-                              int64_t stride, int64_t size) {
-  const int64_t shifted = at + pad - tap * dilation;
-  if (shifted < 0 || shifted % stride) return -1;
-  return shifted / stride < size ? shifted / stride : -1;
-}
-
 // Outputs i to i + B - 1, V vectors of channels from c on; bit j of `there`: whether input column j
 // under them is.
 template <bool Checked, int B, int KW, int S, int V, class T>
@@ -42,7 +34,7 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, uint32_t t
     for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
       for (int k = 0; k < KW; ++k) w[v][k] = load(d.weights(r, c + v * LANES) + k * LANES);
-    const T* in = d.in[r] + first * C + c;
+    const T* in = d.inputs(r, first * C + c);
 #pragma GCC unroll 32
     for (int j = 0; j < (B - 1) * S + KW; ++j, in += C) {
       if (Checked && !(there >> j & 1)) continue;
@@ -81,110 +73,75 @@ FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>& d) {
 }
 template <int KW, int S, class T>
 FASTNN_INLINE void depthwise_row(const ChannelRow<T>& d) {
-  if (d.outputs % 8 == 0)
-    depthwise_blocks<8, KW, S>(d);
-  else if (d.outputs >= 7)
-    depthwise_blocks<7, KW, S>(d);
+  constexpr bool kWide = KW > 5;  // registers for four outputs
+  if (!kWide && d.outputs % 8 == 0)
+    depthwise_blocks<kWide ? 4 : 8, KW, S>(d);
+  else if (!kWide && d.outputs >= 7)
+    depthwise_blocks<kWide ? 4 : 7, KW, S>(d);
   else if (d.outputs >= 4)
     depthwise_blocks<4, KW, S>(d);
   else
     depthwise_blocks<1, KW, S>(d);
 }
 
-// Runs the row; false if there is no such kernel.
+// Any width, stride and dilation: a load for every multiply-add.
+template <int B, class T>
+FASTNN_INLINE void any_block(const ChannelRow<T>& d, int64_t taps, int64_t S, int64_t i, int64_t c,
+                             int lanes) {
+  vfloat sum[B][1] = {};
+  const int64_t begin = i * S + d.start, end = begin + (B - 1) * S + (taps - 1) * d.gap;
+  const bool inside = begin >= 0 && end < d.width;
+  for (int64_t r = 0; r < d.rows; ++r)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const vfloat w = load(d.weights(r, c) + tap * LANES);
+      int64_t column = begin + tap * d.gap;
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b, column += S)
+        if (inside || (column >= 0 && column < d.width))
+          sum[b][0] += load_any(d.inputs(r, column * d.C + c), lanes) * w;
+    }
+  finish_row(sum, d, i, c, lanes);
+}
 template <class T>
-bool run_row(int64_t KW, int64_t S, const ChannelRow<T>& d) {
-  switch (KW * 4 + S) {
-#define FASTNN_ROW(KW, S)    \
-  case KW * 4 + S:           \
-    depthwise_row<KW, S>(d); \
-    return true;
+void any_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
+  constexpr int B = 8;
+  int64_t i = 0;
+  for (; i + B <= d.outputs; i += B)
+    vector_loop(0, d.C, [&](int64_t c, int lanes) { any_block<B>(d, taps, S, i, c, lanes); });
+  for (; i < d.outputs; ++i)
+    vector_loop(0, d.C, [&](int64_t c, int lanes) { any_block<1>(d, taps, S, i, c, lanes); });
+}
+
+template <class T>
+void run_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
+  switch (d.gap == 1 && S <= 2 ? taps * 2 + S : 0) {
+#define FASTNN_ROW(KW, S) \
+  case KW * 2 + S:        \
+    return depthwise_row<KW, S>(d);
     FASTNN_ROW(1, 1)
     FASTNN_ROW(2, 1)
     FASTNN_ROW(3, 1)
     FASTNN_ROW(3, 2)
+    FASTNN_ROW(4, 1)
     FASTNN_ROW(5, 1)
     FASTNN_ROW(5, 2)
+    FASTNN_ROW(7, 1)
 #undef FASTNN_ROW
   }
-  return false;
-}
-
-template <class T>
-void forward_plain(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
-  const int64_t C = p.C;
-  const int64_t taps = p.KH * p.KW;
-  Workspace turned(turned_size(C, taps, 1) * 4);
-  turn_weight(w, C, taps, 1, turned.floats());
-  parallel_for(p.N * p.OH, [&](int64_t task) {
-    const int64_t n = task / p.OH, oh = task % p.OH;
-    for (int64_t ow = 0; ow < p.OW; ++ow) {
-      const int64_t at = (task * p.OW + ow) * C;
-      vector_loop(0, C, [&](int64_t c, int lanes) {
-        vfloat sum{};
-        for (int64_t kh = 0; kh < p.KH; ++kh) {
-          const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
-          if (h < 0 || h >= p.H) continue;
-          for (int64_t kw = 0; kw < p.KW; ++kw) {
-            const int64_t v = ow * p.stride_w - p.pad_left + kw * p.dilation_w;
-            if (v < 0 || v >= p.W) continue;
-            sum += load_any(x + ((n * p.H + h) * p.W + v) * C + c, lanes) *
-                   load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
-          }
-        }
-        finish_vector(sum, e, c, at + c, lanes, y, Route::through);
-      });
-    }
-  });
+  any_row(d, taps, S);
 }
 
 template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
-  const bool quick =
-      p.dilation_w == 1 && p.KH <= kMaxRows && p.stride_w <= 2 && (p.KW == 3 || p.KW == 5);
-  if (!quick) return forward_plain(p, x, w, e, y);
   each_output_row<float>(p, x, w, e, y,
-                         [&](const ChannelRow<T>& d) { run_row(p.KW, p.stride_w, d); });
-}
-
-template <class T>
-void backward_data_plain(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
-                         T* grad_input) {
-  const int64_t C = p.C;
-  const int64_t taps = p.KH * p.KW;
-  Workspace turned(turned_size(C, taps, 1) * 4);
-  turn_weight(w, C, taps, 1, turned.floats());
-  parallel_for(p.N * p.H, [&](int64_t task) {
-    const int64_t n = task / p.H, h = task % p.H;
-    for (int64_t v = 0; v < p.W; ++v) {
-      const int64_t at = (task * p.W + v) * C;
-      vector_loop(0, C, [&](int64_t c, int lanes) {
-        vfloat sum{};
-        for (int64_t kh = 0; kh < p.KH; ++kh) {
-          const int64_t oh = reached(h, p.pad_top, kh, p.dilation_h, p.stride_h, p.OH);
-          if (oh < 0) continue;
-          for (int64_t kw = 0; kw < p.KW; ++kw) {
-            const int64_t ow = reached(v, p.pad_left, kw, p.dilation_w, p.stride_w, p.OW);
-            if (ow < 0) continue;
-            sum += load_any(g + ((n * p.OH + oh) * p.OW + ow) * C + c, lanes) *
-                   load(turned.floats() + c * taps + (kh * p.KW + kw) * LANES);
-          }
-        }
-        finish_vector(sum, e, c, at + c, lanes, grad_input, Route::through);
-      });
-    }
-  });
+                         [&](const ChannelRow<T>& d) { run_row(d, p.KW, p.stride_w); });
 }
 
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                          T* grad_input) {
-  const int64_t S = p.stride_w;
-  const bool quick = p.dilation_w == 1 && p.KH <= kMaxRows && p.KW > 1 &&
-                     ((S == 1 && (p.KW == 3 || p.KW == 5)) || (S == 2 && p.KW == 3));
-  if (!quick) return backward_data_plain(p, g, w, e, grad_input);
   each_input_row<float>(p, g, w, e, grad_input,
-                        [](const ChannelRow<T>& d, int64_t taps) { run_row(taps, 1, d); });
+                        [](const ChannelRow<T>& d, int64_t taps) { run_row(d, taps, 1); });
 }
 
 // Rows that a task of the weight's gradient takes together, `next` of which lie `x` values of the
@@ -194,11 +151,11 @@ struct Strip {
   int64_t next_x, next_g;
 };
 
-// Adds B outputs' share of one row to KH x KW sums: in[kh] are input rows, null outside the image;
+// Adds B outputs' share of one row to R x KW sums: in[r] are input rows, null outside the image;
 // bit j of `there`: whether input column j is. What the next strip adds is brought meanwhile.
-template <bool Checked, int B, int KH, int KW, int S, class T>
-FASTNN_INLINE void weight_block(const T* const (&in)[KH], uint32_t there, const T* g,
-                                const Strip& strip, int64_t C, int lanes, vfloat (&sum)[KH][KW]) {
+template <bool Checked, int B, int R, int KW, int S, class T>
+FASTNN_INLINE void weight_block(const T* const (&in)[R], uint32_t there, const T* g,
+                                const Strip& strip, int64_t C, int lanes, vfloat (&sum)[R][KW]) {
   vfloat grad[B];
 #pragma GCC unroll 8
   for (int b = 0; b < B; ++b, g += C) {
@@ -206,7 +163,7 @@ FASTNN_INLINE void weight_block(const T* const (&in)[KH], uint32_t there, const 
     grad[b] = load_any(g, lanes);
   }
 #pragma GCC unroll 5
-  for (int r = 0; r < KH; ++r) {
+  for (int r = 0; r < R; ++r) {
     const T* from = in[r];
     if (!from) continue;
 #pragma GCC unroll 32
@@ -221,39 +178,38 @@ FASTNN_INLINE void weight_block(const T* const (&in)[KH], uint32_t there, const 
   }
 }
 
-// Adds the share of outputs i to i + B - 1, of all channels; of all rows of the strip before the
-// next vector, whose sums rest in registers meanwhile.
-template <int B, int KH, int KW, int S, class T>
+// Adds the share of outputs i to i + B - 1 to R rows of the kernel from kh on, of all channels; of
+// all rows of the strip before the next vector, whose sums rest in registers meanwhile.
+template <int B, int R, int KW, int S, class T>
 FASTNN_INLINE void weight_blocks(const ConvParams& p, const T* x, const T* g, const Strip& strip,
-                                 int64_t i, float* sums) {
+                                 int64_t i, int64_t kh, float* sums) {
   constexpr int kInputs = (B - 1) * S + KW;
   const int64_t C = p.C, first = i * S - p.pad_left;
   const uint32_t there = columns_there(first, kInputs, p.W);
   const bool inside = B > 1 && there == columns_there(0, kInputs, kInputs);
   vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
-    vfloat sum[KH][KW];
-    for (int r = 0; r < KH; ++r)
-      for (int k = 0; k < KW; ++k) sum[r][k] = load_any(sums + (r * KW + k) * C + c, lanes);
+    float* const to = sums + kh * KW * C + c;
+    vfloat sum[R][KW];
+    for (int t = 0; t < R * KW; ++t) sum[t / KW][t % KW] = load_any(to + t * C, lanes);
     for (int64_t row = strip.begin; row < strip.begin + strip.rows; ++row) {
-      const int64_t n = row / p.OH, oh = row % p.OH;
-      const T* in[KH];
-      for (int r = 0; r < KH; ++r) {
-        const int64_t h = oh * p.stride_h - p.pad_top + r * p.dilation_h;
+      const int64_t n = row / p.OH, top = row % p.OH * p.stride_h - p.pad_top;
+      const T* in[R];
+      for (int r = 0; r < R; ++r) {
+        const int64_t h = top + (kh + r) * p.dilation_h;
         in[r] = h < 0 || h >= p.H ? nullptr : x + ((n * p.H + h) * p.W + first) * C + c;
       }
       const T* const grad = g + (row * p.OW + i) * C + c;
       if (inside)
-        weight_block<B == 1, B, KH, KW, S>(in, there, grad, strip, C, lanes, sum);
+        weight_block<B == 1, B, R, KW, S>(in, there, grad, strip, C, lanes, sum);
       else
-        weight_block<true, B, KH, KW, S>(in, there, grad, strip, C, lanes, sum);
+        weight_block<true, B, R, KW, S>(in, there, grad, strip, C, lanes, sum);
     }
-    for (int r = 0; r < KH; ++r)
-      for (int k = 0; k < KW; ++k) store_any(sums + (r * KW + k) * C + c, sum[r][k], lanes);
+    for (int t = 0; t < R * KW; ++t) store_any(to + t * C, sum[t / KW][t % KW], lanes);
   });
 }
 
-// Sums over rows [begin, end) into sums[KH][KW][C], by strips that L2 holds.
-template <int KH, int KW, int S, class T>
+// Sums over rows [begin, end) into sums[KH][KW][C], by strips that L2 holds; KH is R, or R is 1.
+template <int R, int KW, int S, class T>
 void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, int64_t end,
                   float* sums) {
   constexpr int B = LANES == 16 ? 7 : 4;
@@ -264,9 +220,11 @@ void weight_chunk(const ConvParams& p, const T* x, const T* g, int64_t begin, in
     if (rows > end - row) rows = end - row;
     if (rows > most) rows = most > 1 ? most : 1;
     const Strip strip{row, rows, rows * x_row, rows * g_row};
-    int64_t i = 0;
-    for (; i + B <= p.OW; i += B) weight_blocks<B, KH, KW, S>(p, x, g, strip, i, sums);
-    for (; i < p.OW; ++i) weight_blocks<1, KH, KW, S>(p, x, g, strip, i, sums);
+    for (int64_t kh = 0; kh < p.KH; kh += R) {
+      int64_t i = 0;
+      for (; i + B <= p.OW; i += B) weight_blocks<B, R, KW, S>(p, x, g, strip, i, kh, sums);
+      for (; i < p.OW; ++i) weight_blocks<1, R, KW, S>(p, x, g, strip, i, kh, sums);
+    }
   }
 }
 
@@ -298,11 +256,14 @@ void weight_chunk_plain(const ConvParams& p, const T* x, const T* g, int64_t beg
 template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGradient gw) {
   const int64_t C = p.C, taps = p.KH * p.KW, rows = p.N * p.OH;
-  const bool quick = p.dilation_w == 1 && p.KH == p.KW && p.stride_w <= 2;
-  const auto add = quick && p.KH == 3 && p.stride_w == 1   ? weight_chunk<3, 3, 1, T>
-                   : quick && p.KH == 3                    ? weight_chunk<3, 3, 2, T>
-                   : quick && p.KH == 5 && p.stride_w == 1 ? weight_chunk<5, 5, 1, T>
-                                                           : weight_chunk_plain<T>;
+  auto* add = weight_chunk_plain<T>;
+  if (p.dilation_w == 1) {
+    if (p.KH == 3 && p.KW == 3 && p.stride_w == 1) add = weight_chunk<3, 3, 1, T>;
+    if (p.KH == 3 && p.KW == 3 && p.stride_w == 2) add = weight_chunk<3, 3, 2, T>;
+    if (p.KH == 5 && p.KW == 5 && p.stride_w == 1) add = weight_chunk<5, 5, 1, T>;
+    if (p.KH == 5 && p.KW == 5 && p.stride_w == 2) add = weight_chunk<5, 5, 2, T>;
+    if (p.KW == 7 && p.stride_w == 1) add = weight_chunk<1, 7, 1, T>;
+  }
   // Chunks are as large as makes adding their sums cheap.
   int64_t chunks = rows * p.OW / kChunkPixels;
   chunks = chunks > 32 ? 32 : chunks < 1 ? 1 : chunks;

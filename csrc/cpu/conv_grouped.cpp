@@ -41,9 +41,9 @@ template <int N, int G, int KW, int S, class P, class T>
 FASTNN_INLINE void buffered_block(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
   constexpr int W = kWidth<G>, kInputs = (N - 1) * S + KW, kSteps = static_cast<int>(G / kStep<P>);
   constexpr int kChains = N < kBlock && LANES == 16 ? 2 : 1;  // of each sum, for the latency
-  alignas(64) P in[kMaxRows * kInputs * W];
+  alignas(64) P in[kGroupedRows * kInputs * W];
   for (int64_t r = 0; r < d.rows; ++r)
-    buffer_pixels<W>(d.in[r] + c, i * S + d.start, kInputs, d.width, d.C, in + r * kInputs * W);
+    buffer_pixels<W>(d.inputs(r, c), i * S + d.start, kInputs, d.width, d.C, in + r * kInputs * W);
   for (int v = 0; v < W; v += LANES) {
     bring_next<N, S>(d, i, c + v);
     vfloat sum[N][kChains] = {};
@@ -79,7 +79,7 @@ FASTNN_INLINE void direct_block(const ChannelRow<T, P>& d, int64_t i, int64_t c)
   vfloat sum[N][kChains] = {};
   for (int64_t r = 0; r < d.rows; ++r) {
     const P* const w = d.weights(r, c);
-    const T* const in = d.in[r] + first * d.C + c;
+    const T* const in = d.inputs(r, first * d.C + c);
 #pragma GCC unroll 32
     for (int j = 0; j < kInputs; ++j) {
       if (Checked && (first + j < 0 || first + j >= d.width)) continue;

@@ -7,6 +7,8 @@
 
 namespace fastnn::cpu::FASTNN_ISA {
 
+constexpr int64_t kGroupedRows = 7;  // of a kernel, at most
+
 // `of_weight`: for the gradient of the weight. Not for few pixels of large groups, whose weights
 // leave L2 when they are turned, nor where pairs fill the product kernels.
 FASTNN_INLINE bool is_grouped(const ConvParams& p, bool of_weight = false) {

@@ -3,7 +3,8 @@
 // small groups.
 //
 // Both passes over activations are rows of one form: an output pixel of the forward pass, or an
-// input pixel of one phase of the columns' stride, is a sum over a few rows and neighbouring taps.
+// input pixel of one phase of the columns' stride, is a sum over a few rows and taps, as far apart
+// as each other.
 // Weights are turned once per call to [vector of channels][kernel row][tap][k][LANES], k counting
 // the channels of a group, or to [..][tap][k / 2][LANES][2] where they are multiplied in pairs.
 #pragma once
@@ -15,15 +16,15 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = 7;  // of a kernel that these loops take; its columns: at most as many
-
-// y[i] = sum over r, tap, k of (k of the group in) in[r][i * S + start + tap] * w[r][tap][k],
+// y[i] = sum over r, tap, k of (k of the group in) in[r][i * S + start + tap * gap] * w[r][tap][k],
 // inputs outside [0, width) counted as zero.
 template <class T, class P = float>
 struct ChannelRow {
-  const T* in[kMaxRows];  // pixels C apart
-  const P* w[kMaxRows];   // of the first vector of channels, (tap, k) LANES apart
-  int64_t rows, width, start, outputs, C;
+  const T* in;       // of row 0, pixels C apart
+  int64_t next_row;  // from one row to the next one
+  const P* w;        // of row 0 and the first vector of channels, (tap, k) LANES apart
+  int64_t w_next_row, w_next_vector;
+  int64_t rows, gap, width, start, outputs, C;
   const ConvEpilogue* e;
   T* y;
   Route route;
@@ -31,10 +32,12 @@ struct ChannelRow {
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows;
   const T* next;
-  int64_t w_vector;  // from one vector's weights to the next one's
 
+  FASTNN_INLINED inline const T* inputs(int64_t r, int64_t c) const {
+    return in + r * next_row + c;
+  }
   FASTNN_INLINED inline const P* weights(int64_t r, int64_t c) const {
-    return w[r] + c / LANES * w_vector;
+    return w + r * w_next_row + c / LANES * w_next_vector;
   }
 };
 
@@ -100,101 +103,118 @@ void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, int64_t k_step,
       }
   });
 }
-template <class P, class T>
-void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, P* turned) {
-  turn_weight(
-      w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
-      turned);
-}
-
 // Calls run(row) for the rows of the forward pass.
 template <class P, class T, class Run>
 void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y,
                      const Run& run) {
-  const int64_t C = p.C, G = p.group_inputs(), taps = p.KH * p.KW;
+  const int64_t C = p.C, G = p.group_inputs(), taps = p.KH * p.KW, kernel_row = p.KW * G * LANES;
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
-  turn_weight(w, C, taps, G, turned);
+  turn_weight(
+      w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
+      turned);
   const Route route = route_to(y);
   parallel_for(p.N * p.OH, [&](int64_t task) {
-    const int64_t n = task / p.OH, oh = task % p.OH;
-    const int64_t below = oh * p.stride_h - p.pad_top + (p.KH - 1) * p.dilation_h + 1;
-    const int64_t fresh = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
-    ChannelRow<T, P> d{{},
-                       {},
-                       0,
-                       p.W,
-                       -p.pad_left,
-                       p.OW,
-                       C,
-                       &e,
-                       y,
-                       route,
-                       task * p.OW * C,
-                       C,
-                       fresh,
-                       x + (n * p.H + below) * p.W * C,
-                       taps * G * LANES};
+    const int64_t n = task / p.OH, top = task % p.OH * p.stride_h - p.pad_top;
+    const T* const image = x + n * p.H * p.W * C;
+    const int64_t below = top + (p.KH - 1) * p.dilation_h + 1;
+    ChannelRow<T, P> d;
+    d.next_row = p.dilation_h * p.W * C;
+    d.w_next_row = kernel_row;
+    d.w_next_vector = taps * G * LANES;
+    d.rows = 0;
+    d.gap = p.dilation_w;
+    d.width = p.W;
+    d.start = -p.pad_left;
+    d.outputs = p.OW;
+    d.C = C;
+    d.e = &e;
+    d.y = y;
+    d.route = route;
+    d.at = task * p.OW * C;
+    d.step = C;
+    d.new_rows = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
+    d.next = image + below * p.W * C;
     for (int64_t kh = 0; kh < p.KH; ++kh) {
-      const int64_t h = oh * p.stride_h - p.pad_top + kh * p.dilation_h;
+      const int64_t h = top + kh * p.dilation_h;
       if (h < 0 || h >= p.H) continue;
-      d.in[d.rows] = x + (n * p.H + h) * p.W * C;
-      d.w[d.rows++] = turned + kh * p.KW * G * LANES;
+      if (d.rows++ == 0) d.in = image + h * p.W * C, d.w = turned + kh * kernel_row;
     }
     run(d);
   });
 }
 
-// Taps across of one phase of input columns, last first, so that the outputs they read ascend.
-struct ColumnPhase {
-  int64_t count = 0, start = 0, taps[kMaxRows];
-  ColumnPhase(const ConvParams& p, int64_t phase) {
-    for (int64_t kw = p.KW - 1; kw >= 0; --kw) {
-      const int64_t shifted = phase + p.pad_left - kw;
-      const int64_t rest = ((shifted % p.stride_w) + p.stride_w) % p.stride_w;
-      if (rest) continue;
-      if (count == 0) start = (shifted - rest) / p.stride_w;
-      taps[count++] = kw;
+// The taps of a kernel, along one axis, that reach the inputs of one phase of the stride: from the
+// last on, every `every`th, so that the outputs they read ascend, `gap` apart, from `start` on.
+struct PhaseTaps {
+  int64_t last = 0, every = 1, count = 0, start = 0, gap;
+  PhaseTaps(int64_t phase, int64_t taps, int64_t pad, int64_t dilation, int64_t stride) {
+    while (every * dilation % stride) ++every;
+    gap = every * dilation / stride;
+    for (int64_t tap = taps - 1; tap >= 0; --tap) {
+      const int64_t shifted = phase + pad - tap * dilation;
+      if (shifted % stride) continue;
+      if (count++ == 0) last = tap, start = shifted / stride;
     }
   }
 };
 
 // Calls run(row, taps across) for the rows of the gradient with respect to the input, phase by
-// phase of a stride of 1 or 2.
+// phase of the stride.
 template <class P, class T, class Run>
 void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                     T* grad_input, const Run& run) {
-  const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w;
-  const ColumnPhase phases[2] = {{p, 0}, {p, 1}};
-  Workspace turned(turned_size(C, p.KH * p.KW, G) * int64_t{sizeof(P)});
-  const P* weights[2];
-  P* to = reinterpret_cast<P*>(turned.floats());
+  const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w, taps = p.KH * p.KW;
+  Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
+  P* const turned = reinterpret_cast<P*>(room.floats());
+  int64_t turned_taps = 0;
   for (int64_t phase = 0; phase < S; ++phase) {
-    const ColumnPhase& taps = phases[phase];
-    weights[phase] = to;
+    const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
     // Of input c: from output k of its group.
     turn_weight(
-        w, C, p.KH * taps.count, G, p.KH * p.KW * G,
-        [&](int64_t c) { return c / G * G * p.KH * p.KW * G + c % G; },
-        [&](int64_t t) { return (t / taps.count * p.KW + taps.taps[t % taps.count]) * G; }, to);
-    to += turned_size(C, p.KH * taps.count, G);
+        w, C, p.KH * across.count, G, taps * G,
+        [&](int64_t c) { return c / G * G * taps * G + c % G; },
+        [&](int64_t t) {
+          return (t / across.count * p.KW + across.last - t % across.count * across.every) * G;
+        },
+        turned + turned_size(C, turned_taps, G));
+    turned_taps += p.KH * across.count;
   }
   const Route route = route_to(grad_input);
   parallel_for(p.N * p.H, [&](int64_t task) {
     const int64_t n = task / p.H, h = task % p.H;
+    const PhaseTaps down(h % p.stride_h, p.KH, p.pad_top, p.dilation_h, p.stride_h);
+    int64_t taps_before = 0;
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
-      const ColumnPhase& taps = phases[phase];
-      const int64_t outputs = (p.W - phase + S - 1) / S, at = (task * p.W + phase) * C;
-      ChannelRow<T, P> d{{},      {},    0,  p.OW,       taps.start,
-                         outputs, C,     &e, grad_input, route,
-                         at,      S * C, 0,  nullptr,    p.KH * taps.count * G * LANES};
-      for (int64_t kh = 0; kh < p.KH && taps.count; ++kh) {
-        const int64_t shifted = h + p.pad_top - kh * p.dilation_h, oh = shifted / p.stride_h;
-        if (shifted < 0 || shifted % p.stride_h || oh >= p.OH) continue;
-        d.in[d.rows] = g + (n * p.OH + oh) * p.OW * C;
-        d.w[d.rows++] = weights[phase] + kh * taps.count * G * LANES;
+      const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
+      const P* const weights = turned + turned_size(C, taps_before, G);
+      const int64_t kernel_row = across.count * G * LANES;
+      taps_before += p.KH * across.count;
+      ChannelRow<T, P> d;
+      d.next_row = down.gap * p.OW * C;
+      d.w_next_row = -down.every * kernel_row;
+      d.w_next_vector = p.KH * kernel_row;
+      d.rows = 0;
+      d.gap = across.gap;
+      d.width = p.OW;
+      d.start = across.start;
+      d.outputs = (p.W - phase + S - 1) / S;
+      d.C = C;
+      d.e = &e;
+      d.y = grad_input;
+      d.route = route;
+      d.at = (task * p.W + phase) * C;
+      d.step = S * C;
+      d.new_rows = 0;
+      d.next = g;
+      for (int64_t t = 0; t < down.count && across.count; ++t) {
+        const int64_t oh = h / p.stride_h + down.start + t * down.gap;
+        if (oh < 0 || oh >= p.OH) continue;
+        if (d.rows++ > 0) continue;
+        d.in = g + (n * p.OH + oh) * p.OW * C;
+        d.w = weights + (down.last - t * down.every) * kernel_row;
       }
-      run(d, taps.count ? taps.count : 1);
+      run(d, across.count ? across.count : 1);
     }
   });
 }
