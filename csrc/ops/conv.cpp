@@ -55,14 +55,20 @@ double direct_cost(const ConvParams& p) {
   return p.dtype == DType::float32 ? 1 : 1 / bfloat16_rate();
 }
 
-// Whether it computes the gradient with respect to the weight: its multiply-adds, a third dearer
-// for the transforms, and the 36 sums per weight written and read twice, against the direct ones.
+// Whether it computes the gradient with respect to the weight: its multiply-adds, dearer for the
+// transforms (measured like byte_cost), and the 36 sums per weight written and read twice, in up to
+// eight parts where channels are few, against the direct ones.
 bool winograd_for_weight(const ConvParams& p) {
   if (!winograd_applies(p) || p.N == 0) return false;
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
-  const auto tiles = static_cast<double>(p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4));
-  const auto pixels = static_cast<double>(p.N * p.OH * p.OW);
-  return 1.33 * 2 * 36 * tiles + byte_cost(p).cached * 36 * 4 * 4 < direct_cost(p) * 2 * 9 * pixels;
+  const int64_t tiles = p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4);
+  const int64_t blocks = (p.C + 63) / 64 * ((p.OC + 63) / 64);
+  const auto parts =
+      static_cast<double>(std::clamp<int64_t>(tiles / 32, 1, std::max<int64_t>(8 / blocks, 1)));
+  const double transforms = p.dtype == DType::float32 ? 1.33 : 1.65;
+  return transforms * 2 * 36 * static_cast<double>(tiles) +
+             byte_cost(p).cached * 36 * 4 * 4 * parts <
+         direct_cost(p) * 2 * 9 * static_cast<double>(p.N * p.OH * p.OW);
 }
 
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
