@@ -28,6 +28,7 @@ namespace {
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
 constexpr int64_t kUnitValues = 512 << 10;   // of one x panel
+constexpr int64_t kNearChannels = 64;        // pixels so close that g is read where it lies
 constexpr int64_t kLongRun = 8;              // blocks of columns
 constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
@@ -35,7 +36,8 @@ constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and writte
 struct Plan {
   InputTiles x;
   int64_t oc, block_m;      // output channels, and how many of them a kernel takes
-  bool square;              // one vector of output channels: g is its own panel
+  bool in_place;            // g is its own panel
+  bool square;              // one vector of output channels
   int64_t width;            // of a block of x columns
   int64_t partials, parts;  // of the sum, and of the blocks of x columns
   int64_t row, size;        // floats of one output channel's weights, and of one partial sum
@@ -59,7 +61,8 @@ Plan plan(const ConvParams& p, const T* x, const int64_t* dh, const int64_t* dw)
   // of many channels lie a power of two apart as often as not, so that a column of them shares a
   // few sets of the cache: they are copied to planes of one block each.
   const bool planes = ic > 2 * NR && ic % NR == 0;
-  a.square = sizeof(T) == sizeof(float) && p.OC == LANES && p.groups == 1 && !planes;
+  a.in_place = sizeof(T) == sizeof(float) && p.OC <= kNearChannels && p.groups == 1 && !planes;
+  a.square = a.in_place && p.OC == LANES;
   a.block_m = a.square ? LANES : even_block(a.oc);
   a.width = a.square ? LANES : NR;
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
@@ -84,7 +87,7 @@ Plan plan(const ConvParams& p, const T* x, const int64_t* dh, const int64_t* dw)
   a.unit_pixels = a.x.images * a.x.rows * a.x.cols;
   a.g_pixels = a.x.images * a.x.rows * ceil_div(a.x.cols, kStep<P>) * kStep<P>;
   a.g_block = a.g_pixels * a.block_m + LANES;
-  a.g_size = a.square ? 0 : a.g_block * ceil_div(a.oc, a.block_m);
+  a.g_size = a.in_place ? 0 : a.g_block * ceil_div(a.oc, a.block_m);
   return a;
 }
 
@@ -160,7 +163,8 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
             a.x.image_stride,
             a.x.row_stride,
             a.x.col_stride,
-            g + i * a.g_block,
+            a.in_place ? g + channel : g + i * a.g_block,
+            a.in_place ? a.oc : m * kStep<P>,
             u.images,
             u.rows,
             u.cols,
@@ -190,17 +194,17 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
   const Plan a = plan<T, P>(p, x, dh, dw);
-  const int64_t units = a.x.count(), pieces = a.square ? 0 : ceil_div(a.g_pixels, kPackPixels);
+  const int64_t units = a.x.count(), pieces = a.in_place ? 0 : ceil_div(a.g_pixels, kPackPixels);
   const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
-  const bool in_place = a.partials == 1 && gw.dtype == DType::float32;
+  const bool at_once = a.partials == 1 && gw.dtype == DType::float32;
   // Groups of a range go through a unit one after the other.
   each_range_of_groups(p, kSharedChannels / ic, [&](int64_t first, int64_t last) {
     Workspace room(a.partials * (x_size + a.g_size) * int64_t{sizeof(P)});
     P* const panels = reinterpret_cast<P*>(room.floats());
-    Workspace own(in_place ? 0 : (last - first) * a.partials * a.size * 4);
+    Workspace own(at_once ? 0 : (last - first) * a.partials * a.size * 4);
     const auto sums_of = [&](int64_t group) {
-      return in_place ? static_cast<float*>(gw.from(group * a.size).at)
-                      : own.floats() + (group - first) * a.partials * a.size;
+      return at_once ? static_cast<float*>(gw.from(group * a.size).at)
+                     : own.floats() + (group - first) * a.partials * a.size;
     };
 
     const auto fill = [&](int64_t group, int64_t partial, int64_t unit, int64_t piece) {
@@ -217,17 +221,22 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
       const P* panel = panels + partial * (x_size + a.g_size);
       const P* from = a.x.source == Source::direct ? direct_base<P>(a.x, u) : panel;
       NextPixels next{reinterpret_cast<const char*>(from), nullptr, 1, 0, 0};
-      if (a.x.in.pointwise() && a.parts == 1 && unit + 1 < units) {
-        const int64_t pixel = u.col + u.cols;
-        next.x = reinterpret_cast<const char*>(x + pixel * p.C + group * ic);
-        next.g = reinterpret_cast<const char*>(g + pixel * p.OC + group * oc);
-        next.x_bytes = u.cols * p.C * int64_t{sizeof(T)};
-        next.g_bytes = u.cols * p.OC * int64_t{sizeof(T)};
+      const bool whole = p.groups == 1 && p.KH >= p.stride_h && p.KW >= p.stride_w;
+      if (a.parts == 1 && unit + 1 < units && (whole || a.x.in.pointwise())) {
+        const Tile v = a.x.tile(unit + 1, group);
+        const int64_t rows = v.images * v.rows;  // pointwise: one, of all pixels
+        const int64_t h = clamp(v.row * p.stride_h, 0, a.x.in.H);
+        next.x = reinterpret_cast<const char*>(
+            x + ((v.image * a.x.in.H + h) * a.x.in.W + v.col * p.stride_w) * p.C + group * ic);
+        next.g = reinterpret_cast<const char*>(
+            g + ((v.image * a.x.in.GH + v.row) * a.x.in.GW + v.col) * p.OC + group * oc);
+        next.x_bytes = rows * v.cols * p.stride_h * p.stride_w * p.C * int64_t{sizeof(T)};
+        next.g_bytes = rows * v.cols * p.OC * int64_t{sizeof(T)};
         next.share = (next.x_bytes + next.g_bytes) / (a.x_blocks * ceil_div(oc, a.block_m));
       }
       // The pixels of a unit lie in one piece.
       const T* const own = g + ((u.image * p.OH + u.row) * p.OW + u.col) * p.OC;
-      const P* const factors = a.square ? reinterpret_cast<const P*>(own) : panel + x_size;
+      const P* const factors = a.in_place ? reinterpret_cast<const P*>(own) : panel + x_size;
       add_unit(a, u, from, factors, a.x_blocks * part / a.parts, a.x_blocks * (part + 1) / a.parts,
                add, sums_of(group) + partial * a.size, next);
     };
@@ -255,7 +264,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
           });
         }
     }
-    for (int64_t group = first; group < last && !in_place; ++group)
+    for (int64_t group = first; group < last && !at_once; ++group)
       add_partials(sums_of(group), a.partials, a.size, gw.from(group * a.size));
   });
 }

@@ -90,6 +90,7 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
                                         0,
                                         ic.size(),
                                         w + point * w_plane + m * kChunk,
+                                        kBlock,
                                         1,
                                         1,
                                         count,

@@ -110,7 +110,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
   for (int64_t image = 0; image < s.images; ++image)
     for (int64_t row = 0; row < s.rows; ++row) {
       const P* x = s.x + image * s.x_image + row * s.x_row;
-      for (int64_t col = 0; col < s.cols; col += step, x += step * s.x_col, g += step * M) {
+      for (int64_t col = 0; col < s.cols; col += step, x += step * s.x_col, g += s.g_next) {
         __builtin_prefetch(ahead.from, 0, 2);
         ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
         vfloat column[V];

@@ -79,6 +79,7 @@ struct OuterStrip {
   const P* x;
   int64_t x_image, x_row, x_col;
   const P* g;
+  int64_t g_next;  // values from one pixel, or pair, to the next
   int64_t images, rows, cols;
   Ahead ahead;
 };
