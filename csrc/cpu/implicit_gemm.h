@@ -107,6 +107,23 @@ FASTNN_INLINE int64_t output_offset(const TapGrid& g, const Tile& tile, int64_t 
          g.y_pixel;
 }
 
+// The memory under a tile's input, from row to row; none where that is not in one piece.
+struct InputRows {
+  const char* from;
+  int64_t bytes;
+};
+template <class T>
+FASTNN_INLINE InputRows input_rows(const InputTiles& t, int64_t index, int64_t group) {
+  if (index >= t.count() || t.segments > 1) return {nullptr, 0};
+  const InputGrid& in = t.in;
+  const Tile tile = t.tile(index, group);
+  const int64_t rows = tile.images > 1 ? tile.images * in.H : tile.rows * in.step_h;
+  const int64_t first = clamp(tile.row * in.step_h + t.low_h, 0, in.H);
+  return {reinterpret_cast<const char*>(static_cast<const T*>(in.a) + tile.channel +
+                                        (tile.image * in.H + first) * in.W * in.a_pixel),
+          rows * in.W * in.a_pixel * int64_t{sizeof(T)}};
+}
+
 // T: of the output; P: what is multiplied.
 template <class T, class P>
 void run_grid(TapGrid all) {
@@ -141,19 +158,29 @@ void run_grid(TapGrid all) {
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
     // A pointwise product over the tensor itself, with a B that fits L2, reads every pixel once:
     // all column blocks before the next pixels, which are brought from memory meanwhile. Elsewhere
-    // the input is in L2, and B is read once for it: the next block of it comes from memory
-    // meanwhile. A share for each step of a kernel call.
+    // the input is in L2, and B is read once for it: what comes from memory meanwhile is the next
+    // block of B, or, where all of B stays in L2, the input of the thread's next task. A share for
+    // each step of a kernel call.
     const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1 && !large;
-    const int64_t group = once ? blocks : 1;
+    const int64_t group = once ? blocks : 1, calls = ceil_div(pixels, block_m);
+    InputRows later{nullptr, 0};
+    if (!once && !large && parts == 1 && all.groups == 1)
+      later = input_rows<T>(t, index + get_num_threads(), of_group);
+    const int64_t later_block = ceil_div(later.bytes, blocks);
     const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)
-                               : ceil_div(NR * int64_t{sizeof(float)}, ceil_div(pixels, block_m));
+                          : later.bytes
+                              ? ceil_div(later_block, calls * (t.k / kStep<P>)*t.tap_count)
+                              : ceil_div(NR * int64_t{sizeof(float)}, calls);
     int64_t where[MR];
     const auto packed_block = [&](int64_t block) {
       return static_cast<const P*>(g.b) + block * NR * g.in.K * g.in.tap_count;
     };
     for (int64_t start = first_block; start < last_block; start += group) {
       Ahead next = Ahead::nothing(sums);
-      if (!once && start + 1 < blocks) next = {packed_block(start + 1), share};
+      if (later.bytes)
+        next = {later.from + start * later_block, share};
+      else if (!once && start + 1 < blocks)
+        next = {packed_block(start + 1), share};
       int64_t image = 0, i = 0, j = 0;  // of the next pixel, and where it lies
       const P* from = panel;
       int64_t to = output_offset(g, tile, 0, 0, 0);
