@@ -178,6 +178,29 @@ def test_a_change_is_seen(how):
     assert np.array_equal(output(net, x), fresh(net, x))
 
 
+def by_a_step(w):
+    w.grad = fastnn.ones(*w.shape)
+    optim.SGD([w], lr=0.5).step()
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("change", [*CHANGES.values(), by_a_step])
+def test_packed_weights_stay_without_gradients_until_the_weight_changes(change, lowered, isa):
+    net, x = nn.Conv2d(16, 24, 3), fastnn.randn(2, 16, 6, 6)
+
+    def output(weight):
+        with fastnn.no_grad(), fastnn.autocast(lowered):
+            return F.conv2d(x, weight, net.bias).float().numpy()
+
+    for _ in range(3):
+        before = output(net.weight)
+        assert np.array_equal(output(net.weight), before)  # by what was kept
+        assert net.weight._array.kept_blocks == 1
+        change(net.weight)
+        assert not np.array_equal(output(net.weight), before)
+        assert np.array_equal(output(net.weight), output(net.weight.detach().clone()))
+
+
 def by_numpy(w):
     view = w.detach().numpy()
     return lambda: np.multiply(view, 2, out=view)

@@ -121,6 +121,7 @@ KeptWorkspaces* kept_with(const Array& x) {
   if (x.offset() != 0 || x.count() * item_size(x.dtype()) != x.storage()->bytes ||
       x.storage()->exposed.load() > 0)
     return nullptr;
+  if (x.storage()->owners_kept) return x.storage()->owners_kept.get();
   x.storage()->kept.check_version(x.storage()->version.load());
   return &x.storage()->kept;
 }

@@ -59,6 +59,7 @@ struct Storage {
   bool writable = true;
   bool pinned = false;
   KeptWorkspaces kept;  // computed from the contents, for as long as they stay
+  std::shared_ptr<KeptWorkspaces> owners_kept;  // instead, where `data` is somebody's who keeps it
   void expose() {
     ++exposed;
     kept.clear();

@@ -11,6 +11,8 @@
 
 namespace fastnn {
 
+class KeptWorkspaces;
+
 struct KeptBlock {
   explicit KeptBlock(int64_t size, int on = kCpu);
   ~KeptBlock();
@@ -19,6 +21,7 @@ struct KeptBlock {
   const void* recording;           // the device's graph that fills it, or null
   std::atomic<bool> wanted{true};  // since an optimizer wrote it last (ops/copy.h: lowered)
   void* data;
+  std::shared_ptr<KeptWorkspaces> kept;  // computed from this one
 };
 
 class KeptWorkspaces {

@@ -84,6 +84,7 @@ Array lowered(const Array& x) {
   storage->data = block->data;
   storage->bytes = bytes;
   storage->release = [block] {};
+  storage->owners_kept = block->kept;
   const Array out(std::move(storage), 0, x.shape(), x.strides(), DType::bfloat16);
   if (!filled) {
     copy_into(out, x);

@@ -73,6 +73,7 @@ std::shared_ptr<KeptBlock> lowered_for_step(const Array& param) {
   constexpr int kOurs = 2;  // `block` and the one kept
   if (block.use_count() > kOurs) block = std::make_shared<KeptBlock>(block->bytes);
   block->wanted = false;
+  block->kept->clear();
   return block;
 }
 

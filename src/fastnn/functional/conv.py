@@ -98,7 +98,8 @@ def conv2d(
         TypeError: operands are not floating, or of different dtypes.
 
     Notes:
-        Accumulation is float32 in one fixed order for each output. Cost: 2 N OC OH OW KH KW C /
+        Accumulation is float32 in one fixed order for each output. Under :func:`fastnn.no_grad` what
+        the kernels make of the weight stays with it until it changes. Cost: 2 N OC OH OW KH KW C /
         groups flops in each of the forward pass and the two gradients.
 
     References:
@@ -119,6 +120,7 @@ def conv2d(
         *settings,
         activation or "",
         residual._array if residual is not None else None,
+        keep_packed=not is_grad_enabled(),
         want_moments=activation is None and is_grad_enabled() and weight.requires_grad,
     )
     saved = (
