@@ -1,11 +1,12 @@
 // Depthwise conv2d (one filter per channel): every pass is a few multiply-adds per element loaded,
 // so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
-// Tasks are output (or input) rows (conv_rows.h). A row is worked through four outputs at a time,
-// all their channels before the next: every input loaded serves all outputs it reaches (4.5 loads
+// Tasks are output (or input) rows (conv_rows.h), worked through seven or eight outputs at a time,
+// all their channels before the next: every input loaded serves all outputs it reaches (3.4 loads
 // for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
-// columns. The weight gradient keeps its sums in registers over a piece of a row; chunks of rows
-// are added in order. Dilated columns and rare widths take the plain loops below.
+// columns. Vectors of bfloat16 go in twos, a cache line. Dilated columns and rare widths take a
+// loop with a load for every multiply-add. The weight's gradient walks the channels of a strip of
+// rows, its sums in registers; chunks of rows are added in order.
 #include "core/allocator.h"
 #include "cpu/conv_rows.h"
 #include "cpu/conv_weight.h"
@@ -54,34 +55,39 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, uint32_t t
 // walked before the next one: memory is then read and written in order, which the hardware's
 // prefetchers need.
 template <int B, int KW, int S, class T>
-FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>& d) {
+FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count) {
   constexpr int V = kLine<T>, kInputs = (B - 1) * S + KW;
-  for (int64_t next = 0; next < d.outputs; next += B) {
-    const int64_t i = next < d.outputs - B ? next : d.outputs - B;
-    const uint32_t there = columns_there(i * S + d.start, kInputs, d.width);
+  const int64_t outputs = rows->outputs;
+  for (int64_t next = 0; next < outputs; next += B) {
+    const int64_t i = next < outputs - B ? next : outputs - B;
+    const uint32_t there = columns_there(i * S + rows->start, kInputs, rows->width);
     const bool inside = B > 4 && there == columns_there(0, kInputs, kInputs);
-    int64_t c = 0;
-    for (; c + V * LANES <= d.C; c += V * LANES)
-      if (inside)
-        depthwise_block<B <= 4, B, KW, S, V>(d, i, there, c, LANES);
-      else
-        depthwise_block<true, B, KW, S, V>(d, i, there, c, LANES);
-    vector_loop(c, d.C, [&](int64_t at, int lanes) {
-      depthwise_block<true, B, KW, S, 1>(d, i, there, at, lanes);
-    });
+    for (int row = 0; row < count; ++row) {
+      const ChannelRow<T> d = rows[row];  // a copy: no store may change it
+      int64_t c = 0;
+      for (; c + V * LANES <= d.C; c += V * LANES)
+        if (inside)
+          depthwise_block<B <= 4, B, KW, S, V>(d, i, there, c, LANES);
+        else
+          depthwise_block<true, B, KW, S, V>(d, i, there, c, LANES);
+      vector_loop(c, d.C, [&](int64_t at, int lanes) {
+        depthwise_block<true, B, KW, S, 1>(d, i, there, at, lanes);
+      });
+    }
   }
 }
 template <int KW, int S, class T>
-FASTNN_INLINE void depthwise_row(const ChannelRow<T>& d) {
+void depthwise_rows(const ChannelRow<T>* rows, int count) {
   constexpr bool kWide = KW > 5;  // registers for four outputs
-  if (!kWide && d.outputs % 8 == 0)
-    depthwise_blocks<kWide ? 4 : 8, KW, S>(d);
-  else if (!kWide && d.outputs >= 7)
-    depthwise_blocks<kWide ? 4 : 7, KW, S>(d);
-  else if (d.outputs >= 4)
-    depthwise_blocks<4, KW, S>(d);
+  const int64_t outputs = rows->outputs;
+  if (!kWide && outputs % 8 == 0)
+    depthwise_blocks<kWide ? 4 : 8, KW, S>(rows, count);
+  else if (!kWide && outputs >= 7)
+    depthwise_blocks<kWide ? 4 : 7, KW, S>(rows, count);
+  else if (outputs >= 4)
+    depthwise_blocks<4, KW, S>(rows, count);
   else
-    depthwise_blocks<1, KW, S>(d);
+    depthwise_blocks<1, KW, S>(rows, count);
 }
 
 // Any width, stride and dilation: a load for every multiply-add.
@@ -113,35 +119,37 @@ void any_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
 }
 
 template <class T>
-void run_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
-  switch (d.gap == 1 && S <= 2 ? taps * 2 + S : 0) {
-#define FASTNN_ROW(KW, S) \
-  case KW * 2 + S:        \
-    return depthwise_row<KW, S>(d);
-    FASTNN_ROW(1, 1)
-    FASTNN_ROW(2, 1)
-    FASTNN_ROW(3, 1)
-    FASTNN_ROW(3, 2)
-    FASTNN_ROW(4, 1)
-    FASTNN_ROW(5, 1)
-    FASTNN_ROW(5, 2)
-    FASTNN_ROW(7, 1)
-#undef FASTNN_ROW
+void run_rows(const ChannelRow<T>* rows, int count, int64_t taps, int64_t S) {
+  switch (rows->gap == 1 && S <= 2 ? taps * 2 + S : 0) {
+#define FASTNN_ROWS(KW, S) \
+  case KW * 2 + S:         \
+    return depthwise_rows<KW, S>(rows, count);
+    FASTNN_ROWS(1, 1)
+    FASTNN_ROWS(2, 1)
+    FASTNN_ROWS(3, 1)
+    FASTNN_ROWS(3, 2)
+    FASTNN_ROWS(4, 1)
+    FASTNN_ROWS(5, 1)
+    FASTNN_ROWS(5, 2)
+    FASTNN_ROWS(7, 1)
+#undef FASTNN_ROWS
   }
-  any_row(d, taps, S);
+  for (int i = 0; i < count; ++i) any_row(rows[i], taps, S);
 }
 
 template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y) {
-  each_output_row<float>(p, x, w, e, y,
-                         [&](const ChannelRow<T>& d) { run_row(d, p.KW, p.stride_w); });
+  each_output_row<float>(p, x, w, e, y, [&](const ChannelRow<T>* rows, int count) {
+    run_rows(rows, count, p.KW, p.stride_w);
+  });
 }
 
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                          T* grad_input) {
-  each_input_row<float>(p, g, w, e, grad_input,
-                        [](const ChannelRow<T>& d, int64_t taps) { run_row(d, taps, 1); });
+  each_input_row<float>(
+      p, g, w, e, grad_input,
+      [](const ChannelRow<T>* rows, int count, int64_t taps) { run_rows(rows, count, taps, 1); });
 }
 
 // Rows that a task of the weight's gradient takes together, `next` of which lie `x` values of the

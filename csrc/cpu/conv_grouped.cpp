@@ -134,11 +134,12 @@ void grouped_row(const ChannelRow<T, P>& d) {
 
 // KW and S as constants: KW of a phase is 1 to 3.
 template <int G, class P, class T>
-void run_row(int64_t KW, int64_t S, const ChannelRow<T, P>& d) {
-  if (KW == 3 && S == 2) return grouped_row<G, 3, 2>(d);
-  if (KW == 3) return grouped_row<G, 3, 1>(d);
-  if (KW == 2) return grouped_row<G, 2, 1>(d);
-  grouped_row<G, 1, 1>(d);
+void run_rows(int64_t KW, int64_t S, const ChannelRow<T, P>* rows, int count) {
+  const auto run = KW == 3 && S == 2 ? grouped_row<G, 3, 2, P, T>
+                   : KW == 3         ? grouped_row<G, 3, 1, P, T>
+                   : KW == 2         ? grouped_row<G, 2, 1, P, T>
+                                     : grouped_row<G, 1, 1, P, T>;
+  for (int i = 0; i < count; ++i) run(rows[i]);
 }
 
 template <int N>
@@ -175,9 +176,10 @@ void grouped_forward(const ConvParams& p, const void* x, const void* w, const Co
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     using P = Operand<T>;
-    each_output_row<P>(
-        p, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y),
-        [&](const ChannelRow<T, P>& d) { run_row<size.value>(p.KW, p.stride_w, d); });
+    each_output_row<P>(p, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y),
+                       [&](const ChannelRow<T, P>* rows, int count) {
+                         run_rows<size.value>(p.KW, p.stride_w, rows, count);
+                       });
   });
 }
 
@@ -186,9 +188,11 @@ void grouped_backward_data(const ConvParams& p, const void* g, const void* w, co
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     using P = Operand<T>;
-    each_input_row<P>(
-        p, static_cast<const T*>(g), static_cast<const T*>(w), e, static_cast<T*>(grad_input),
-        [&](const ChannelRow<T, P>& d, int64_t taps) { run_row<size.value>(taps, 1, d); });
+    each_input_row<P>(p, static_cast<const T*>(g), static_cast<const T*>(w), e,
+                      static_cast<T*>(grad_input),
+                      [&](const ChannelRow<T, P>* rows, int count, int64_t taps) {
+                        run_rows<size.value>(taps, 1, rows, count);
+                      });
   });
 }
 

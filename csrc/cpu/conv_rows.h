@@ -103,7 +103,14 @@ void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, int64_t k_step,
       }
   });
 }
-// Calls run(row) for the rows of the forward pass.
+// Rows one below the other whose blocks of outputs take turns, so that the inputs that they share
+// are still in L1; one where there are few rows for each thread.
+constexpr int64_t kTurns = 4;
+FASTNN_INLINE int64_t rows_in_turn(int64_t rows) {
+  return rows < 4 * kTurns * get_num_threads() ? 1 : kTurns;
+}
+
+// Calls run(rows, count) for the rows of the forward pass.
 template <class P, class T, class Run>
 void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& e, T* y,
                      const Run& run) {
@@ -114,33 +121,39 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
       turned);
   const Route route = route_to(y);
-  parallel_for(p.N * p.OH, [&](int64_t task) {
-    const int64_t n = task / p.OH, top = task % p.OH * p.stride_h - p.pad_top;
+  const int64_t turns = rows_in_turn(p.N * p.OH), strips = ceil_div(p.OH, turns);
+  parallel_for(p.N * strips, [&](int64_t task) {
+    const int64_t n = task / strips, begin = task % strips * turns;
     const T* const image = x + n * p.H * p.W * C;
-    const int64_t below = top + (p.KH - 1) * p.dilation_h + 1;
-    ChannelRow<T, P> d;
-    d.next_row = p.dilation_h * p.W * C;
-    d.w_next_row = kernel_row;
-    d.w_next_vector = taps * G * LANES;
-    d.rows = 0;
-    d.gap = p.dilation_w;
-    d.width = p.W;
-    d.start = -p.pad_left;
-    d.outputs = p.OW;
-    d.C = C;
-    d.e = &e;
-    d.y = y;
-    d.route = route;
-    d.at = task * p.OW * C;
-    d.step = C;
-    d.new_rows = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
-    d.next = image + below * p.W * C;
-    for (int64_t kh = 0; kh < p.KH; ++kh) {
-      const int64_t h = top + kh * p.dilation_h;
-      if (h < 0 || h >= p.H) continue;
-      if (d.rows++ == 0) d.in = image + h * p.W * C, d.w = turned + kh * kernel_row;
+    ChannelRow<T, P> rows[kTurns];
+    int count = 0;
+    for (int64_t oh = begin; oh < begin + turns && oh < p.OH; ++oh) {
+      const int64_t top = oh * p.stride_h - p.pad_top;
+      const int64_t below = top + (p.KH - 1) * p.dilation_h + 1;
+      ChannelRow<T, P>& d = rows[count++];
+      d.next_row = p.dilation_h * p.W * C;
+      d.w_next_row = kernel_row;
+      d.w_next_vector = taps * G * LANES;
+      d.rows = 0;
+      d.gap = p.dilation_w;
+      d.width = p.W;
+      d.start = -p.pad_left;
+      d.outputs = p.OW;
+      d.C = C;
+      d.e = &e;
+      d.y = y;
+      d.route = route;
+      d.at = (n * p.OH + oh) * p.OW * C;
+      d.step = C;
+      d.new_rows = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
+      d.next = image + below * p.W * C;
+      for (int64_t kh = 0; kh < p.KH; ++kh) {
+        const int64_t h = top + kh * p.dilation_h;
+        if (h < 0 || h >= p.H) continue;
+        if (d.rows++ == 0) d.in = image + h * p.W * C, d.w = turned + kh * kernel_row;
+      }
     }
-    run(d);
+    run(rows, count);
   });
 }
 
@@ -159,8 +172,8 @@ struct PhaseTaps {
   }
 };
 
-// Calls run(row, taps across) for the rows of the gradient with respect to the input, phase by
-// phase of the stride.
+// Calls run(rows, count, taps across) for the rows of the gradient with respect to the input, phase
+// by phase of the stride.
 template <class P, class T, class Run>
 void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                     T* grad_input, const Run& run) {
@@ -181,40 +194,45 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
     turned_taps += p.KH * across.count;
   }
   const Route route = route_to(grad_input);
-  parallel_for(p.N * p.H, [&](int64_t task) {
-    const int64_t n = task / p.H, h = task % p.H;
-    const PhaseTaps down(h % p.stride_h, p.KH, p.pad_top, p.dilation_h, p.stride_h);
+  const int64_t turns = rows_in_turn(p.N * p.H), strips = ceil_div(p.H, turns);
+  parallel_for(p.N * strips, [&](int64_t task) {
+    const int64_t n = task / strips, begin = task % strips * turns;
     int64_t taps_before = 0;
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
       const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
       const P* const weights = turned + turned_size(C, taps_before, G);
       const int64_t kernel_row = across.count * G * LANES;
       taps_before += p.KH * across.count;
-      ChannelRow<T, P> d;
-      d.next_row = down.gap * p.OW * C;
-      d.w_next_row = -down.every * kernel_row;
-      d.w_next_vector = p.KH * kernel_row;
-      d.rows = 0;
-      d.gap = across.gap;
-      d.width = p.OW;
-      d.start = across.start;
-      d.outputs = (p.W - phase + S - 1) / S;
-      d.C = C;
-      d.e = &e;
-      d.y = grad_input;
-      d.route = route;
-      d.at = (task * p.W + phase) * C;
-      d.step = S * C;
-      d.new_rows = 0;
-      d.next = g;
-      for (int64_t t = 0; t < down.count && across.count; ++t) {
-        const int64_t oh = h / p.stride_h + down.start + t * down.gap;
-        if (oh < 0 || oh >= p.OH) continue;
-        if (d.rows++ > 0) continue;
-        d.in = g + (n * p.OH + oh) * p.OW * C;
-        d.w = weights + (down.last - t * down.every) * kernel_row;
+      ChannelRow<T, P> rows[kTurns];
+      int count = 0;
+      for (int64_t h = begin; h < begin + turns && h < p.H; ++h) {
+        const PhaseTaps down(h % p.stride_h, p.KH, p.pad_top, p.dilation_h, p.stride_h);
+        ChannelRow<T, P>& d = rows[count++];
+        d.next_row = down.gap * p.OW * C;
+        d.w_next_row = -down.every * kernel_row;
+        d.w_next_vector = p.KH * kernel_row;
+        d.rows = 0;
+        d.gap = across.gap;
+        d.width = p.OW;
+        d.start = across.start;
+        d.outputs = (p.W - phase + S - 1) / S;
+        d.C = C;
+        d.e = &e;
+        d.y = grad_input;
+        d.route = route;
+        d.at = ((n * p.H + h) * p.W + phase) * C;
+        d.step = S * C;
+        d.new_rows = 0;
+        d.next = g;
+        for (int64_t t = 0; t < down.count && across.count; ++t) {
+          const int64_t oh = h / p.stride_h + down.start + t * down.gap;
+          if (oh < 0 || oh >= p.OH) continue;
+          if (d.rows++ > 0) continue;
+          d.in = g + (n * p.OH + oh) * p.OW * C;
+          d.w = weights + (down.last - t * down.every) * kernel_row;
+        }
       }
-      run(d, across.count ? across.count : 1);
+      run(rows, count, across.count ? across.count : 1);
     }
   });
 }
