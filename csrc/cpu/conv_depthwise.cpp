@@ -2,7 +2,7 @@
 // so the floor is the copy bandwidth; vectors run over channels and no product kernel is involved.
 //
 // Tasks are output (or input) rows (conv_rows.h), worked through seven or eight outputs at a time,
-// all their channels before the next: every input loaded serves all outputs it reaches (3.4 loads
+// all their channels before the next: every input loaded serves all outputs it reaches (3.8 loads
 // for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
 // columns. Vectors of bfloat16 go in twos, a cache line. Dilated columns and rare widths take a
 // loop with a load for every multiply-add. The weight's gradient walks the channels of a strip of
@@ -78,16 +78,13 @@ FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count) {
 }
 template <int KW, int S, class T>
 void depthwise_rows(const ChannelRow<T>* rows, int count) {
-  constexpr bool kWide = KW > 5;  // registers for four outputs
   const int64_t outputs = rows->outputs;
-  if (!kWide && outputs % 8 == 0)
-    depthwise_blocks<kWide ? 4 : 8, KW, S>(rows, count);
-  else if (!kWide && outputs >= 7)
-    depthwise_blocks<kWide ? 4 : 7, KW, S>(rows, count);
-  else if (outputs >= 4)
-    depthwise_blocks<4, KW, S>(rows, count);
-  else
-    depthwise_blocks<1, KW, S>(rows, count);
+  if constexpr (KW <= 5) {  // what a wider kernel leaves registers for is four outputs
+    if (outputs % 8 == 0) return depthwise_blocks<8, KW, S>(rows, count);
+    if (outputs >= 7) return depthwise_blocks<7, KW, S>(rows, count);
+  }
+  if (outputs >= 4) return depthwise_blocks<4, KW, S>(rows, count);
+  depthwise_blocks<1, KW, S>(rows, count);
 }
 
 // Any width, stride and dilation: a load for every multiply-add.

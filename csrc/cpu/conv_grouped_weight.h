@@ -174,7 +174,8 @@ void grouped_weight_gradient(const ConvParams& p, const T* x, const T* g, Weight
       const int64_t n = strip / per_image * kStep<P>, first = strip % per_image * rows;
       const int64_t count = clamp(p.OH - first, 0, rows);
       if (count == 0) continue;
-      // Most often the next strip is of the next image, or of the rows after these.
+      // Most often the next strip is of the next image, or of the rows after these; of two images,
+      // the first one's are brought.
       const bool last = strip + 1 >= strips;
       const int64_t in = (n * p.H + clamp((first + count) * p.stride_h, 0, p.H)) * p.W * p.C;
       const int64_t out = (n * p.OH + first + count) * p.OW * p.C;

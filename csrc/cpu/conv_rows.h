@@ -3,10 +3,10 @@
 // small groups.
 //
 // Both passes over activations are rows of one form: an output pixel of the forward pass, or an
-// input pixel of one phase of the columns' stride, is a sum over a few rows and taps, as far apart
-// as each other.
-// Weights are turned once per call to [vector of channels][kernel row][tap][k][LANES], k counting
-// the channels of a group, or to [..][tap][k / 2][LANES][2] where they are multiplied in pairs.
+// input pixel of one phase of the columns' stride, is a sum over rows and taps that are evenly
+// apart. Weights are turned once per call to [vector of channels][kernel row][tap][k][LANES], k
+// counting the channels of a group, or to [..][tap][k / 2][LANES][2] where they are multiplied in
+// pairs.
 #pragma once
 
 #include "core/allocator.h"
@@ -103,6 +103,7 @@ void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, int64_t k_step,
       }
   });
 }
+
 // Rows one below the other whose blocks of outputs take turns, so that the inputs that they share
 // are still in L1; one where there are few rows for each thread.
 constexpr int64_t kTurns = 4;

@@ -159,7 +159,9 @@ const std::vector<Level>& levels() {
 #endif
 #if FASTNN_HAVE_avx512_bf16
     const bool bfloat16 = avx512 && has_bfloat16();
-    out.push_back({"avx512_bf16", bfloat16, cpu::avx512_bf16::fill(), 2});
+    // Intel's processors add products of pairs half as often as they add products.
+    const double rate = __builtin_cpu_is("intel") ? 1 : 2;
+    out.push_back({"avx512_bf16", bfloat16, cpu::avx512_bf16::fill(), rate});
 #endif
 #if FASTNN_HAVE_amx
     out.push_back({"amx", bfloat16 && has_amx(), cpu::amx::fill(), 16, kFastTiles});

@@ -141,10 +141,12 @@ ConvParams settle(const char* op, const Dims& input, const Dims& weight, const D
   check_settings(op, stride, padding, dilation, groups);
   check(weight[2] > 0 && weight[3] > 0 && weight[2] * weight[3] <= kMaxKernel, op,
         ": weight expects a kernel of 1 to ", kMaxKernel, " taps, got shape ", weight);
-  check(weight[1] > 0 && input[1] == weight[1] * groups, op, ": weight expects ",
-        weight[1] * groups, " input channels (groups=", groups, "), got input with ", input[1],
-        " channels, shape ", input);
-  check(weight[0] > 0 && weight[0] % groups == 0, op, ": weight expects out_channels divisible by ",
+  check(weight[0] > 0 && weight[1] > 0, op, ": weight expects channels, in and out, got shape ",
+        weight);
+  check(input[1] == weight[1] * groups, op, ": weight expects ", weight[1] * groups,
+        " input channels (groups=", groups, "), got input with ", input[1], " channels, shape ",
+        input);
+  check(weight[0] % groups == 0, op, ": weight expects out_channels divisible by ",
         "groups=", groups, ", got weight of shape ", weight);
   ConvParams p{};
   p.N = input[0], p.C = input[1], p.H = input[2], p.W = input[3];

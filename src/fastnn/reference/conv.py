@@ -318,6 +318,12 @@ ERRORS: list[BadCall] = [
     BadCall(
         "groups", _conv(w=(6, 1, 3, 3), groups=4), ValueError, "out_channels divisible by groups=4"
     ),
+    BadCall(
+        "no channels",
+        _conv(x=(2, 0, 5, 5), w=(6, 0, 3, 3)),
+        ValueError,
+        r"conv2d: weight expects channels, in and out, got shape \(6, 0, 3, 3\)",
+    ),
     BadCall("no groups", _conv(groups=0), ValueError, "groups expects an integer > 0, got 0"),
     BadCall("kernel", _conv(w=(6, 4, 9, 9)), ValueError, "larger than the padded input"),
     BadCall("empty image", _conv(x=(2, 4, 0, 5)), ValueError, "larger than the padded input"),
