@@ -13,8 +13,7 @@ KeptBlock::KeptBlock(int64_t size, int on)
     : device(on),
       bytes(size),
       recording(recording_on(on)),
-      data(on == kCpu ? allocate(size) : device_table()->allocate(on, size)),
-      kept(std::make_shared<KeptWorkspaces>()) {
+      data(on == kCpu ? allocate(size) : device_table()->allocate(on, size)) {
   if (!data) check_device();
 }
 KeptBlock::~KeptBlock() {

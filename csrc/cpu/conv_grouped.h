@@ -18,7 +18,7 @@ FASTNN_INLINE bool is_grouped(const ConvParams& p, bool of_weight = false) {
   const bool here = G == 2 || G == 4 || G == 8 || (G == 16 && (many || !(pairs || of_weight))) ||
                     (G == 32 && many && (of_weight || !pairs));
   return p.groups > 1 && G == p.group_outputs() && here && p.C % LANES == 0 && p.KW == 3 &&
-         p.KH <= 7 && p.dilation_h <= 8 && p.dilation_w == 1 && p.stride_w <= 2;
+         p.KH <= kGroupedRows && p.dilation_h <= 8 && p.dilation_w == 1 && p.stride_w <= 2;
 }
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,

@@ -34,22 +34,15 @@ FASTNN_INLINE vfloat of_group(const P* pixel, int k) {
     return permuted(load_steps(pixel), lanes() / G * G + k);
 }
 
-FASTNN_INLINE void copy_vector(const float* from, float* to) { store(to, load(from)); }
-FASTNN_INLINE void copy_vector(const bfloat16* from, float* to) { store(to, load(from)); }
-FASTNN_INLINE void copy_vector(const bfloat16* from, bfloat16* to) {
-  __builtin_memcpy(to, from, sizeof(vhalf));
-}
 // in[first .. first + count) of a row of `width` pixels C apart, zeros outside: to[pixel][W].
 template <int W, class T, class P>
 FASTNN_INLINE void buffer_pixels(const T* in, int64_t first, int64_t count, int64_t width,
                                  int64_t C, P* to) {
   for (int64_t j = first; j < first + count; ++j, to += W)
-    for (int v = 0; v < W; v += LANES) {
-      if (j >= 0 && j < width)
-        copy_vector(in + j * C + v, to + v);
-      else
-        __builtin_memset(to + v, 0, sizeof(P) * LANES);
-    }
+    if (j >= 0 && j < width)
+      copy_values(to, in + j * C, W);
+    else
+      zero_values(to, W);
 }
 // The same of a step of images, `image` values apart, of which `images` are there.
 template <int W, class T>
@@ -61,14 +54,10 @@ template <int W>
 FASTNN_INLINE void buffer_images(const bfloat16* in, int64_t image, int64_t images, int64_t first,
                                  int64_t count, int64_t width, int64_t C, bfloat16* to) {
   for (int64_t j = first; j < first + count; ++j, to += 2 * W)
-    for (int v = 0; v < W; v += LANES) {
-      vfloat pair{};
-      if (j >= 0 && j < width) {
-        const bfloat16* const from = in + j * C + v;
-        pair = paired(load(from), images > 1 ? load(from + image) : vfloat{});
-      }
-      store(reinterpret_cast<float*>(to + 2 * v), pair);
-    }
+    if (j >= 0 && j < width)
+      copy_pairs(in + j * C, images > 1 ? in + j * C + image : nullptr, W, to);
+    else
+      zero_values(to, 2 * W);
 }
 
 // M outputs of a group at a time, by 3 taps; the taps of one output lie kWidth<G> apart, those of

@@ -71,6 +71,12 @@ Array astype(const Array& x, DType dtype) {
   return out;
 }
 
+std::shared_ptr<KeptBlock> lowered_block(int64_t bytes) {
+  auto block = std::make_shared<KeptBlock>(bytes);
+  block->kept = std::make_shared<KeptWorkspaces>();
+  return block;
+}
+
 Array lowered(const Array& x) {
   const bool may_keep = x.dtype() == DType::float32 && x.device() == kCpu && x.is_dense();
   KeptWorkspaces* const kept = may_keep ? kept_with(x) : nullptr;
@@ -78,7 +84,7 @@ Array lowered(const Array& x) {
   std::shared_ptr<KeptBlock> block = kept->find(kLoweredKey);
   const bool filled = block != nullptr;
   const int64_t bytes = x.count() * item_size(DType::bfloat16);
-  if (!filled) block = std::make_shared<KeptBlock>(bytes);
+  if (!filled) block = lowered_block(bytes);
   block->wanted = true;
   auto storage = std::make_shared<Storage>();
   storage->data = block->data;

@@ -41,6 +41,8 @@ Array astype(const Array& x, DType dtype);
 // in x's memory order, until x changes; an optimizer's step renews it where it was used.
 Array lowered(const Array& x);
 constexpr uint64_t kLoweredKey = 2;
+// A block for such a copy, with which more may be kept in turn.
+std::shared_ptr<KeptBlock> lowered_block(int64_t bytes);
 
 // A fresh canonical copy.
 Array clone(const Array& x);

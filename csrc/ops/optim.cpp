@@ -71,7 +71,7 @@ std::shared_ptr<KeptBlock> lowered_for_step(const Array& param) {
   std::shared_ptr<KeptBlock> block = kept ? kept->find(kLoweredKey) : nullptr;
   if (!block || !block->wanted) return nullptr;
   constexpr int kOurs = 2;  // `block` and the one kept
-  if (block.use_count() > kOurs) block = std::make_shared<KeptBlock>(block->bytes);
+  if (block.use_count() > kOurs) block = lowered_block(block->bytes);
   block->wanted = false;
   block->kept->clear();
   return block;
