@@ -378,6 +378,24 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   }
 }
 
+// Of the taps under grid rows first .. last, those between the first and the last that reach into
+// the image: what is above and below it adds nothing to their sums.
+struct TapRange {
+  int first, count;
+};
+FASTNN_INLINE TapRange taps_inside(const InputTiles& t, int64_t first, int64_t last) {
+  int from = 0, end = static_cast<int>(t.tap_count);
+  if (t.source != Source::padded) return {from, end};
+  const int64_t joined = t.in.tap_count / t.tap_count;
+  const auto outside = [&](int tap) {
+    const int64_t dh = t.in.dh[tap * joined];
+    return last * t.in.step_h + dh < 0 || first * t.in.step_h + dh >= t.in.H;
+  };
+  while (from < end && outside(from)) ++from;
+  while (from < end && outside(end - 1)) --end;
+  return {from, end - from};
+}
+
 // What a kernel reads a tile's input from: the tensor, or this thread's panel, filled unless it is
 // still there from the thread's last task. `call` tells this operator call's panels from others',
 // and `index` this tile's.

@@ -28,10 +28,10 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// Panels are larger where B is too large for L2: every tile reads all of it.
+// Bytes of a panel, and where B is too large for L2: every tile reads all of it. Values of such a B.
+constexpr int64_t kPanel = 384 << 10, kLargePanel = 640 << 10, kLargeB = 384 << 10;
 // Tiles that moments are counted over: how many changes their last bits, so not by the threads.
 constexpr int64_t kCountedTiles = 32;
-constexpr int64_t kPanelFloats = 96 << 10, kLargePanelFloats = 320 << 10, kLargeB = 384 << 10;
 
 struct TapGrid {
   InputGrid in;
@@ -135,8 +135,9 @@ void run_grid(TapGrid all) {
   const bool counted = is_counted(all);
   const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;
   const int64_t some = clamp(ceil_div(all.in.N * all.in.GH * all.in.GW, cut), 4 * MR, 32 * MR);
-  const int64_t most = clamp(kLargePanelFloats / (all.in.tap_count * all.in.K), 4 * MR, 32 * MR);
-  plan_input<T, P>(t, large ? most : some, large ? kLargePanelFloats : kPanelFloats);
+  const int64_t size = (large ? kLargePanel : kPanel) / int64_t{sizeof(P)};
+  const int64_t most = clamp(size / all.in.K, 4 * MR, 32 * MR);
+  plan_input<T, P>(t, large ? most : some, size);
   const int64_t tiles = t.count(), blocks = block_count(all.columns);
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * all.groups * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
@@ -181,33 +182,40 @@ void run_grid(TapGrid all) {
         next = {later.from + start * later_block, share};
       else if (!once && start + 1 < blocks)
         next = {packed_block(start + 1), share};
-      int64_t image = 0, i = 0, j = 0;  // of the next pixel, and where it lies
+      // Of the next pixel, and where it lies. Images take turns row by row: those of a kernel call
+      // then have rows outside the image in common.
+      int64_t image = 0, i = 0, j = 0;
       const P* from = panel;
       int64_t to = output_offset(g, tile, 0, 0, 0);
       for (int64_t p = 0; p < pixels; p += block_m) {
         const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
+        const int64_t top = tile.row + i;
+        int64_t bottom = top;
         for (int r = 0; r < m; ++r) {
+          bottom = tile.row + i;
           at[r] = from;
           where[r] = to;
           from += t.col_stride;
           to += g.y_col_step * g.y_pixel;
           if (++j < tile.cols) continue;
           j = 0;
-          if (++i == tile.rows) i = 0, ++image;
+          if (++image == tile.images) image = 0, ++i;
           from = panel + image * t.image_stride + i * t.row_stride;
           to = output_offset(g, tile, image, i, 0);
         }
+        const TapRange taps = taps_inside(t, top, bottom);
         if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
         for (int64_t block = start; block < start + group; ++block) {
           const int vectors = block_vectors(g.columns, block);
-          const P* b = packed_block(block);
+          const P* const b = packed_block(block) + taps.first * t.k * vectors * LANES;
           const int64_t left = g.columns - block * NR;
           const int64_t channel = g.y_channel + block * NR;
           if (left >= NR && !moments) {
             const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
-            Finished<P, T>::product[m - 1](at, t.taps, t.tap_count, t.k, b, out, next);
+            Finished<P, T>::product[m - 1](at, t.taps + taps.first, taps.count, t.k, b, out, next);
           } else {
-            Kernels<P>::product[m - 1][vectors - 1](at, t.taps, t.tap_count, t.k, b, sums, next);
+            Kernels<P>::product[m - 1][vectors - 1](at, t.taps + taps.first, taps.count, t.k, b, sums,
+                                                          next);
             store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR, g.epilogue,
                        y, g.route);
           }
