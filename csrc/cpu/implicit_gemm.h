@@ -153,7 +153,9 @@ void run_grid(TapGrid all) {
     const Tile tile = t.tile(index, of_group);
     const P* const panel = tile_input<T, P>(t, tile, index * all.groups + of_group, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
-    const int block_m = even_block(pixels);
+    const bool far = is_far(t.col_stride * int64_t{sizeof(P)}) ||
+                     is_far(g.y_col_step * g.y_pixel * int64_t{sizeof(T)});
+    const int block_m = even_block(pixels, far ? kMostFarRows : MR);
     alignas(64) float sums[MR * NR];
     const P* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;

@@ -99,11 +99,16 @@ struct Finished {
 };
 extern const OuterKernel<float> outer_square;  // LANES rows of one vector
 
-// Cuts n rows into ceil(n / MR) blocks of nearly equal size; returns the size of the first.
-FASTNN_INLINE int even_block(int64_t n) {
-  const int64_t blocks = (n + MR - 1) / MR;
+// Cuts n rows into blocks of nearly equal size, at most `most`; returns the size of the first.
+FASTNN_INLINE int even_block(int64_t n, int64_t most = MR) {
+  const int64_t blocks = (n + most - 1) / most;
   return static_cast<int>((n + blocks - 1) / blocks);
 }
+
+// Rows a multiple of kFarRows bytes apart share a few sets of the first cache, 64 sets of 12 lines
+// as often as not: it keeps so many of them beside B.
+constexpr int64_t kFarRows = 2048, kMostFarRows = MR < 11 ? MR : 11;
+FASTNN_INLINE bool is_far(int64_t bytes) { return bytes % kFarRows == 0; }
 
 // Columns are cut into blocks of NR; the last one is a single vector wide where that is enough.
 // Packed B holds block after block, each k-row padded with zeros to the block's width.
