@@ -112,11 +112,12 @@ template <int R, class T>
 void run(const Winograd<T>& c) {
   constexpr int kSide = R + 2, kPoints = kSide * kSide;
   const int64_t blocks = block_count(c.columns), u_plane = packed_columns(c.columns) * c.K;
+  const int64_t pitch = is_far(c.K * 4) ? c.K + LANES : c.K;  // of the tiles of V
   int64_t count = clamp(kInputFloats / (kPoints * c.K), kLeastTiles, c.tiles);
   const int64_t tasks = ceil_div(c.tiles, count);
   count = ceil_div(c.tiles, tasks);
   const int64_t group = clamp(kSumFloats / (kPoints * NR * count), 1, blocks);
-  const int64_t v_plane = padded_plane(count * c.K), m_plane = padded_plane(group * NR * count);
+  const int64_t v_plane = padded_plane(count * pitch), m_plane = padded_plane(group * NR * count);
   int64_t parts = 1;  // of the columns, where there are few tiles
   while (tasks * parts < 8 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
@@ -139,7 +140,7 @@ void run(const Winograd<T>& c) {
     for (int64_t t = 0; t < tiles && !there; ++t)
       at(t, [&](int64_t image, int64_t row, int64_t col) {
         transform_tile<R>(c.x + image * c.H * c.W * c.K, c.H, c.W, c.K, row - c.pad_h,
-                          col - c.pad_w, c.K, v + t * c.K, v_plane);
+                          col - c.pad_w, c.K, v + t * pitch, v_plane);
       });
     kept[0] = call, kept[1] = task;
     const int block_m = even_block(tiles);
@@ -158,7 +159,7 @@ void run(const Winograd<T>& c) {
           for (int64_t t = 0; t < tiles; t += block_m) {
             const int rows = static_cast<int>(clamp(tiles - t, 1, block_m));
             const float* from[MR];
-            for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * c.K;
+            for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * pitch;
             Kernels<float>::product[rows - 1][vectors - 1](
                 from, &no_offset, 1, c.K, u,
                 m + p * m_plane + (block - b) * NR * count + t * vectors * LANES, next);
