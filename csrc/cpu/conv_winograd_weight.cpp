@@ -7,8 +7,9 @@
 //
 //   task = partial sum x 64 output channels x 64 input channels, its 36 x 64 x 64 sums in L2
 //     for each chunk of its tiles:
-//       V[point][tile][ic], W[point][block of kBlock oc][tile][oc]
-//       for each point, block of oc, NR channels of ic: outer kernel of matmul.h over the chunk
+//       V[point][tile][ic], W[point][tile][oc]
+//       for each point, block of kBlock oc, NR channels of ic: outer kernel of matmul.h over the
+//       chunk
 //   gw = transformed sums, partial sums added in order
 //
 // A sum runs over a sixteenth of the pixels, which makes up for what the transforms add: the error
@@ -30,28 +31,18 @@ constexpr int kPoints = 36;
 // Half a vector of output channels: what a tile's accumulators leave registers for.
 constexpr int kBlock = LANES == 4 ? 4 : LANES / 2;
 
-// W of one tile: `count` channels of the gradient at output (row, col), zeros outside the map.
+// W of one tile: `count` channels of the gradient at output (row, col), zeros outside the map and
+// behind the last channel.
 template <class T>
 void transform_gradient_tile(const ConvParams& p, const T* g, int64_t row, int64_t col,
                              int64_t count, float* w, int64_t plane) {
-  vector_loop(0, count, [&](int64_t c, int n) {
-    vfloat half[6][4], y[4], out[6];
-    for (int j = 0; j < 4; ++j) {
-      for (int i = 0; i < 4; ++i)
-        y[i] = row + i < p.OH && col + j < p.OW
-                   ? load_any(g + ((row + i) * p.OW + col + j) * p.OC + c, n)
-                   : vfloat{};
-      transform_gradient(y, out);
-      for (int i = 0; i < 6; ++i) half[i][j] = out[i];
-    }
-    for (int i = 0; i < 6; ++i) {
-      transform_gradient(half[i], out);
-      for (int j = 0; j < 6; ++j)
-        for (int h = 0; h < LANES; h += kBlock)
-          __builtin_memcpy(w + (i * 6 + j) * plane + (c + h) * kChunk,
-                           reinterpret_cast<const float*>(&out[j]) + h, sizeof(float) * kBlock);
-    }
-  });
+  const TilePixels<T> from(g, p.OH, p.OW, p.OC, row, col, 4);
+  const auto transform = [](const vfloat* y, vfloat* out)
+                             FASTNN_INLINED { transform_gradient(y, out); };
+  if (from.whole())
+    transform_pixels<4, 6, true>(from, count, w, plane, true, transform);
+  else
+    transform_pixels<4, 6, false>(from, count, w, plane, true, transform);
 }
 
 struct Range {
@@ -77,7 +68,7 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
       transform_tile<4>(x + image * p.H * p.W * p.C + ic.first, p.H, p.W, p.C, row - p.pad_top,
                         col - p.pad_left, ic.size(), v + t * ic.size(), v_plane);
       transform_gradient_tile(p, g + image * p.OH * p.OW * p.OC + oc.first, row, col, oc.size(),
-                              w + t * kBlock, w_plane);
+                              w + t * outputs, w_plane);
     }
     for (int point = 0; point < kPoints; ++point)
       for (int64_t n = 0; n < ic.size(); n += NR) {
@@ -89,8 +80,8 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
                                         0,
                                         0,
                                         ic.size(),
-                                        w + point * w_plane + m * kChunk,
-                                        kBlock,
+                                        w + point * w_plane + m,
+                                        outputs,
                                         1,
                                         1,
                                         count,

@@ -100,29 +100,72 @@ FASTNN_INLINE void transform_sums(const vfloat* u, vfloat* g) {
 // power of two apart.
 constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
 
+// The pixels under a tile, `side` of them high and wide: those from row `top` to `bottom` and from
+// column `left` to `right` lie in the image, the others are zero.
+template <class T>
+struct TilePixels {
+  const T* corner;
+  int64_t row, pixel;  // values from one row, and from one pixel, to the next
+  int64_t top, bottom, left, right, side;
+
+  // Of an image of H x W pixels, from (row, col) on, which may lie outside it.
+  TilePixels(const T* image, int64_t H, int64_t W, int64_t values, int64_t first_row,
+             int64_t first_col, int64_t pixels)
+      : corner(image + (first_row * W + first_col) * values),
+        row(W * values),
+        pixel(values),
+        top(first_row < 0 ? -first_row : 0),
+        bottom(H - first_row < pixels ? H - first_row : pixels),
+        left(first_col < 0 ? -first_col : 0),
+        right(W - first_col < pixels ? W - first_col : pixels),
+        side(pixels) {}
+  bool whole() const { return top + left == 0 && bottom == side && right == side; }
+};
+
+// A transform along both directions, of `count` channels of a tile: value k of point (i, j) goes to
+// to[(i * Out + j) * plane + k]; whole vectors, if `padded`.
+template <int In, int Out, bool Whole, class T, class Transform>
+FASTNN_INLINE void transform_pixels(const TilePixels<T>& from, int64_t count, float* to,
+                                    int64_t plane, bool padded, const Transform& transform) {
+  vector_loop(0, count, [&](int64_t k, int n) FASTNN_INLINED {
+    vfloat half[Out][In], d[In], out[Out];
+#pragma GCC unroll 6
+    for (int j = 0; j < In; ++j) {
+      const T* at = from.corner + j * from.pixel + k;
+#pragma GCC unroll 6
+      for (int i = 0; i < In; ++i, at += from.row) {
+        if (j >= In - 4) __builtin_prefetch(at + 4 * from.pixel);
+        d[i] = Whole || (i >= from.top && i < from.bottom && j >= from.left && j < from.right)
+                   ? load_any(at, n)
+                   : vfloat{};
+      }
+      transform(d, out);
+#pragma GCC unroll 6
+      for (int i = 0; i < Out; ++i) half[i][j] = out[i];
+    }
+    float* point = to + k;
+#pragma GCC unroll 6
+    for (int i = 0; i < Out; ++i) {
+      transform(half[i], out);
+#pragma GCC unroll 6
+      for (int j = 0; j < Out; ++j, point += plane) store_any(point, out[j], padded ? LANES : n);
+    }
+  });
+}
+
 // V of the tile whose first input is (row, col): `count` channels of an image of H x W pixels,
 // `pixel` values apart, zeros outside it.
 template <int R, class T>
 void transform_tile(const T* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
                     int64_t count, float* v, int64_t plane) {
   constexpr int kSide = R + 2;
-  vector_loop(0, count, [&](int64_t k, int n) {
-    vfloat half[kSide][kSide], d[kSide], out[kSide];
-    for (int j = 0; j < kSide; ++j) {
-      const int64_t w = col + j;
-      for (int i = 0; i < kSide; ++i) {
-        const int64_t h = row + i;
-        d[i] = h >= 0 && h < H && w >= 0 && w < W ? load_any(x + (h * W + w) * pixel + k, n)
-                                                  : vfloat{};
-      }
-      transform_input<R>(d, out);
-      for (int i = 0; i < kSide; ++i) half[i][j] = out[i];
-    }
-    for (int i = 0; i < kSide; ++i) {
-      transform_input<R>(half[i], out);
-      for (int j = 0; j < kSide; ++j) store_any(v + (i * kSide + j) * plane + k, out[j], n);
-    }
-  });
+  const TilePixels<T> from(x, H, W, pixel, row, col, kSide);
+  const auto transform = [](const vfloat* d, vfloat* out)
+                             FASTNN_INLINED { transform_input<R>(d, out); };
+  if (from.whole())
+    transform_pixels<kSide, kSide, true>(from, count, v, plane, false, transform);
+  else
+    transform_pixels<kSide, kSide, false>(from, count, v, plane, false, transform);
 }
 
 }  // namespace
