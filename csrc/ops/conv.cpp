@@ -40,14 +40,17 @@ bool winograd_applies(const ConvParams& p) {
          p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
-// Flops in the time that a byte takes, from the next cache, and from memory if it is prefetched:
-// measured with float32 on Sapphire Rapids and with bfloat16 on Zen 5 (with tiles, bfloat16 gains
-// nothing by Winograd's algorithm).
-struct ByteCost {
-  double cached, far;
+// What Winograd's algorithm takes beside its multiply-adds, in flops: per byte that is transformed,
+// read again, and brought from memory meanwhile; per byte of the sums of a weight's gradient; and,
+// as factors, of transforming the weights, and of the gradient's multiply-adds for its transforms.
+// Measured with float32 on Sapphire Rapids and with bfloat16 on Zen 5 (with tiles, bfloat16 gains
+// nothing by the algorithm).
+struct WinogradCost {
+  double transformed, again, far, sums, weights, transforms;
 };
-ByteCost byte_cost(const ConvParams& p) {
-  return p.dtype == DType::float32 ? ByteCost{14, 11} : ByteCost{8, 20};
+const WinogradCost& winograd_cost(const ConvParams& p) {
+  static constexpr WinogradCost kFloat{14, 14, 11, 14, 1, 1.1}, kBfloat{8, 0.5, 20, 8, 2.7, 1.2};
+  return p.dtype == DType::float32 ? kFloat : kBfloat;
 }
 
 // What a multiply-add of the direct kernels costs, of one of Winograd's, which are in float32.
@@ -55,9 +58,9 @@ double direct_cost(const ConvParams& p) {
   return p.dtype == DType::float32 ? 1 : 1 / bfloat16_rate();
 }
 
-// Whether it computes the gradient with respect to the weight: its multiply-adds, dearer for the
-// transforms (measured like byte_cost), and the 36 sums per weight written and read twice, in up to
-// eight parts where channels are few, against the direct ones.
+// Whether it computes the gradient with respect to the weight: its multiply-adds and transforms,
+// and the 36 sums per weight written and read twice, in up to eight parts where channels are few,
+// against the direct ones.
 bool winograd_for_weight(const ConvParams& p) {
   if (!winograd_applies(p) || p.N == 0) return false;
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
@@ -65,22 +68,22 @@ bool winograd_for_weight(const ConvParams& p) {
   const int64_t blocks = (p.C + 63) / 64 * ((p.OC + 63) / 64);
   const auto parts =
       static_cast<double>(std::clamp<int64_t>(tiles / 32, 1, std::max<int64_t>(8 / blocks, 1)));
-  const double transforms = p.dtype == DType::float32 ? 1.33 : 1.65;
-  return transforms * 2 * 36 * static_cast<double>(tiles) +
-             byte_cost(p).cached * 36 * 4 * 4 * parts <
+  const WinogradCost& of = winograd_cost(p);
+  return of.transforms * 2 * 36 * static_cast<double>(tiles) + of.sums * 36 * 4 * 4 * parts <
          direct_cost(p) * 2 * 9 * static_cast<double>(p.N * p.OH * p.OW);
 }
 
 // The tile size of Winograd's algorithm for a convolution from K channels to `columns` channels of
 // N images of rows x cols outputs; 0 for the direct kernel. The cost of a variant, in what a core
 // computes in its time: its multiply-adds, or its transformed weights, which are prefetched
-// meanwhile, if those take longer; the other bytes that it moves beyond the core's own cache, at
-// byte_cost; and weights that have to be transformed first, against packing them for the
-// direct kernel (measured: a constant for reading them, a share for each number written, and twice
-// that where they leave the caches before they are used).
+// meanwhile, if those take longer; the other bytes that it moves beyond the core's own cache; and
+// weights that have to be transformed first, against packing them for the direct kernel (measured:
+// a constant for reading them, a share for each number written, and twice that where they leave the
+// caches before they are used).
 int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, int64_t columns) {
   if (!winograd_applies(p)) return 0;
   const int mode = winograd_mode().load(std::memory_order_relaxed);
+  const WinogradCost& of = winograd_cost(p);
   constexpr double kL2Floats = 256 << 10;
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
   const double pixels = static_cast<double>(p.N * rows * cols);
@@ -97,11 +100,11 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
     // U is read by every task; V once per group of columns, from L2 if it fits; transforms read
     // each input (size + 2)^2 / size^2 times, at about a byte per flop.
     const double groups = v / tasks > kL2Floats ? static_cast<double>(columns) / 64 : 0;
-    const double bytes = 4 * (v * (1 + groups) + points * tiles * static_cast<double>(columns));
-    const double weights = p.kept ? 0 : pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
-    const double cost =
-        std::max(1.15 * 2 * points * tiles * pair, byte_cost(p).far * 4 * u * tasks) +
-        byte_cost(p).cached * bytes + weights;
+    const double bytes = 4 * (v + points * tiles * static_cast<double>(columns));
+    const double weights =
+        p.kept ? 0 : of.weights * pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
+    const double cost = std::max(1.1 * 2 * points * tiles * pair, of.far * 4 * u * tasks) +
+                        of.transformed * bytes + of.again * 4 * v * groups + weights;
     if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
   }
   return tile;
