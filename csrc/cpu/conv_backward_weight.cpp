@@ -27,9 +27,10 @@ namespace {
 
 constexpr int64_t kPartialFloats = 1 << 20;  // of all partial sums together
 constexpr int64_t kUnitPixels = 512;
-constexpr int64_t kUnitValues = 512 << 10;   // of one x panel
-constexpr int64_t kNearChannels = 64;        // pixels so close that g is read where it lies
-constexpr int64_t kLongRun = 8;              // blocks of columns
+constexpr int64_t kUnitValues = 512 << 10;  // of one x panel
+constexpr int64_t kUnitBytes = 256 << 10;  // of x and g, where the next unit's come to L2 meanwhile
+constexpr int64_t kNearChannels = 64;      // pixels so close that g is read where it lies
+constexpr int64_t kLongRun = 8;            // blocks of columns
 constexpr int64_t kSmallWeight = 256 << 10;  // a partial sum is read and written fast
 
 // How one group's work is cut; plans are those of the first one.
@@ -66,8 +67,8 @@ Plan plan(const ConvParams& p, const T* x, const int64_t* dh, const int64_t* dw)
   a.block_m = a.square ? LANES : even_block(a.oc);
   a.width = a.square ? LANES : NR;
   const bool ahead = a.x.in.pointwise() && a.size <= kSmallWeight;
-  plan_input<T, P>(a.x,
-                   ahead ? clamp(kUnitValues / 4 / (ic + a.oc), 128, kUnitPixels) : kUnitPixels,
+  const int64_t near = kUnitBytes / int64_t{sizeof(P)} / (ic + a.oc);
+  plan_input<T, P>(a.x, ahead ? clamp(near, 128, kUnitPixels) : kUnitPixels,
                    a.size > kPartialFloats ? 4 * kUnitValues : kUnitValues,
                    ic % LANES == 0 && !planes, false, planes ? NR : 0);
   // Groups are parallel to each other: many of them need few partial sums each.
