@@ -14,7 +14,8 @@ constexpr int64_t kWords = 1024;  // generated at a time, into L1
 #if defined(FASTNN_ISA_avx512)
 // Eight blocks at a time, one counter word per 64-bit lane: the multiplication reads the lower
 // halves only, so that what the shifts leave in the upper ones does no harm. 6 instructions per
-// round.
+// round, each of which waits for the one before: kTurns times eight blocks take turns.
+constexpr int kTurns = 4;
 void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
   const auto all = [](uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); };
   const __m512i m0 = all(0xD2511F53u), m1 = all(0xCD9E8D57u), low = all(0xffffffffu);
@@ -22,24 +23,36 @@ void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
   const __m512i start = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
   const __m512i end = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
   const auto high = [](__m512i x) { return _mm512_maskz_srli_epi64(0xff, x, 32); };
-  for (int64_t b = 0; b < kWords / 4; b += 8) {
-    const __m512i block = _mm512_add_epi64(all(static_cast<uint64_t>(first / 4 + b)), lane);
-    __m512i c0 = block, c1 = high(block), c2 = all(offset), c3 = high(c2);
+  const auto pair = [&](__m512i x, __m512i y) {
+    return _mm512_or_si512(_mm512_and_si512(x, low), _mm512_maskz_slli_epi64(0xff, y, 32));
+  };
+  for (int64_t b = 0; b < kWords / 4; b += 8 * kTurns) {
+    __m512i c0[kTurns], c1[kTurns], c2[kTurns], c3[kTurns];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTurns; ++t) {
+      c0[t] = _mm512_add_epi64(all(static_cast<uint64_t>(first / 4 + b + 8 * t)), lane);
+      c1[t] = high(c0[t]), c2[t] = all(offset), c3[t] = high(c2[t]);
+    }
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      const __m512i p0 = _mm512_maskz_mul_epu32(0xff, m0, c0);
-      const __m512i p1 = _mm512_maskz_mul_epu32(0xff, m1, c2);
-      c0 = _mm512_ternarylogic_epi64(high(p1), c1, all(k0), 0x96);  // exclusive or of three
-      c1 = p1;
-      c2 = _mm512_ternarylogic_epi64(high(p0), c3, all(k1), 0x96);
-      c3 = p0;
+      const __m512i key0 = all(k0), key1 = all(k1);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTurns; ++t) {
+        const __m512i p0 = _mm512_maskz_mul_epu32(0xff, m0, c0[t]);
+        const __m512i p1 = _mm512_maskz_mul_epu32(0xff, m1, c2[t]);
+        c0[t] = _mm512_ternarylogic_epi64(high(p1), c1[t], key0, 0x96);  // exclusive or of three
+        c1[t] = p1;
+        c2[t] = _mm512_ternarylogic_epi64(high(p0), c3[t], key1, 0x96);
+        c3[t] = p0;
+      }
     }
-    const auto pair = [&](__m512i x, __m512i y) {
-      return _mm512_or_si512(_mm512_and_si512(x, low), _mm512_maskz_slli_epi64(0xff, y, 32));
-    };
-    const __m512i first_two = pair(c0, c1), last_two = pair(c2, c3);
-    _mm512_storeu_si512(out + 4 * b, _mm512_permutex2var_epi64(first_two, start, last_two));
-    _mm512_storeu_si512(out + 4 * b + 16, _mm512_permutex2var_epi64(first_two, end, last_two));
+#pragma GCC unroll 4
+    for (int t = 0; t < kTurns; ++t) {
+      const __m512i first_two = pair(c0[t], c1[t]), last_two = pair(c2[t], c3[t]);
+      uint32_t* const to = out + 4 * b + 32 * t;
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi64(first_two, start, last_two));
+      _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(first_two, end, last_two));
+    }
   }
 }
 #else
@@ -65,8 +78,9 @@ void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t off
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     uint32_t buffer[kWords + LANES] = {};
     for (int64_t first = begin; first < end; first += kWords) {
-      words(seed, offset, first, buffer);
       const int64_t last = first + kWords < end ? first + kWords : end;
+      for (int64_t i = first; i < last; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(x + i);
+      words(seed, offset, first, buffer);
       vector_loop(first, last, [&](int64_t i, int n) {
         const vint keep = load_words(buffer + i - first) >= threshold;
         store_any(y + i, select(keep, load_any(x + i, n) * scale, vfloat{}), n, route);
