@@ -153,30 +153,54 @@ void prelu_backward_typed(const T* g, const T* x, const float* weight, T* grad_x
     for (int64_t i = 0; i < chunks; ++i) grad_weight[c] += parts.floats()[i * C + c];
 }
 
+// Maxout, LANES groups at a time: their values turned, so that value k of all of them is a vector.
+// The first of the largest counts, and a NaN is the largest.
+struct Largest {
+  vfloat value;
+  vint at;
+};
 template <class T>
-FASTNN_INLINE int64_t largest(const T* x, int64_t pool) {
-  int64_t best = 0;
+FASTNN_INLINE Largest largest(const T* x, int groups, int64_t pool, float* turned) {
+  for (int i = 0; i < groups; ++i)
+    for (int64_t k = 0; k < pool; ++k) turned[k * LANES + i] = to_float(x[i * pool + k]);
+  Largest held{load(turned), vint{}};
   for (int64_t k = 1; k < pool; ++k) {
-    const float v = to_float(x[k]), held = to_float(x[best]);
-    if (v > held || (v != v && held == held)) best = k;
+    const vfloat v = load(turned + k * LANES);
+    const vint larger = (v > held.value) | ((v != v) & (held.value == held.value));
+    held.value = select(larger, v, held.value);
+    held.at = (larger & (static_cast<int32_t>(k) - vint{})) | (~larger & held.at);
   }
-  return best;
+  return held;
+}
+
+// body(i, n, turned) for the groups from i on, with room for their values.
+template <class Body>
+FASTNN_INLINE void each_groups(int64_t count, int64_t pool, const Body& body) {
+  parallel_ranges(count, kGrain / pool + 1, [&](int64_t begin, int64_t end) {
+    const int64_t bytes = pool * LANES * int64_t{sizeof(float)};
+    float* const turned = static_cast<float*>(thread_scratch(bytes, 0));
+    __builtin_memset(turned, 0, static_cast<size_t>(bytes));
+    vector_loop(begin, end, [&](int64_t i, int n) { body(i, n, turned); });
+  });
 }
 
 template <class T>
 void maxout_typed(const T* x, T* y, int64_t count, int64_t pool) {
-  parallel_ranges(count, kGrain / pool + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = x[i * pool + largest(x + i * pool, pool)];
+  each_groups(count, pool, [&](int64_t i, int n, float* turned) {
+    store_any(y + i, largest(x + i * pool, n, pool, turned).value, n);
   });
 }
 
 template <class T>
 void maxout_backward_typed(const T* g, const T* x, T* grad_x, int64_t count, int64_t pool) {
-  parallel_ranges(count, kGrain / pool + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t best = largest(x + i * pool, pool);
-      for (int64_t k = 0; k < pool; ++k) grad_x[i * pool + k] = k == best ? g[i] : T{};
-    }
+  each_groups(count, pool, [&](int64_t i, int n, float* turned) {
+    const vint at = largest(x + i * pool, n, pool, turned).at;
+    const vfloat grad = load_any(g + i, n);
+    for (int64_t k = 0; k < pool; ++k)
+      store(turned + k * LANES, select(at == static_cast<int32_t>(k) - vint{}, grad, vfloat{}));
+    for (int j = 0; j < n; ++j)
+      for (int64_t k = 0; k < pool; ++k)
+        from_float(grad_x[(i + j) * pool + k], turned[k * LANES + j]);
   });
 }
 
