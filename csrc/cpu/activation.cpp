@@ -101,16 +101,11 @@ void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T
         return grad * s.value * (1.0f + v * s.rest);
       });
     case Activation::sigmoid:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        const Sigmoid s = vsigmoids(v);
-        return grad * s.value * s.rest;
-      });
-    case Activation::tanh:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
-        // 1 - tanh^2 = 4 e / (1 + e)^2 with e = exp(-2 |v|): nothing cancels.
-        const Sigmoid s = vsigmoids(v + v);
-        return grad * 4.0f * s.value * s.rest;
-      });
+      return map(g, x, grad_x, count,
+                 [](vfloat grad, vfloat v) { return grad * vsigmoid_slope(v); });
+    case Activation::tanh:  // 1 - tanh(v)^2 is four times the slope of the logistic function at 2 v
+      return map(g, x, grad_x, count,
+                 [](vfloat grad, vfloat v) { return grad * 4.0f * vsigmoid_slope(v + v); });
     case Activation::softplus:
       return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {
         return grad * select(v * a > b, set1(1.0f), vsigmoid(v * a));
