@@ -1,4 +1,5 @@
-"""Batch norms that wait for a ReLU or a sum: fewer passes, and nothing else to be seen."""
+"""Convolutions and batch norms that wait for a ReLU or a sum: fewer passes, and nothing else to be
+seen."""
 
 import gc
 import weakref
@@ -18,6 +19,13 @@ from fastnn.nn import functional as F
 SHAPE = (3, 8, 5, 7)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_ones_wait_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastnn.functional.conv.WORTH_WAITING", 0)
+        yield
+
+
 class Net:
     """Two activations of one input, batch norms between convolutions, and a fixed loss."""
 
@@ -25,10 +33,13 @@ class Net:
         fastnn.manual_seed(3)
         self.conv = nn.Conv2d(4, 8, 3, padding=1)
         self.bn = nn.BatchNorm2d(8)
+        self.mix = nn.Conv2d(8, 8, 3, padding=1)
         self.bn.bias.detach().copy_(fastnn.randn(8))
         self.x = fastnn.randn(3, 4, 5, 7)
+        self.spare = fastnn.randn(*SHAPE)
         self.weigh = fastnn.randn(*SHAPE)
-        self.parameters = [*self.conv.parameters(), *self.bn.parameters()]
+        layers = self.conv, self.bn, self.mix
+        self.parameters = [p for layer in layers for p in layer.parameters()]
         self.dtype = dtype
 
     def activation(self):
@@ -41,7 +52,7 @@ class Net:
         for p in self.parameters:
             p.grad = None
         (out.to(fastnn.float32) * self.weigh).sum().backward()
-        return [p.grad.numpy().copy() for p in self.parameters]
+        return [p.grad.numpy().copy() for p in self.parameters if p.grad is not None]
 
 
 def settled(t):
@@ -60,7 +71,9 @@ def name(t):
 
 
 STEP = st.tuples(
-    st.sampled_from(["norm", "norm", "relu", "relu", "add", "add", "scale", "hook", "read"]),
+    st.sampled_from(
+        ["norm", "norm", "conv", "relu", "relu", "add", "add", "scale", "hook", "read", "write"]
+    ),
     st.integers(0, 9),
     st.integers(0, 9),
 )
@@ -68,6 +81,7 @@ STEP = st.tuples(
 
 OPERATORS = {
     "norm": lambda net, a, b: F.batch_norm(a, None, None, net.bn.weight, net.bn.bias, True),
+    "conv": lambda net, a, b: net.mix(a),
     "relu": lambda net, a, b: F.relu(a),
     "add": lambda net, a, b: a + b,
     "scale": lambda net, a, b: a * 0.5,
@@ -86,6 +100,10 @@ def run(program, wanted):
             a.register_hook(lambda g, place=place: seen[place].append(values(g)))
         elif kind == "read":
             a.sum().item()
+        elif kind == "write":  # to a tensor that nobody needs in the backward
+            with fastnn.no_grad():
+                net.spare.add_(1.0)
+            known.append(known[-1] + net.spare)
         else:
             known.append(OPERATORS[kind](net, a, b))
     loss = (known[-1] * net.weigh).sum() + (known[len(known) // 2] * net.weigh).sum()
@@ -281,21 +299,111 @@ def test_running_statistics_move_once_and_at_once():
     assert net.bn.num_batches_tracked.item() == 1
 
 
-def test_a_changed_input_is_refused_or_harmless():
+def layers():
+    return {"conv2d": lambda net: net.mix, "batch_norm": lambda net: net.bn}
+
+
+@pytest.mark.parametrize("layer", layers())
+def test_who_changes_an_operand_has_the_values_computed_first(layer):
+    def changes(h, net):
+        yield lambda: h.mul_(2)
+        yield lambda: h.detach().zero_()
+        yield lambda: h.__setitem__((0, 0), 1.0)
+        yield lambda: h.uniform_()
+        yield lambda: net.mix.weight.fill_(1.0)
+        yield lambda: net.mix.load_state_dict(nn.Conv2d(8, 8, 3).state_dict())
+        yield lambda: h.detach().numpy().fill(0)
+
+    for i in range(7):
+        net = Net()
+        h = net.activation()
+        apply = layers()[layer](net)
+        expected = values(settled(apply(h)))
+        t = apply(h)
+        with fastnn.no_grad():
+            list(changes(h, net))[i]()
+        np.testing.assert_array_equal(values(t), expected)
+        np.testing.assert_array_equal(values(F.relu(t)), np.maximum(expected, 0))
+
+
+def test_an_optimizer_moves_weights_after_what_waits_for_them():
     net = Net()
+    optimizer = fastnn.optim.SGD(net.mix.parameters(), lr=0.5)
     h = net.activation()
-    t = net.bn(h)
-    with fastnn.no_grad():
-        h.mul_(2)
-    with pytest.raises(RuntimeError, match="batch_norm: .*changed in place before"):
-        F.relu(t)
-    fastnn.ones(2).detach()  # is nobody's business
-    assert t.shape == SHAPE
+    expected = values(settled(net.mix(h)))
+    net.mix(h).sum().backward()
+    for autocast in (False, True):
+        with fastnn.autocast(autocast):
+            t = net.mix(h)
+            expected = values(settled(net.mix(h)))
+        optimizer.step()
+        np.testing.assert_array_equal(values(t), expected)
+
+
+def test_a_change_that_nobody_announced_is_refused():
+    for apply in ("mix", "bn"):
+        net = Net()
+        h = net.activation()
+        t = getattr(net, apply)(h)
+        h._array.bump_version()
+        with pytest.raises(
+            RuntimeError, match="an operand of its result .*changed in place before"
+        ):
+            F.relu(t)
+        fastnn.ones(2).detach()  # is nobody's business
+        assert t.shape == SHAPE
+
+
+def test_memory_that_others_may_write_to_is_read_at_once():
+    net = Net()
+    there = np.ones((3, 4, 5, 7), np.float32)
+    for x in (fastnn.from_numpy(there), fastnn.from_dlpack(fastnn.from_numpy(there))):
+        assert type(net.conv(x)) is fastnn.Tensor
     h = net.activation()
-    t = net.bn(h)
-    expected = values(settled(net.bn(h)))
-    h.detach().numpy()[:] = 0  # what a view shows has been computed by then
-    np.testing.assert_array_equal(values(t), expected)
+    assert type(net.bn(h)) is Deferred
+    view = h.detach().numpy()
+    assert type(net.bn(h)) is type(net.mix(h)) is fastnn.Tensor
+    assert type(net.bn(net.activation()) + h) is fastnn.Tensor
+    del view
+    assert type(net.bn(h)) is type(net.mix(h)) is Deferred
+
+
+def test_a_convolution_takes_its_relu_and_its_sum():
+    def run(look, residual):
+        net = Net()
+        h, z = net.activation(), net.activation() * 2
+        out = look(net.mix(h))
+        return F.relu(look(out + z.to(out.dtype)) if residual else out), net
+
+    for residual in (False, True):
+        for autocast in (False, True):
+            with fastnn.autocast(autocast):
+                (fused, net), (plain, other) = run(lambda t: t, residual), run(settled, residual)
+            assert (name(fused), name(plain)) == ("conv2d", "relu")
+            error = (0.02 if autocast else 1e-6) if residual else 0
+            np.testing.assert_allclose(values(fused), values(plain), rtol=error, atol=error)
+            for a, b in zip(net.gradients(fused), other.gradients(plain), strict=True):
+                bound = (0.03 if autocast else 1e-5) * np.abs(b).max()
+                np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+
+
+def test_a_small_convolution_does_not_wait(monkeypatch):
+    monkeypatch.setattr("fastnn.functional.conv.WORTH_WAITING", 3 * 4 * 5 * 7 + 1)
+    assert type(Net().activation()) is fastnn.Tensor
+    monkeypatch.setattr("fastnn.functional.conv.WORTH_WAITING", 3 * 4 * 5 * 7)
+    assert type(Net().conv(Net().x)) is Deferred
+
+
+def test_without_a_weight_that_learns_nothing_is_recorded():
+    conv = nn.Conv2d(4, 8, 3)
+    for p in conv.parameters():
+        p.requires_grad_(False)
+    assert type(conv(fastnn.randn(1, 4, 5, 5))) is fastnn.Tensor
+    x = fastnn.randn(1, 4, 5, 5).requires_grad_()
+    t = conv(x)
+    assert type(t) is Deferred
+    F.relu(t).sum().backward()
+    assert x.grad is not None and conv.weight.grad is None
 
 
 def test_a_weight_changed_between_is_refused_in_the_backward():
@@ -311,7 +419,7 @@ def test_without_recording_nothing_waits():
     net = Net()
     with fastnn.no_grad():
         assert type(net.norm()) is fastnn.Tensor
-    assert type(net.bn(fastnn.randn(*SHAPE))) is fastnn.Tensor  # a leaf may change at any time
+        assert type(net.activation()) is fastnn.Tensor
     t = net.norm()
     with fastnn.no_grad():
         out = F.relu(t)
@@ -322,7 +430,6 @@ def test_without_recording_nothing_waits():
 def test_sums_that_do_not_fit_are_plain():
     net = Net()
     for other in (
-        fastnn.randn(*SHAPE),  # a leaf
         net.activation().to(fastnn.bfloat16),
         net.activation()[:, :1],
         1.5,
@@ -372,5 +479,14 @@ def test_what_nobody_keeps_is_freed():
 def test_bad_input_is_refused_at_once():
     with pytest.raises(ValueError, match="weight expects 8 values"):
         F.batch_norm(Net().activation(), None, None, fastnn.ones(3), None, True)
+    for bad in (
+        fastnn.ones(8, 4, 9, 9),
+        fastnn.ones(8, 3, 3, 3),
+        fastnn.ones(8, 4, 3, 3).bfloat16(),
+    ):
+        with pytest.raises((ValueError, TypeError), match="conv2d: "):
+            F.conv2d(fastnn.randn(3, 4, 5, 7).requires_grad_(), bad)
+    with pytest.raises(ValueError, match="conv2d: bias expects shape"):
+        F.conv2d(fastnn.randn(3, 4, 5, 7), nn.Parameter(fastnn.ones(8, 4, 3, 3)), fastnn.ones(3))
     with pytest.raises(ValueError, match="running_mean and running_var are needed"):
         F.batch_norm(Net().activation(), None, None, training=False)

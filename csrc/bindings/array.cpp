@@ -94,6 +94,12 @@ void bind_array(py::module_& m) {
                              })
       // Whoever gets the address may write for as long as the memory is there.
       .def("expose", [](const Array& x) { x.storage()->expose(); })
+      // Whether others may write to it without our notice: memory of theirs, or in their hands.
+      .def_property_readonly("exposed",
+                             [](const Array& x) {
+                               const Storage& s = *x.storage();
+                               return s.exposed.load() > 0 || (s.release && !s.owners_kept);
+                             })
       .def_property_readonly("pinned", [](const Array& x) { return x.storage()->pinned; })
       .def_property_readonly("writable", [](const Array& x) { return x.storage()->writable; })
       .def_property_readonly("owners", [](const Array& x) { return x.storage().use_count(); })

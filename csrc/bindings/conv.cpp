@@ -9,6 +9,7 @@ void bind_conv(py::module_& m) {
       py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
       py::arg("activation"), py::arg("residual"), py::arg("keep_packed") = false,
       py::arg("want_moments") = false);
+  def(m, "conv2d_shape", &ops::conv2d_shape);
   def(m, "conv2d_backward_input", &ops::conv2d_backward_input, py::arg("grad_output"),
       py::arg("weight"), py::arg("input_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("so_far") = nullptr);

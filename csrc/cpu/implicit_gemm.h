@@ -28,7 +28,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// Bytes of a panel, and where B is too large for L2: every tile reads all of it. Values of such a B.
+// Bytes of a panel, and where B is too large for L2: every tile reads all of it. Values of such a
+// B.
 constexpr int64_t kPanel = 384 << 10, kLargePanel = 640 << 10, kLargeB = 384 << 10;
 // Tiles that moments are counted over: how many changes their last bits, so not by the threads.
 constexpr int64_t kCountedTiles = 32;
@@ -216,8 +217,8 @@ void run_grid(TapGrid all) {
             const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
             Finished<P, T>::product[m - 1](at, t.taps + taps.first, taps.count, t.k, b, out, next);
           } else {
-            Kernels<P>::product[m - 1][vectors - 1](at, t.taps + taps.first, taps.count, t.k, b, sums,
-                                                          next);
+            Kernels<P>::product[m - 1][vectors - 1](at, t.taps + taps.first, taps.count, t.k, b,
+                                                    sums, next);
             store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR, g.epilogue,
                        y, g.route);
           }

@@ -166,11 +166,15 @@ ConvParams settle(const char* op, const Dims& input, const Dims& weight, const D
   return p;
 }
 
-Array float_bias(const char* op, const Array* bias, int64_t channels) {
-  if (!bias) return {};
+void check_bias(const char* op, const Array* bias, int64_t channels) {
+  if (!bias) return;
   check_floating(op, "bias", *bias);
   check(bias->rank() == 1 && bias->size(0) == channels, op, ": bias expects shape (", channels,
         ",), got ", bias->shape());
+}
+Array float_bias(const char* op, const Array* bias, int64_t channels) {
+  check_bias(op, bias, channels);
+  if (!bias) return {};
   return canonical(astype(*bias, DType::float32));
 }
 
@@ -187,6 +191,15 @@ void set_winograd(const std::string& mode) {
   winograd_mode().store(winograd_mode_of("set_winograd", mode));
 }
 std::string winograd() { return kWinogradModes[winograd_mode().load()]; }
+
+Dims conv2d_shape(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
+                  const Dims& padding, const Dims& dilation, int64_t groups) {
+  check_same_dtype("conv2d", input, weight);
+  const ConvParams p =
+      settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
+  check_bias("conv2d", bias, p.OC);
+  return {p.N, p.OC, p.OH, p.OW};
+}
 
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,

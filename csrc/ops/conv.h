@@ -80,6 +80,9 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
              const Dims& padding, const Dims& dilation, int64_t groups,
              const std::string& activation, const Array* residual, bool keep_packed = false,
              bool want_moments = false);
+// The shape of its result; throws what conv2d would of these arguments.
+Dims conv2d_shape(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
+                  const Dims& padding, const Dims& dilation, int64_t groups);
 // Plus `so_far`, of the input's shape, if given.
 Array conv2d_backward_input(const Array& grad_output, const Array& weight, const Dims& input_shape,
                             const Dims& stride, const Dims& padding, const Dims& dilation,

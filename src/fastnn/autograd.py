@@ -176,6 +176,7 @@ class Node:
         """Computes what ``other`` does from now on, in its own place and with its own hooks."""
         self.name, self.inputs, self.needs = other.name, other.inputs, other.needs
         self.saved, self.versions, self.backward = other.saved, other.versions, other.backward
+        self.adds = other.adds
 
     def run(self, grads: list[Any], so_far: Any = None) -> tuple[Any, ...]:
         """Gradients of the inputs, given those of the outputs; the first plus ``so_far``."""

@@ -26,11 +26,12 @@ Array = _core.Array
 waiting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
-def settle() -> None:
-    """Computes the values of all waiting tensors, before memory can change unnoticed."""
+def settle(changing: Any = None) -> None:
+    """Computes the values of waiting tensors before memory changes: of those that read this array's,
+    or of all, before it can change unnoticed."""
     for reference in waiting.valuerefs():  # a list: other threads may add to the dictionary
         tensor = reference()
-        if tensor is not None:
+        if tensor is not None and (changing is None or tensor.reads(changing)):
             tensor.settle()
 
 
@@ -404,6 +405,7 @@ class Tensor:
                 f"{name}: a tensor that requires a gradient is changed in place; "
                 "do it under fastnn.no_grad(), or on .detach()"
             )
+        settle(self._array)
 
 
 _autograd._wrap = Tensor._wrap

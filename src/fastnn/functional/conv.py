@@ -7,10 +7,14 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, record
+from fastnn.functional.deferred import Deferred, Inputs, array_of, may_wait
 from fastnn.functional.view import operands
 from fastnn.tensor import Tensor
 
 __all__ = ["conv2d", "conv_transpose2d"]
+
+# Values of an input from which on a pass over memory takes longer than making a tensor that waits.
+WORTH_WAITING = 1 << 14
 
 
 def _pair(name: str, argument: str, value: Any) -> tuple[int, int]:
@@ -98,9 +102,11 @@ def conv2d(
         TypeError: operands are not floating, or of different dtypes.
 
     Notes:
-        Accumulation is float32 in one fixed order for each output. Under :func:`fastnn.no_grad` what
-        the kernels make of the weight stays with it until it changes. Cost: 2 N OC OH OW KH KW C /
-        groups flops in each of the forward pass and the two gradients.
+        Accumulation is float32 in one fixed order for each output. While gradients are recorded the
+        values of larger outputs are computed when first used, so that a :func:`relu`, or a sum and a
+        ``relu``, right after it takes no pass of its own. Under :func:`fastnn.no_grad` what the kernels
+        make of the weight stays with it until it changes. Cost: 2 N OC OH OW KH KW C / groups flops
+        in each of the forward pass and the two gradients.
 
     References:
         LeCun et al., "Gradient-based learning applied to document recognition", 1998.
@@ -113,29 +119,56 @@ def conv2d(
     settings = (step, sides, gaps, _integers("conv2d", "groups", (groups,))[0])
     if activation is not None and not isinstance(activation, str):
         raise TypeError(f"conv2d: activation expects None or 'relu', got {activation!r}")
-    output = _core.conv2d(
-        input._array,
-        values,
-        bias._array if bias is not None else None,
-        *settings,
-        activation or "",
-        residual._array if residual is not None else None,
-        keep_packed=not is_grad_enabled(),
-        want_moments=activation is None and is_grad_enabled() and weight.requires_grad,
-    )
-    saved = (
-        input._array,
-        values,
-        weight._array.dtype,
-        output if activation else None,
-        settings,
-        None if bias is None else bias._array.dtype,
-        None if residual is None else residual._array.dtype,
-    )
-    out = record("conv2d", output, (input, weight, bias, residual), saved, _conv2d_backward)
-    if out._node is not None:
-        out._node.adds = True
-    return out
+    arrays = (input._array, values, array_of(bias))
+    operator = _Convolution(arrays, settings, is_grad_enabled(), weight.requires_grad)
+    inputs = (input, weight, bias, residual)
+    plain = activation is None and residual is None
+    if plain and input.numel() >= WORTH_WAITING and may_wait(inputs, arrays):
+        return Deferred(operator, inputs, _core.conv2d_shape(*arrays, *settings))
+    output = operator.compute(activation or "", array_of(residual))
+    return operator.record(output, inputs, bool(activation))
+
+
+class _Convolution:
+    """A convolution.
+
+    Args:
+        operands: arrays: input, weight (in the dtype it is multiplied in) and bias.
+        settings: stride, padding, dilation, groups.
+        recording: whether gradients are; if not, what the kernels make of the weight stays with it.
+        trains: whether the weight learns. What comes next, if it is no ReLU, may be a batch norm.
+    """
+
+    __slots__ = ("operands", "recording", "settings", "trains")
+    name = "conv2d"
+
+    def __init__(
+        self, operands: tuple[Any, ...], settings: tuple[Any, ...], recording: bool, trains: bool
+    ) -> None:
+        self.operands, self.settings = operands, settings
+        self.recording, self.trains = recording, trains
+
+    def compute(self, activation: str, residual: Any) -> Any:
+        return _core.conv2d(
+            *self.operands,
+            *self.settings,
+            activation,
+            residual,
+            keep_packed=not self.recording,
+            want_moments=self.recording and self.trains and not activation,
+        )
+
+    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+        x, w, bias = self.operands
+        weight, residual = inputs[1], array_of(inputs[3])
+        saved = (
+            x, w, array_of(weight).dtype, y if relu else None, self.settings,
+            None if bias is None else bias.dtype, None if residual is None else residual.dtype,
+        )  # fmt: skip
+        out = record(self.name, y, inputs, saved, _conv2d_backward)
+        if out._node is not None:
+            out._node.adds = True
+        return out
 
 
 def _conv2d_backward(

@@ -1,25 +1,30 @@
-"""Batch norms on the tape, and outputs of theirs that wait for what comes next.
+"""Results on the tape that wait for what comes next: convolutions and batch norms.
 
-A recorded batch norm computes its moments at once and its output when that is first used. If a ReLU,
-or an addition and then a ReLU, is the first to use it, all is one pass over memory in each direction,
-in whatever way the network is written:
+A recorded convolution computes its output when that is first used; a recorded batch norm its moments
+at once, and its output likewise. If a ReLU, or an addition and then a ReLU, is the first to use it,
+all is one pass over memory, in whatever way the network is written:
 
-    out = F.relu(bn(conv(x)))                   # one pass
-    out = bn(conv(x)); out += x; out = relu(out)  # one pass
+    out = F.relu(conv(x))                       # one pass
+    out = F.relu(bn(conv(x)))                   # two: the batch norm needs all of its input's moments
+    out = bn(conv(x)); out += x; out = relu(out)  # two
 
 Nobody can tell but by the time (and, of a sum, by one rounding less). Whoever reads the values of a
-waiting tensor has them computed. Whoever asks for its place on the tape, a hook, a gradient with
-respect to it, or another operator, finds it there: what was joined before is taken apart again.
+waiting tensor has them computed, and so has whoever is about to change one of its operands in place.
+Whoever asks for its place on the tape, a hook, a gradient with respect to it, or another operator,
+finds it there: what was joined before is taken apart again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-import fastnn._core as _core
-from fastnn.autograd import enable_grad, is_grad_enabled, record
+from fastnn.autograd import _any_requires_grad, enable_grad, is_grad_enabled
+from fastnn.device import name_of
+from fastnn.dtypes import as_dtype
 from fastnn.tensor import Tensor, waiting
+
+Inputs = tuple[Tensor | None, ...]
 
 
 def array_of(tensor: Tensor | None) -> Any:
@@ -27,60 +32,56 @@ def array_of(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor._array
 
 
-def like(grad: Any, parameter: Any) -> Any:
-    """A gradient in its operand's dtype; itself if it has it, so that nobody else holds it."""
-    if parameter is None or grad is None or grad.dtype == parameter.dtype:
-        return None if parameter is None else grad
-    return _core.astype(grad, parameter.dtype)
-
-
-def record_batch_norm(
-    y: Any, inputs: tuple[Tensor | None, ...], relu: bool, moments: Any, training: bool
-) -> Tensor:
-    """Wraps the output of a batch norm of ``inputs``: input, weight, bias, residual."""
-    x, weight, bias, residual = map(array_of, inputs)
-    mask = y if relu and residual is not None else None
-    saved = (x, relu, mask, weight, bias, residual, moments.mean, moments.invstd, training)
-    return record("batch_norm", y, inputs, saved, _backward)
-
-
-def _backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, relu, y, weight, bias, residual, mean, invstd, training = saved
-    masked = relu and needs[3]  # else the residual's gradient is the output's
-    grads = _core.batch_norm_backward(
-        grad_output, x, relu, y, weight, bias, mean, invstd, training, masked
-    )
+def may_wait(inputs: Inputs, operands: tuple[Any, ...]) -> bool:
+    """Whether an operator is recorded, and nobody can change its operands without our notice."""
     return (
-        grads.input,
-        like(grads.weight, weight),
-        like(grads.bias, bias),
-        like(grads.residual if masked else grad_output, residual) if needs[3] else None,
+        is_grad_enabled()
+        and _any_requires_grad(inputs)
+        and not any(array is not None and array.exposed for array in operands)
     )
+
+
+class Operator(Protocol):
+    """One call of an operator that adds a residual and applies a ReLU in its own pass.
+
+    Attributes:
+        name: its public name, for error messages.
+        operands: the arrays that its output is computed from.
+    """
+
+    name: str
+    operands: tuple[Any, ...]
+
+    def compute(self, activation: str, residual: Any) -> Any:
+        """The output: an array."""
+        ...
+
+    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+        """Wraps the output of ``inputs``: input, weight, bias, residual."""
+        ...
 
 
 class Deferred(Tensor):
-    """The output of a recorded batch norm, perhaps with a residual, until it is used.
+    """The output of a recorded operator, perhaps with a residual, until it is used.
 
     Its slots ``_array`` and ``_node`` are empty; Python then asks :meth:`__getattr__`, which fills
     them. All other tensors pay nothing for this.
 
     Args:
-        inputs: input, weight, bias and residual of the norm.
-        statistics: what :func:`fastnn._core.batch_norm_statistics` gave.
-        training: whether they are the batch's own.
+        operator: the call.
+        inputs: input, weight, bias and residual: tensors.
+        shape: of the output; dtype and device are the first operand's.
     """
 
-    __slots__ = (
-        "_inputs", "_joined", "_open", "_recorded", "_sources", "_statistics", "_training",
-    )  # fmt: skip
+    __slots__ = ("_inputs", "_joined", "_open", "_operator", "_recorded", "_shape", "_sources")
 
-    def __init__(self, inputs: tuple[Tensor | None, ...], statistics: Any, training: bool) -> None:
+    def __init__(self, operator: Operator, inputs: Inputs, shape: tuple[int, ...]) -> None:
         self._index, self._requires_grad, self._hooks, self.grad = 0, True, None, None
-        self._inputs, self._statistics, self._training = inputs, statistics, training
-        self._recorded = record_batch_norm(None, inputs, False, statistics, training)._node
-        # The node may be freed, or become another, before the values are asked for.
-        sources = (array_of(inputs[0]), array_of(inputs[3]))
-        self._sources = [(a, None if a is None else a.version) for a in sources]
+        self._operator, self._inputs, self._shape = operator, inputs, shape
+        self._recorded = operator.record(None, inputs, False)._node
+        # Held here: the node may be freed, or become another, before the values are asked for.
+        arrays = [a for a in (*operator.operands, array_of(inputs[3])) if a is not None]
+        self._sources = [(a, a.version) for a in arrays]
         self._joined: list[tuple[Any, Callable[[Tensor], Tensor]]] = []
         self._open = True
         waiting[id(self)] = self
@@ -104,16 +105,19 @@ class Deferred(Tensor):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _intact(self) -> bool:
-        return all(array is None or array.version == version for array, version in self._sources)
+        return all(array.version == version for array, version in self._sources)
 
     def _computed(self, activation: str) -> Any:
         if not self._intact():
             raise RuntimeError(
-                f"batch_norm: its input of shape {self.shape} was changed in place before its "
-                "result was used; change a .clone() of it instead"
+                f"{self._operator.name}: an operand of its result of shape {self.shape} was changed "
+                "in place before that was used; change a .clone() of it instead"
             )
-        (x, _), (residual, _) = self._sources
-        return _core.batch_norm_apply(x, self._statistics, activation, residual)
+        return self._operator.compute(activation, array_of(self._inputs[3]))
+
+    def reads(self, array: Any) -> bool:
+        """Whether the values are computed from this array's memory."""
+        return any(source.shares_storage(array) for source, _ in self._sources)
 
     def settle(self) -> None:
         """Computes the values, if they can still be known; else using them is an error."""
@@ -127,8 +131,7 @@ class Deferred(Tensor):
         """``relu`` of this tensor in one pass, or None if it is in use already."""
         if not self._can_join():
             return None
-        y = self._computed("relu")
-        out = record_batch_norm(y, self._inputs, True, self._statistics, self._training)
+        out = self._operator.record(self._computed("relu"), self._inputs, True)
         self._joined.append((out._node, relu))
         return out
 
@@ -136,13 +139,12 @@ class Deferred(Tensor):
         """The sum with another activation, which waits in turn; None if they do not fit."""
         if (
             not (isinstance(other, Tensor) and other is not self and self._inputs[3] is None)
-            # Leaves may change in place at any time, as parameters do in a step.
-            or other.is_leaf
             or (other.shape, other.dtype, other.device) != (self.shape, self.dtype, self.device)
             or not self._can_join()
+            or other._array.exposed
         ):
             return None
-        out = Deferred((*self._inputs[:3], other), self._statistics, self._training)
+        out = Deferred(self._operator, (*self._inputs[:3], other), self._shape)
         self._joined.append((out, lambda this: add(this, other)))
         return out
 
@@ -151,11 +153,11 @@ class Deferred(Tensor):
     is_leaf = property(lambda self: False)  # type: ignore[assignment]
 
     @property
-    def _like(self) -> Tensor:
-        return self._inputs[0]  # type: ignore[return-value]
+    def _like(self) -> Any:
+        return self._operator.operands[0]
 
-    shape = property(lambda self: self._like.shape)  # type: ignore[assignment]
-    ndim = property(lambda self: self._like.ndim)  # type: ignore[assignment]
-    dtype = property(lambda self: self._like.dtype)  # type: ignore[assignment]
-    device = property(lambda self: self._like.device)  # type: ignore[assignment]
-    is_cuda = property(lambda self: self._like.is_cuda)  # type: ignore[assignment]
+    shape = property(lambda self: self._shape)  # type: ignore[assignment]
+    ndim = property(lambda self: len(self._shape))  # type: ignore[assignment]
+    dtype = property(lambda self: as_dtype(self._like.dtype))  # type: ignore[assignment]
+    device = property(lambda self: name_of(self._like.device))  # type: ignore[assignment]
+    is_cuda = property(lambda self: self._like.device >= 0)  # type: ignore[assignment]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import is_grad_enabled, no_grad, record
-from fastnn.functional.deferred import Deferred, array_of, like, record_batch_norm
+from fastnn.autograd import no_grad, record
+from fastnn.functional.deferred import Deferred, Inputs, array_of, may_wait
 from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
@@ -65,14 +65,58 @@ def batch_norm(
         return squeeze(out, 2)
     arrays = (input._array, *map(array_of, (running_mean, running_var, weight, bias)))
     inputs = (input, weight, bias, residual)
-    if activation is None and residual is None and not input.is_leaf and is_grad_enabled():
-        return Deferred(
-            inputs, _core.batch_norm_statistics(*arrays, training, momentum, eps), training
-        )
+    if activation is None and residual is None and may_wait(inputs, (input._array,)):
+        moments = _core.batch_norm_statistics(*arrays, training, momentum, eps)
+        return Deferred(_BatchNorm(input._array, moments, training), inputs, input.shape)
     result = _core.batch_norm(
         *arrays, training, momentum, eps, activation or "", array_of(residual)
     )
-    return record_batch_norm(result.y, inputs, bool(activation), result, training)
+    operator = _BatchNorm(input._array, result, training)
+    return operator.record(result.y, inputs, bool(activation))
+
+
+def _like(grad: Any, parameter: Any) -> Any:
+    """A gradient in its operand's dtype; itself if it has it, so that nobody else holds it."""
+    if parameter is None or grad is None or grad.dtype == parameter.dtype:
+        return None if parameter is None else grad
+    return _core.astype(grad, parameter.dtype)
+
+
+class _BatchNorm:
+    """A batch norm whose moments are known; ``training`` if they are the batch's own."""
+
+    __slots__ = ("moments", "operands", "training")
+    name = "batch_norm"
+
+    def __init__(self, x: Any, moments: Any, training: bool) -> None:
+        self.operands, self.moments, self.training = (x,), moments, training
+
+    def compute(self, activation: str, residual: Any) -> Any:
+        return _core.batch_norm_apply(*self.operands, self.moments, activation, residual)
+
+    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+        x, weight, bias, residual = map(array_of, inputs)
+        mask = y if relu and residual is not None else None
+        mean, invstd = self.moments.mean, self.moments.invstd
+        kind = None if residual is None else residual.dtype
+        saved = (x, relu, mask, weight, bias, kind, mean, invstd, self.training)
+        return record(self.name, y, inputs, saved, _batch_norm_backward)
+
+
+def _batch_norm_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
+    x, relu, y, weight, bias, residual_dtype, mean, invstd, training = saved
+    masked = relu and needs[3]  # else the residual's gradient is the output's
+    grads = _core.batch_norm_backward(
+        grad_output, x, relu, y, weight, bias, mean, invstd, training, masked
+    )
+    return (
+        grads.input,
+        _like(grads.weight, weight),
+        _like(grads.bias, bias),
+        _core.astype(grads.residual if masked else grad_output, residual_dtype)
+        if needs[3]
+        else None,
+    )
 
 
 def group_norm(
@@ -119,7 +163,7 @@ def _grouped(
 def _group_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     x, groups, weight, bias, mean, invstd = saved
     grads = _core.group_norm_backward(grad_output, x, groups, weight, mean, invstd)
-    return grads.input, like(grads.weight, weight), like(grads.bias, bias)
+    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
 
 
 def instance_norm(
@@ -227,7 +271,7 @@ def layer_norm(
 def _layer_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     x, dims, weight, bias, mean, invstd = saved
     grads = _core.layer_norm_backward(grad_output, x, dims, weight, mean, invstd)
-    return grads.input, like(grads.weight, weight), like(grads.bias, bias)
+    return grads.input, _like(grads.weight, weight), _like(grads.bias, bias)
 
 
 def local_response_norm(

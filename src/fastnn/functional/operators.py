@@ -13,7 +13,7 @@ from fastnn.autograd import is_grad_enabled
 from fastnn.dtypes import bool_
 from fastnn.functional import elementwise as _ops
 from fastnn.functional.elementwise import as_operand
-from fastnn.tensor import Tensor
+from fastnn.tensor import Tensor, settle
 
 
 def _is_operand(name: str, value: Any) -> bool:
@@ -85,6 +85,7 @@ def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             else as_operand(f"{name}_", n, value)
             for n, value in zip(names, values, strict=True)
         ]  # fmt: skip
+        settle(self._array)
         kernel(self._array, *operands, out=self._array)
         return self
 

@@ -81,8 +81,8 @@ class Sequential(ModuleList):
 
     Attributes:
         fuse: set it to False, on the class or on one object, to call every module by itself. A
-            batch norm that is recorded waits for a ReLU all the same
-            (:func:`fastnn.nn.functional.batch_norm`).
+            convolution or batch norm that is recorded waits for a ReLU all the same
+            (:func:`fastnn.nn.functional.conv2d`).
 
     Example:
         >>> from fastnn import nn

@@ -12,7 +12,7 @@ import fastnn._core as _core
 from fastnn.autograd import RemovableHandle, no_grad
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
-from fastnn.tensor import Tensor, tensor
+from fastnn.tensor import Tensor, settle, tensor
 
 M = TypeVar("M", bound="Module")
 
@@ -371,6 +371,7 @@ class Module:
                 f"load_state_dict: the state does not fit {type(self).__name__}:\n  "
                 + "\n  ".join(problems)
             )
+        settle()
         for name, target in own.items():
             if name in state:
                 value = state[name]

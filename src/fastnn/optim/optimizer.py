@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.tensor import Tensor, tensor
+from fastnn.tensor import Tensor, settle, tensor
 
 #: What an optimizer's step moved: the optimizer, and each parameter with its gradient.
 Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]]]
@@ -82,6 +82,7 @@ class Optimizer:
 
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
+        settle()
         if _watched is not None:
             params = [p for group in self.param_groups for p in group["params"]]
             _watched.append((self, [(p, p.grad) for p in params]))
