@@ -63,15 +63,17 @@ FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count) {
     const uint32_t there = columns_there(i * S + rows->start, kInputs, rows->width);
     const bool inside = B > 4 && there == columns_there(0, kInputs, kInputs);
     for (int row = 0; row < count; ++row) {
-      const ChannelRow<T> d = rows[row];  // a copy: no store may change it
+      const ChannelRow<T> d = rows[row];  // a copy, in registers: no store may change it
       int64_t c = 0;
       for (; c + V * LANES <= d.C; c += V * LANES)
         if (inside)
           depthwise_block<B <= 4, B, KW, S, V>(d, i, there, c, LANES);
         else
           depthwise_block<true, B, KW, S, V>(d, i, there, c, LANES);
-      vector_loop(c, d.C, [&](int64_t at, int lanes) {
-        depthwise_block<true, B, KW, S, 1>(d, i, there, at, lanes);
+      if (c == d.C) continue;
+      const ChannelRow<T>& again = rows[row];  // d itself would have to be in memory for a call
+      vector_loop(c, again.C, [&again, i, there](int64_t at, int lanes) {
+        depthwise_block<true, B, KW, S, 1>(again, i, there, at, lanes);
       });
     }
   }
