@@ -26,7 +26,7 @@ void map(const T* a, const T* b, T* y, int64_t count, const F& f) {
   const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     vector_loop(begin, end, [&](int64_t i, int n) {
-      store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n, route);
+      store_any(y + i, f(load_ahead(a + i, n), load_ahead(b + i, n)), n, route);
     });
   });
 }

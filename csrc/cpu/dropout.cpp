@@ -95,11 +95,13 @@ void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t see
   auto kept = [&](int64_t unit) {
     return philox(seed, offset, static_cast<uint64_t>(unit / 4)).word[unit % 4] >= threshold;
   };
+  const Route route = route_to(y);
   if (C == 1) {  // whole samples
     parallel_for(N, [&](int64_t n) {
       if (kept(n))
-        vector_loop(n * P, (n + 1) * P,
-                    [&](int64_t i, int l) { store_any(y + i, load_any(x + i, l) * scale, l); });
+        vector_loop(n * P, (n + 1) * P, [&](int64_t i, int l) {
+          store_any(y + i, load_ahead(x + i, l) * scale, l, route);
+        });
       else
         __builtin_memset(y + n * P, 0, sizeof(T) * static_cast<size_t>(P));
     });
@@ -110,9 +112,8 @@ void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t see
     for (int64_t c = 0; c < C; ++c) factor[c] = kept(n * C + c) ? scale : 0.0f;
     for (int64_t pixel = n * P; pixel < (n + 1) * P; ++pixel)
       vector_loop(0, C, [&](int64_t c, int l) {
-        const vfloat f = load_any(factor + c, l);
-        store_any(y + pixel * C + c, select(f == 0, vfloat{}, load_any(x + pixel * C + c, l) * f),
-                  l);
+        const vfloat f = load_any(factor + c, l), v = load_ahead(x + pixel * C + c, l);
+        store_any(y + pixel * C + c, select(f == 0, vfloat{}, v * f), l, route);
       });
   });
 }

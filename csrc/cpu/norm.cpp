@@ -18,13 +18,6 @@ int64_t chunk_pixels(const NormShape& s) {
   return fit < 16 ? 16 : fit;
 }
 
-// A vector of a stream, of which what follows is brought meanwhile.
-template <class T>
-FASTNN_INLINE vfloat load_ahead(const T* p, int n) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
-  return load_any(p, n);
-}
-
 // body(rows, c, i, n) for the vectors of channels c of whole pixels [begin, end): of rows.count
 // pixels at once, whose values are at i, i + C, ... What belongs to a channel is loaded once for
 // them. Rows of many channels are taken one by one: memory is read and written in order.

@@ -325,6 +325,12 @@ template <class T>
 FASTNN_INLINE vfloat load_any(const T* p, int n) {
   return n == LANES ? load(p) : load_n(p, n);
 }
+// A vector of a stream, of which what follows is brought meanwhile.
+template <class T>
+FASTNN_INLINE vfloat load_ahead(const T* p, int n) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
+  return load_any(p, n);
+}
 template <class T>
 FASTNN_INLINE void store_any(T* p, vfloat v, int n) {
   if (n == LANES)
