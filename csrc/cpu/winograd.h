@@ -101,7 +101,7 @@ FASTNN_INLINE void transform_sums(const vfloat* u, vfloat* g) {
 constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
 
 // The pixels under a tile, `side` of them high and wide: those from row `top` to `bottom` and from
-// column `left` to `right` lie in the image, the others are zero.
+// column `left` to `right`, ends excluded, lie in the image, the others are zero.
 template <class T>
 struct TilePixels {
   const T* corner;
@@ -123,7 +123,8 @@ struct TilePixels {
 };
 
 // A transform along both directions, of `count` channels of a tile: value k of point (i, j) goes to
-// to[(i * Out + j) * plane + k]; whole vectors, if `padded`.
+// to[(i * Out + j) * plane + k]; whole vectors, if `padded`. The pixels of the next tile, four
+// columns on, are brought meanwhile.
 template <int In, int Out, bool Whole, class T, class Transform>
 FASTNN_INLINE void transform_pixels(const TilePixels<T>& from, int64_t count, float* to,
                                     int64_t plane, bool padded, const Transform& transform) {
