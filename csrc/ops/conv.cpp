@@ -49,7 +49,7 @@ struct WinogradCost {
   double transformed, again, far, sums, weights, transforms;
 };
 const WinogradCost& winograd_cost(const ConvParams& p) {
-  static constexpr WinogradCost kFloat{14, 14, 11, 14, 1, 1.1}, kBfloat{8, 0.5, 20, 8, 2.7, 1.2};
+  static constexpr WinogradCost kFloat{14, 14, 11, 14, 1, 1.1}, kBfloat{8, 0.5, 20, 8, 4, 1.2};
   return p.dtype == DType::float32 ? kFloat : kBfloat;
 }
 
@@ -103,7 +103,7 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
     const double bytes = 4 * (v + points * tiles * static_cast<double>(columns));
     const double weights =
         p.kept ? 0 : of.weights * pair * (420 + 22 * points) * (4 * u < 16e6 ? 1 : 2);
-    const double cost = std::max(1.1 * 2 * points * tiles * pair, of.far * 4 * u * tasks) +
+    const double cost = std::max(1.15 * 2 * points * tiles * pair, of.far * 4 * u * tasks) +
                         of.transformed * bytes + of.again * 4 * v * groups + weights;
     if (cost < best || (mode == kAlways && tile == 0)) best = cost, tile = size;
   }
