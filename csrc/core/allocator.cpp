@@ -18,9 +18,8 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 // Of L2 and a shared last-level cache, what one process may count on while others use it. Measured:
 // blocks that come back after 25 MB are written at 53 GB/s if nothing else runs, after 200 MB
 // at 18. Networks train about as fast with 8 to 40 MB here, and 3 to 10% slower without streaming
-// stores. With 32 MB of cache and outputs of 13 MB in a loop, convolutions are 5% slower with 16
-// MB, and operators of one input half as fast or half as fast again, by what others do with the
-// cache.
+// stores. With 32 MB of cache and outputs of 13 MB in a loop, convolutions are 5% slower with
+// 16 MB, and activations 0.9 to 2.3 times as fast, by what others do with the cache.
 constexpr int64_t kCached = int64_t{12} << 20;
 
 // Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%

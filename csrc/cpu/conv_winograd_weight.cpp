@@ -36,13 +36,10 @@ constexpr int kBlock = LANES == 4 ? 4 : LANES / 2;
 template <class T>
 void transform_gradient_tile(const ConvParams& p, const T* g, int64_t row, int64_t col,
                              int64_t count, float* w, int64_t plane) {
-  const TilePixels<T> from(g, p.OH, p.OW, p.OC, row, col, 4);
-  const auto transform = [](const vfloat* y, vfloat* out)
-                             FASTNN_INLINED { transform_gradient(y, out); };
-  if (from.whole())
-    transform_pixels<4, 6, true>(from, count, w, plane, true, transform);
-  else
-    transform_pixels<4, 6, false>(from, count, w, plane, true, transform);
+  const TilePixels<4, T> from(g, p.OH, p.OW, p.OC, row, col);
+  transform_both_ways<6>(from, count, w, plane, true,
+                         [](const vfloat* y, vfloat* out)
+                             FASTNN_INLINED { transform_gradient(y, out); });
 }
 
 struct Range {

@@ -28,8 +28,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// Bytes of a panel, and where B is too large for L2: every tile reads all of it. Values of such a
-// B.
+// Bytes of a panel; larger where B, of more than kLargeB values, is too large for L2: every tile
+// reads all of it.
 constexpr int64_t kPanel = 384 << 10, kLargePanel = 640 << 10, kLargeB = 384 << 10;
 // Tiles that moments are counted over: how many changes their last bits, so not by the threads.
 constexpr int64_t kCountedTiles = 32;
@@ -140,6 +140,8 @@ void run_grid(TapGrid all) {
   const int64_t most = clamp(size / all.in.K, 4 * MR, 32 * MR);
   plan_input<T, P>(t, large ? most : some, size);
   const int64_t tiles = t.count(), blocks = block_count(all.columns);
+  const bool far = is_far(t.col_stride * int64_t{sizeof(P)}) ||
+                   is_far(all.y_col_step * all.y_pixel * int64_t{sizeof(T)});
   int64_t parts = 1;  // column ranges, where there are few tiles
   while (tiles * all.groups * parts < tasks / 2 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
@@ -154,8 +156,6 @@ void run_grid(TapGrid all) {
     const Tile tile = t.tile(index, of_group);
     const P* const panel = tile_input<T, P>(t, tile, index * all.groups + of_group, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
-    const bool far = is_far(t.col_stride * int64_t{sizeof(P)}) ||
-                     is_far(g.y_col_step * g.y_pixel * int64_t{sizeof(T)});
     const int block_m = even_block(pixels, far ? kMostFarRows : MR);
     alignas(64) float sums[MR * NR];
     const P* at[MR];

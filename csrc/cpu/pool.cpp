@@ -70,16 +70,6 @@ FASTNN_INLINE void each_window(const PoolParams& p, const T* x, const Body& body
   });
 }
 
-// Prefetches what windows a little further on read: V vectors, kAhead behind `from`.
-constexpr int64_t kAhead = 2048;  // bytes
-template <int V, class T>
-FASTNN_INLINE void bring_next(const T* from) {
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v)
-    if (v * LANES * sizeof(T) % 64 == 0)
-      __builtin_prefetch(from + kAhead / int64_t{sizeof(T)} + v * LANES);
-}
-
 // A NaN wins over anything before it.
 template <class T>
 __attribute__((noinline)) void max_with_nan(const Window<T>& window, int64_t c, int n, vfloat& best,
@@ -108,10 +98,9 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
       vint winner[V];
       for (int v = 0; v < V; ++v) best[v] = set1(-__builtin_inff()), winner[v] = vint{} + first;
       window.each([&](int32_t tap, const T* from) FASTNN_INLINED {
-        bring_next<V>(from + c);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-          const vfloat value = load_any(from + c + v * LANES, n);
+          const vfloat value = load_ahead(from + c + v * LANES, n);
           const auto larger = value > best[v];
           winner[v] = larger ? vint{} + tap : winner[v];
           best[v] = larger ? value : best[v];
@@ -189,9 +178,8 @@ void average_typed(const PoolParams& p, const T* x, T* y) {
                   constexpr int V = decltype(vectors)::count;
                   vfloat sums[V] = {};
                   window.each([&](int32_t, const T* from) FASTNN_INLINED {
-                    bring_next<V>(from + c);
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; ++v) sums[v] += load_any(from + c + v * LANES, n);
+                    for (int v = 0; v < V; ++v) sums[v] += load_ahead(from + c + v * LANES, n);
                   });
                   for (int v = 0; v < V; ++v)
                     store_any(y + pixel * p.C + c + v * LANES, sums[v] / divisor, n, route);

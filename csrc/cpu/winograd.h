@@ -100,33 +100,32 @@ FASTNN_INLINE void transform_sums(const vfloat* u, vfloat* g) {
 // power of two apart.
 constexpr int64_t padded_plane(int64_t floats) { return (floats + 31) / 32 * 32 + 16; }
 
-// The pixels under a tile, `side` of them high and wide: those from row `top` to `bottom` and from
+// The pixels under a tile, Side of them high and wide: those from row `top` to `bottom` and from
 // column `left` to `right`, ends excluded, lie in the image, the others are zero.
-template <class T>
+template <int Side, class T>
 struct TilePixels {
   const T* corner;
   int64_t row, pixel;  // values from one row, and from one pixel, to the next
-  int64_t top, bottom, left, right, side;
+  int64_t top, bottom, left, right;
 
   // Of an image of H x W pixels, from (row, col) on, which may lie outside it.
   TilePixels(const T* image, int64_t H, int64_t W, int64_t values, int64_t first_row,
-             int64_t first_col, int64_t pixels)
+             int64_t first_col)
       : corner(image + (first_row * W + first_col) * values),
         row(W * values),
         pixel(values),
         top(first_row < 0 ? -first_row : 0),
-        bottom(H - first_row < pixels ? H - first_row : pixels),
+        bottom(H - first_row < Side ? H - first_row : Side),
         left(first_col < 0 ? -first_col : 0),
-        right(W - first_col < pixels ? W - first_col : pixels),
-        side(pixels) {}
-  bool whole() const { return top + left == 0 && bottom == side && right == side; }
+        right(W - first_col < Side ? W - first_col : Side) {}
+  bool whole() const { return top + left == 0 && bottom == Side && right == Side; }
 };
 
 // A transform along both directions, of `count` channels of a tile: value k of point (i, j) goes to
 // to[(i * Out + j) * plane + k]; whole vectors, if `padded`. The pixels of the next tile, four
 // columns on, are brought meanwhile.
-template <int In, int Out, bool Whole, class T, class Transform>
-FASTNN_INLINE void transform_pixels(const TilePixels<T>& from, int64_t count, float* to,
+template <bool Whole, int Out, int In, class T, class Transform>
+FASTNN_INLINE void transform_pixels(const TilePixels<In, T>& from, int64_t count, float* to,
                                     int64_t plane, bool padded, const Transform& transform) {
   vector_loop(0, count, [&](int64_t k, int n) FASTNN_INLINED {
     vfloat half[Out][In], d[In], out[Out];
@@ -154,19 +153,25 @@ FASTNN_INLINE void transform_pixels(const TilePixels<T>& from, int64_t count, fl
   });
 }
 
+template <int Out, int In, class T, class Transform>
+FASTNN_INLINE void transform_both_ways(const TilePixels<In, T>& from, int64_t count, float* to,
+                                       int64_t plane, bool padded, const Transform& transform) {
+  if (from.whole())
+    transform_pixels<true, Out>(from, count, to, plane, padded, transform);
+  else
+    transform_pixels<false, Out>(from, count, to, plane, padded, transform);
+}
+
 // V of the tile whose first input is (row, col): `count` channels of an image of H x W pixels,
 // `pixel` values apart, zeros outside it.
 template <int R, class T>
 void transform_tile(const T* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
                     int64_t count, float* v, int64_t plane) {
   constexpr int kSide = R + 2;
-  const TilePixels<T> from(x, H, W, pixel, row, col, kSide);
-  const auto transform = [](const vfloat* d, vfloat* out)
-                             FASTNN_INLINED { transform_input<R>(d, out); };
-  if (from.whole())
-    transform_pixels<kSide, kSide, true>(from, count, v, plane, false, transform);
-  else
-    transform_pixels<kSide, kSide, false>(from, count, v, plane, false, transform);
+  const TilePixels<kSide, T> from(x, H, W, pixel, row, col);
+  transform_both_ways<kSide>(from, count, v, plane, false,
+                             [](const vfloat* d, vfloat* out)
+                                 FASTNN_INLINED { transform_input<R>(d, out); });
 }
 
 }  // namespace

@@ -207,13 +207,16 @@ def record(
 ) -> Tensor:
     """Wraps ``output`` (an array) and records the operator if any input wants a gradient."""
     out = _wrap(output)
-    if _state.grad and _any_requires_grad(inputs):
+    if is_recorded(inputs):
         out._node = Node(name, inputs, saved, backward, 1)
         out._requires_grad = True
     return out
 
 
-def _any_requires_grad(inputs: Sequence[Tensor | None]) -> bool:
+def is_recorded(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether an operator of these inputs goes on the tape."""
+    if not _state.grad:
+        return False
     for t in inputs:  # a loop: any() of a generator costs as much as a small kernel
         if t is not None and t._requires_grad:
             return True
@@ -229,7 +232,7 @@ def record_many(
 ) -> tuple[Tensor, ...]:
     """As :func:`record` for several outputs; integer outputs take no part in gradients."""
     wrapped = tuple(_wrap(output) for output in outputs)
-    if _state.grad and _any_requires_grad(inputs):
+    if is_recorded(inputs):
         node = Node(name, inputs, saved, backward, len(wrapped))
         for index, out in enumerate(wrapped):
             if out.dtype.is_floating_point:

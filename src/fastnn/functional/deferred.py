@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fastnn.autograd import _any_requires_grad, enable_grad, is_grad_enabled
+from fastnn.autograd import enable_grad, is_grad_enabled, is_recorded
 from fastnn.device import name_of
 from fastnn.dtypes import as_dtype
 from fastnn.tensor import Tensor, waiting
@@ -34,11 +34,7 @@ def array_of(tensor: Tensor | None) -> Any:
 
 def may_wait(inputs: Inputs, operands: tuple[Any, ...]) -> bool:
     """Whether an operator is recorded, and nobody can change its operands without our notice."""
-    return (
-        is_grad_enabled()
-        and _any_requires_grad(inputs)
-        and not any(array is not None and array.exposed for array in operands)
-    )
+    return is_recorded(inputs) and not any(a is not None and a.exposed for a in operands)
 
 
 class Operator(Protocol):
