@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <set>
 #include <vector>
 
 #include "core/error.h"
@@ -15,13 +14,6 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
-// Of L2 and a shared last-level cache, what one process may count on while others use it. Measured:
-// blocks that come back after 25 MB are written at 53 GB/s if nothing else runs, after 200 MB
-// at 18. Networks train about as fast with 8 to 40 MB here, and 3 to 10% slower without streaming
-// stores. With 32 MB of cache and outputs of 13 MB in a loop, convolutions are 5% slower with
-// 16 MB, and activations 0.9 to 2.3 times as fast, by what others do with the cache.
-constexpr int64_t kCached = int64_t{12} << 20;
-
 // Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%
 // waste), then whole huge pages. Equal sizes recur, so exact classes reuse blocks almost always.
 int64_t size_class(int64_t bytes) {
@@ -40,8 +32,8 @@ struct FreeBlock {
 struct Cache {
   std::mutex mutex;
   std::map<int64_t, std::vector<FreeBlock>> free_blocks;
-  int64_t handed_out = 0;            // bytes so far: the clock of `freed`
-  std::set<const void*> far_blocks;  // in use, not filled since, and not in the caches
+  int64_t handed_out = 0;                     // bytes so far: the clock of `freed`
+  std::map<const void*, int64_t> far_blocks;  // in use, not filled since: bytes since last use
   LeftCaches answer = LeftCaches::by_distance;
   MemoryStats stats{};
 };
@@ -104,8 +96,8 @@ void* allocate(int64_t bytes) {
   if (!absurd && found != c.free_blocks.end() && !found->second.empty()) {
     block = found->second.back().data;
     // Its own size counts: by the time its end was used, its start was that far away.
-    if (size >= kHugePage && c.handed_out - found->second.back().freed + size > kCached)
-      c.far_blocks.insert(block);
+    const int64_t distance = c.handed_out - found->second.back().freed + size;
+    if (size >= kHugePage && distance > kCachedOfProducts) c.far_blocks[block] = distance;
     found->second.pop_back();
     c.stats.cached -= size;
     ++c.stats.cache_hits;
@@ -141,10 +133,12 @@ void deallocate(void* block, int64_t bytes) noexcept {
   }
 }
 
-bool left_caches(const void* block) {
+bool left_caches(const void* block, int64_t cached) {
   Cache& c = cache();
   std::lock_guard<std::mutex> lock(c.mutex);
-  const bool far = c.far_blocks.erase(block) > 0;
+  const auto found = c.far_blocks.find(block);
+  const bool far = found != c.far_blocks.end() && found->second > cached;
+  if (found != c.far_blocks.end()) c.far_blocks.erase(found);
   const bool left = c.answer == LeftCaches::by_distance ? far : c.answer == LeftCaches::always;
   c.stats.streamed += left;
   return left;

@@ -22,9 +22,18 @@ struct MemoryStats {
 void* allocate(int64_t bytes);
 void deallocate(void* block, int64_t bytes) noexcept;
 
-// Whether the caches have most likely lost what they held of a block of 2 MiB or more, because much
-// else was handed out since its last use. True once per hand-out: whoever asks is about to fill it.
-bool left_caches(const void* block);
+// Of L2 and a shared last-level cache, what one process may count on while others use it: for loops
+// that read and write each value once, and for products, whose other operands are there as well.
+// Measured: blocks that come back after 25 MB are written at 53 GB/s if nothing else runs, after
+// 200 MB at 18. Without streaming stores networks train 3 to 10% slower. With 32 MB of cache and
+// outputs of 13 MB in a loop, convolutions are 5% slower with 16 MB than with 12; forward passes of
+// activations are 10 to 15% faster with 24 than with 12, and networks up to 2%.
+constexpr int64_t kCached = int64_t{24} << 20;
+constexpr int64_t kCachedOfProducts = int64_t{12} << 20;
+// Whether the caches, of which the caller counts on `cached` bytes, have most likely lost what they
+// held of a block of 2 MiB or more, because much else was handed out since its last use. True at
+// most once per hand-out: whoever asks is about to fill it.
+bool left_caches(const void* block, int64_t cached);
 // For tests: every answer from now on, or (by_distance) the one above.
 enum class LeftCaches { by_distance, never, always };
 void assume_left_caches(LeftCaches answer);

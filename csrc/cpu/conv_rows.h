@@ -121,7 +121,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   turn_weight(
       w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
       turned);
-  const Route route = route_to(y);
+  const Route route = route_to(y, kCachedOfProducts);
   const int64_t turns = rows_in_turn(p.N * p.OH), strips = ceil_div(p.OH, turns);
   parallel_for(p.N * strips, [&](int64_t task) {
     const int64_t n = task / strips, begin = task % strips * turns;
@@ -194,7 +194,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         turned + turned_size(C, turned_taps, G));
     turned_taps += p.KH * across.count;
   }
-  const Route route = route_to(grad_input);
+  const Route route = route_to(grad_input, kCachedOfProducts);
   const int64_t turns = rows_in_turn(p.N * p.H), strips = ceil_div(p.H, turns);
   parallel_for(p.N * strips, [&](int64_t task) {
     const int64_t n = task / strips, begin = task % strips * turns;

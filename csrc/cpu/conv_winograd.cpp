@@ -210,8 +210,9 @@ void dispatch(int tile, Winograd<T>& c, KeptWorkspaces* kept, const Weights& wei
 template <class T>
 void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
                    const ConvEpilogue& epilogue, T* y) {
-  Winograd<T> c{x,    p.N, p.H, p.W, p.C,     p.pad_top, p.pad_left, p.OH,       p.OW,
-                p.OC, 0,   0,   0,   nullptr, epilogue,  y,          route_to(y)};
+  const Route route = route_to(y, kCachedOfProducts);
+  Winograd<T> c{x,    p.N, p.H, p.W, p.C,     p.pad_top, p.pad_left, p.OH, p.OW,
+                p.OC, 0,   0,   0,   nullptr, epilogue,  y,          route};
   dispatch(tile, c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap) {
       vfloat turned[LANES] = {};
@@ -226,8 +227,9 @@ void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
 template <class T>
 void backward_data_typed(const ConvParams& p, int tile, const T* g, const T* w,
                          const ConvEpilogue& epilogue, T* grad_input) {
-  Winograd<T> c{g, p.N, p.OH, p.OW,    p.OC,     2 - p.pad_top, 2 - p.pad_left,      p.H, p.W, p.C,
-                0, 0,   0,    nullptr, epilogue, grad_input,    route_to(grad_input)};
+  const Route route = route_to(grad_input, kCachedOfProducts);
+  Winograd<T> c{g,   p.N, p.OH, p.OW, p.OC,    2 - p.pad_top, 2 - p.pad_left, p.H,  p.W,
+                p.C, 0,   0,    0,    nullptr, epilogue,      grad_input,     route};
   dispatch(tile, c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap)
       for (int64_t r = 0; r < rows; ++r)
