@@ -81,10 +81,11 @@ enum class Source { direct, padded, gathered };
 struct InputTiles {
   InputGrid in;
   Source source;
-  int64_t images, rows, cols;        // grid points of a full tile
-  int64_t groups, strips, segments;  // number of tiles along images, rows, columns
-  int64_t panel_rows, panel_cols;    // input pixels under a full tile
-  int64_t low_h, low_w;              // smallest tap offsets
+  int64_t images, rows, cols;            // grid points of a full tile
+  int64_t groups, strips, segments;      // number of tiles along images, rows, columns
+  int64_t panel_rows, panel_cols;        // input pixels under a full tile
+  int64_t low_h, low_w, high_h, high_w;  // smallest and largest tap offsets
+  int64_t pitch;  // values from one row of a padded panel's plane to the next
   int64_t image_stride, row_stride, col_stride;
   int64_t panel_size;  // values of one tile's panel; 0 if direct
   int64_t run;         // this many taps at a time are neighbouring pixels
@@ -176,17 +177,16 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
                 bool stepped = false, int64_t width = 0) {
   const InputGrid& in = t.in;
   t.width = in.K;
-  t.low_h = in.dh[0], t.low_w = in.dw[0];
-  int64_t high_h = in.dh[0], high_w = in.dw[0];
+  t.low_h = t.high_h = in.dh[0], t.low_w = t.high_w = in.dw[0];
   for (int i = 1; i < in.tap_count; ++i) {
     if (in.dh[i] < t.low_h) t.low_h = in.dh[i];
     if (in.dw[i] < t.low_w) t.low_w = in.dw[i];
-    if (in.dh[i] > high_h) high_h = in.dh[i];
-    if (in.dw[i] > high_w) high_w = in.dw[i];
+    if (in.dh[i] > t.high_h) t.high_h = in.dh[i];
+    if (in.dw[i] > t.high_w) t.high_w = in.dw[i];
   }
-  const int64_t span_h = high_h - t.low_h + 1, span_w = high_w - t.low_w + 1;
-  const bool inside = t.low_h >= 0 && t.low_w >= 0 && (in.GH - 1) * in.step_h + high_h < in.H &&
-                      (in.GW - 1) * in.step_w + high_w < in.W;
+  const int64_t span_h = t.high_h - t.low_h + 1, span_w = t.high_w - t.low_w + 1;
+  const bool inside = t.low_h >= 0 && t.low_w >= 0 && (in.GH - 1) * in.step_h + t.high_h < in.H &&
+                      (in.GW - 1) * in.step_w + t.high_w < in.W;
   t.run = common_run(in);
   const bool as_it_is = inside && kSame<T, P> && direct && in.missing == 0;
   const bool whole = !stepped || even_steps(in.K * (in.a_pixel == in.K || !as_it_is ? t.run : 1));
@@ -232,16 +232,18 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   const bool as_is = t.source == Source::direct;
   if (width && !as_is) t.width = width;
   const int64_t pixel = as_is ? in.a_pixel : t.panel_pixel();
-  const int64_t pitch = as_is ? in.W : t.panel_cols;
+  t.pitch = (as_is ? in.W : t.panel_cols) * pixel;
+  // Of the same column, pixels of several rows are multiplied at a time (conv_inside.h).
+  if (!as_is && !stepped && is_far(t.pitch * int64_t{sizeof(P)})) t.pitch += 64 / sizeof(P);
   t.col_stride = in.step_w * pixel;
-  t.row_stride = in.step_h * pitch * pixel;
-  t.image_stride = t.across ? t.width : (as_is ? in.H : t.panel_rows) * pitch * pixel;
-  t.plane = t.panel_rows * pitch * pixel * (t.across ? 1 : t.images);
+  t.row_stride = in.step_h * t.pitch;
+  t.image_stride = t.across ? t.width : (as_is ? in.H : t.panel_rows) * t.pitch;
+  t.plane = t.panel_rows * t.pitch * (t.across ? 1 : t.images);
   if (t.width < in.K) t.plane += 64 / sizeof(P);  // not a power of two apart
   t.panel_size = as_is ? 0 : t.plane * (in.K / t.width);
   for (int i = 0; i < in.tap_count; ++i)
-    t.taps[i] = as_is ? (in.dh[i] * pitch + in.dw[i]) * pixel
-                      : ((in.dh[i] - t.low_h) * pitch + in.dw[i] - t.low_w) * pixel;
+    t.taps[i] = as_is ? in.dh[i] * t.pitch + in.dw[i] * pixel
+                      : (in.dh[i] - t.low_h) * t.pitch + (in.dw[i] - t.low_w) * pixel;
   const int64_t merged = pixel == in.K && t.width == in.K ? t.run : 1;
   t.tap_count = 0;
   for (int64_t i = 0; i < in.tap_count; i += merged) t.taps[t.tap_count++] = t.taps[i];
@@ -367,33 +369,14 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
   const int64_t image = line / lines, row = line % lines;
   if (image >= tile.images) return;
   if (padded) {
-    const int64_t pixel = t.panel_pixel();
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
       padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
                      tile.col * t.in.step_w + t.low_w, tile.channel,
-                     panel + image * t.image_stride + row * t.panel_cols * pixel);
+                     panel + image * t.image_stride + row * t.pitch);
   } else if (row < tile.rows) {
     gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols, tile.channel,
                      panel + image * t.image_stride + row * t.row_stride);
   }
-}
-
-// Of the taps under grid rows first .. last, those between the first and the last that reach into
-// the image: what is above and below it adds nothing to their sums.
-struct TapRange {
-  int first, count;
-};
-FASTNN_INLINE TapRange taps_inside(const InputTiles& t, int64_t first, int64_t last) {
-  int from = 0, end = static_cast<int>(t.tap_count);
-  if (t.source != Source::padded) return {from, end};
-  const int64_t joined = t.in.tap_count / t.tap_count;
-  const auto outside = [&](int tap) {
-    const int64_t dh = t.in.dh[tap * joined];
-    return last * t.in.step_h + dh < 0 || first * t.in.step_h + dh >= t.in.H;
-  };
-  while (from < end && outside(from)) ++from;
-  while (from < end && outside(end - 1)) --end;
-  return {from, end - from};
 }
 
 // What a kernel reads a tile's input from: the tensor, or this thread's panel, filled unless it is

@@ -146,6 +146,7 @@ void run(const Winograd<T>& c) {
     const int block_m = even_block(tiles);
     const int64_t share = ceil_div(NR * int64_t{sizeof(float)}, ceil_div(tiles, block_m));
     const int64_t no_offset = 0, last = blocks * (part + 1) / parts;
+    const Terms terms{&no_offset, 1, c.K, c.K};
     for (int64_t b = blocks * part / parts; b < last; b += group) {
       const int64_t end = clamp(last, 0, b + group);
       for (int p = 0; p < kPoints; ++p)
@@ -161,8 +162,8 @@ void run(const Winograd<T>& c) {
             const float* from[MR];
             for (int r = 0; r < rows; ++r) from[r] = v + p * v_plane + (t + r) * pitch;
             Kernels<float>::product[rows - 1][vectors - 1](
-                from, &no_offset, 1, c.K, u,
-                m + p * m_plane + (block - b) * NR * count + t * vectors * LANES, next);
+                from, terms, u, m + p * m_plane + (block - b) * NR * count + t * vectors * LANES,
+                next);
             next.from = static_cast<const char*>(next.from) + next.step * c.K;
           }
         }

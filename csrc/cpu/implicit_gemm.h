@@ -20,7 +20,7 @@
 #pragma once
 
 #include "cpu/conv_epilogue.h"
-#include "cpu/conv_input.h"
+#include "cpu/conv_inside.h"
 #include "cpu/conv_moments.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
@@ -156,7 +156,8 @@ void run_grid(TapGrid all) {
     const Tile tile = t.tile(index, of_group);
     const P* const panel = tile_input<T, P>(t, tile, index * all.groups + of_group, call);
     const int64_t pixels = tile.images * tile.rows * tile.cols;
-    const int block_m = even_block(pixels, far ? kMostFarRows : MR);
+    const Pieces pieces = pieces_of(t, tile);
+    const int most_m = far ? kMostFarRows : MR;
     alignas(64) float sums[MR * NR];
     const P* at[MR];
     const int64_t first_block = blocks * part / parts, last_block = blocks * (part + 1) / parts;
@@ -166,15 +167,15 @@ void run_grid(TapGrid all) {
     // block of B, or, where all of B stays in L2, the input of the thread's next task. A share for
     // each step of a kernel call.
     const bool once = t.source == Source::direct && t.tap_count == 1 && parts == 1 && !large;
-    const int64_t group = once ? blocks : 1, calls = ceil_div(pixels, block_m);
+    const int64_t group = once ? blocks : 1, calls = ceil_div(pixels, most_m);
     InputRows later{nullptr, 0};
     if (!once && !large && parts == 1 && all.groups == 1)
       later = input_rows<T>(t, index + get_num_threads(), of_group);
     const int64_t later_block = ceil_div(later.bytes, blocks);
-    const int64_t share = once ? ceil_div(block_m * int64_t{sizeof(float)}, group)
-                          : later.bytes
-                              ? ceil_div(later_block, calls * (t.k / kStep<P>)*t.tap_count)
-                              : ceil_div(NR * int64_t{sizeof(float)}, calls);
+    const int64_t share =
+        once          ? ceil_div(even_block(pixels, most_m) * int64_t{sizeof(float)}, group)
+        : later.bytes ? ceil_div(later_block, calls * (t.k / kStep<P>)*t.tap_count)
+                      : ceil_div(NR * int64_t{sizeof(float)}, calls);
     int64_t where[MR];
     const auto packed_block = [&](int64_t block) {
       return static_cast<const P*>(g.b) + block * NR * g.in.K * g.in.tap_count;
@@ -185,51 +186,56 @@ void run_grid(TapGrid all) {
         next = {later.from + start * later_block, share};
       else if (!once && start + 1 < blocks)
         next = {packed_block(start + 1), share};
-      // Of the next pixel, and where it lies. Images take turns row by row: those of a kernel call
-      // then have rows outside the image in common.
-      int64_t image = 0, i = 0, j = 0;
-      const P* from = panel;
-      int64_t to = output_offset(g, tile, 0, 0, 0);
-      for (int64_t p = 0; p < pixels; p += block_m) {
-        const int m = static_cast<int>(clamp(pixels - p, 1, block_m));
-        const int64_t top = tile.row + i;
-        int64_t bottom = top;
-        for (int r = 0; r < m; ++r) {
-          bottom = tile.row + i;
-          at[r] = from;
-          where[r] = to;
-          from += t.col_stride;
-          to += g.y_col_step * g.y_pixel;
-          if (++j < tile.cols) continue;
-          j = 0;
-          if (++image == tile.images) image = 0, ++i;
-          from = panel + image * t.image_stride + i * t.row_stride;
-          to = output_offset(g, tile, image, i, 0);
-        }
-        const TapRange taps = taps_inside(t, top, bottom);
-        if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
-        for (int64_t block = start; block < start + group; ++block) {
-          const int vectors = block_vectors(g.columns, block);
-          const P* const b = packed_block(block) + taps.first * t.k * vectors * LANES;
-          const int64_t left = g.columns - block * NR;
-          const int64_t channel = g.y_channel + block * NR;
-          if (left >= NR && !moments) {
-            const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
-            Finished<P, T>::product[m - 1](at, t.taps + taps.first, taps.count, t.k, b, out, next);
-          } else {
-            Kernels<P>::product[m - 1][vectors - 1](at, t.taps + taps.first, taps.count, t.k, b,
-                                                    sums, next);
-            store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR, g.epilogue,
-                       y, g.route);
+      bool first = true;
+      for (const Piece& piece : pieces) {
+        const int64_t count = tile.images * piece.rows * piece.cols;
+        const int block_m = even_block(count, most_m);
+        // Of the next pixel, and where it lies.
+        int64_t image = 0, i = piece.row, j = 0;
+        const P* from;
+        int64_t to;
+        const auto start_row = [&] {
+          from = panel + image * t.image_stride + i * t.row_stride + piece.col * t.col_stride +
+                 piece.skipped;
+          to = output_offset(g, tile, image, i, piece.col);
+        };
+        start_row();
+        for (int64_t p = 0; p < count; p += block_m) {
+          const int m = static_cast<int>(clamp(count - p, 1, block_m));
+          for (int r = 0; r < m; ++r) {
+            at[r] = from;
+            where[r] = to;
+            from += t.col_stride;
+            to += g.y_col_step * g.y_pixel;
+            if (++j < piece.cols) continue;
+            j = 0;
+            if (++image == tile.images) image = 0, ++i;
+            start_row();
           }
-          if (moments) {
-            TileMoments& of = moments[index * blocks + block];
-            of.count = static_cast<float>(pixels);
-            count_rows<T>(sums, vectors, m,
-                          g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, p == 0, of);
+          if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
+          for (int64_t block = start; block < start + group; ++block) {
+            const int vectors = block_vectors(g.columns, block);
+            const P* const b = packed_block(block) + piece.b_row * vectors * LANES;
+            const int64_t left = g.columns - block * NR;
+            const int64_t channel = g.y_channel + block * NR;
+            if (left >= NR && !moments) {
+              const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
+              Finished<P, T>::product[m - 1](at, piece.terms, b, out, next);
+            } else {
+              Kernels<P>::product[m - 1][vectors - 1](at, piece.terms, b, sums, next);
+              store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR,
+                         g.epilogue, y, g.route);
+            }
+            if (moments) {
+              TileMoments& of = moments[index * blocks + block];
+              of.count = static_cast<float>(pixels);
+              count_rows<T>(sums, vectors, m,
+                            g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, first, of);
+            }
+            next.from = static_cast<const char*>(next.from) +
+                        next.step * (piece.terms.k / kStep<P>)*piece.terms.tap_count;
           }
-          next.from =
-              static_cast<const char*>(next.from) + next.step * (t.k / kStep<P>)*t.tap_count;
+          first = false;
         }
       }
     }

@@ -28,12 +28,13 @@ FASTNN_INLINE void steps(const P* const (&a)[M], int64_t i, const P* b, vfloat (
 }
 
 template <class P, int M>
-FASTNN_INLINE void accumulate(const P* const* rows, const int64_t* taps, int64_t tap_count,
-                              int64_t k, const P* b, Ahead ahead, vfloat (&acc)[M][NV]) {
+FASTNN_INLINE void accumulate(const P* const* rows, const Terms& terms, const P* b, Ahead ahead,
+                              vfloat (&acc)[M][NV]) {
   constexpr int64_t step = kStep<P>;
-  for (int64_t t = 0; t < tap_count; ++t) {
+  const int64_t k = terms.k, rest = (terms.pitch - k) * NR;
+  for (int64_t t = 0; t < terms.tap_count; ++t, b += rest) {
     const P* a[M];
-    for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + terms.taps[t];
     int64_t i = 0;
     for (; i + 2 * step <= k; i += 2 * step, b += 2 * NR * step) {
       __builtin_prefetch(ahead.from, 0, 2);
@@ -45,10 +46,9 @@ FASTNN_INLINE void accumulate(const P* const* rows, const int64_t* taps, int64_t
 }
 
 template <class P, int M>
-void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k, const P* b,
-             float* tile, Ahead ahead) {
+void product(const P* const* rows, const Terms& terms, const P* b, float* tile, Ahead ahead) {
   vfloat acc[M][NV] = {};
-  accumulate(rows, taps, tap_count, k, b, ahead, acc);
+  accumulate(rows, terms, b, ahead, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -56,10 +56,10 @@ void product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64
 }
 
 template <class P, class T, int M>
-void finished_product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
-                      const P* b, const Output<T>& to, Ahead ahead) {
+void finished_product(const P* const* rows, const Terms& terms, const P* b, const Output<T>& to,
+                      Ahead ahead) {
   vfloat acc[M][NV] = {};
-  accumulate(rows, taps, tap_count, k, b, ahead, acc);
+  accumulate(rows, terms, b, ahead, acc);
   const Rows<T> out(to.epilogue, to.channel, NR, to.y, to.around ? Route::around : Route::through);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) out.store(acc[m][0], acc[m][1], to.where[m]);
@@ -69,17 +69,18 @@ void finished_product(const P* const* rows, const int64_t* taps, int64_t tap_cou
 // of a row brings both, in alternating lanes, for two vectors of B with both steps of half the
 // columns each. The two sums of a column are added at the end.
 template <class P, int M>
-void narrow_product(const P* const* rows, const int64_t* taps, int64_t tap_count, int64_t k,
-                    const P* b, float* tile, Ahead ahead) {
+void narrow_product(const P* const* rows, const Terms& terms, const P* b, float* tile,
+                    Ahead ahead) {
   constexpr int64_t step = kStep<P>;
+  const int64_t k = terms.k, rest = (terms.pitch - k) * LANES;
   vfloat acc[M][2] = {};
   const auto add = [&](int m, vfloat value, vfloat low, vfloat high) FASTNN_INLINED {
     add_step(acc[m][0], value, low, P{});
     add_step(acc[m][1], value, high, P{});
   };
-  for (int64_t t = 0; t < tap_count; ++t) {
+  for (int64_t t = 0; t < terms.tap_count; ++t, b += rest) {
     const P* a[M];
-    for (int m = 0; m < M; ++m) a[m] = rows[m] + taps[t];
+    for (int m = 0; m < M; ++m) a[m] = rows[m] + terms.taps[t];
     int64_t i = 0;
     for (; i + 2 * step <= k; i += 2 * step, b += 2 * LANES * step) {
       __builtin_prefetch(ahead.from, 0, 2);

@@ -50,11 +50,18 @@ struct NextPixels {
   }
 };
 
+// What a product sums up: k values from each tap on. B has `pitch` rows for a tap, of which the
+// first k are read.
+struct Terms {
+  const int64_t* taps;
+  int64_t tap_count, k, pitch;
+};
+
 // Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], or, in
 // pairs, [tap][k / 2][V * LANES][2]; k is even then.
 template <class P>
-using ProductKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
-                               int64_t k, const P* b, float* tile, Ahead ahead);
+using ProductKernel = void (*)(const P* const* rows, const Terms& terms, const P* b, float* tile,
+                               Ahead ahead);
 
 // The same for whole blocks of columns, finished: row r of the tile, from `channel` on, goes to
 // y + where[r].
@@ -67,8 +74,8 @@ struct Output {
   bool around;  // the caches
 };
 template <class P, class T>
-using FinishedKernel = void (*)(const P* const* rows, const int64_t* taps, int64_t tap_count,
-                                int64_t k, const P* b, const Output<T>& to, Ahead ahead);
+using FinishedKernel = void (*)(const P* const* rows, const Terms& terms, const P* b,
+                                const Output<T>& to, Ahead ahead);
 
 // A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order, or
 // [pair of pixels of a row][M][2], with zeros behind the last pixel of an odd row. The tile has row
@@ -105,10 +112,8 @@ FASTNN_INLINE int even_block(int64_t n, int64_t most = MR) {
   return static_cast<int>((n + blocks - 1) / blocks);
 }
 
-// Rows a multiple of kFarRows bytes apart share a few sets of the first cache, 64 sets of 12 lines
-// as often as not: it keeps so many of them beside B.
-constexpr int64_t kFarRows = 2048, kMostFarRows = MR < 11 ? MR : 11;
-FASTNN_INLINE bool is_far(int64_t bytes) { return bytes % kFarRows == 0; }
+// As many rows of A that are far apart (vec.h) stay in the first cache, beside B.
+constexpr int kMostFarRows = MR < 11 ? MR : 11;
 
 // Columns are cut into blocks of NR; the last one is a single vector wide where that is enough.
 // Packed B holds block after block, each k-row padded with zeros to the block's width.

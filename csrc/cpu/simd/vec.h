@@ -364,6 +364,10 @@ FASTNN_INLINE __m512i store_two(bfloat16* p, vfloat low, vfloat high, Route rout
 }
 #endif
 
+// Rows a multiple of 2 KB apart share a few sets of the first cache: 64 sets of 12 lines as often as
+// not, 8 at worst.
+FASTNN_INLINE bool is_far(int64_t bytes) { return bytes % 2048 == 0; }
+
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
 constexpr int64_t kGrain = 65536;
 

@@ -1,0 +1,97 @@
+// What of a convolution's sums lies inside the image, for kernel calls on a padded panel.
+//
+// A tap that leaves the image under every pixel of a kernel call adds nothing, and is left out:
+// with 3x3 taps and an image of 7x7, that can be 18% of all products. So a tile is multiplied in
+// pieces:
+//
+//   1 1 1 1 1
+//   2 3 3 3 4    2 and 4 only where the taps of a kernel row are neighbours in the panel: they are
+//   2 3 3 3 4    one longer tap then (InputTiles::run), cut at one end
+//   5 5 5 5 5
+//
+// An edge of too few pixels for a kernel call of its own stays with what is next to it.
+#pragma once
+
+#include "cpu/conv_input.h"
+#include "cpu/matmul.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+// Pixels of a tile, those of all its images, and the terms that reach into the image from some of
+// them: `skipped` values of each tap are left out at its start, and packed B begins at b_row.
+struct Piece {
+  int64_t row, rows, col, cols;
+  Terms terms;
+  int64_t skipped, b_row;
+};
+struct Pieces {
+  Piece piece[5];
+  int count = 0;
+  const Piece* begin() const { return piece; }
+  const Piece* end() const { return piece + count; }
+};
+
+// Taps of a kernel row that are one.
+FASTNN_INLINE int64_t joined_taps(const InputTiles& t) { return t.in.tap_count / t.tap_count; }
+
+FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, int64_t row,
+                             int64_t row_end, int64_t col, int64_t col_end) {
+  if (row == row_end || col == col_end) return;
+  const InputGrid& in = t.in;
+  const int64_t joined = joined_taps(t);
+  int64_t first = 0, end = t.tap_count, left = 0, right = joined;
+  if (t.source == Source::padded) {
+    const auto is_above_or_below = [&](int64_t tap) {
+      const int64_t dh = in.dh[tap * joined];
+      return (tile.row + row_end - 1) * in.step_h + dh < 0 ||
+             (tile.row + row) * in.step_h + dh >= in.H;
+    };
+    const auto is_beside = [&](int64_t tap) {
+      return joined > 1 && ((tile.col + col_end - 1) * in.step_w + in.dw[tap] < 0 ||
+                            (tile.col + col) * in.step_w + in.dw[tap] >= in.W);
+    };
+    while (first < end && is_above_or_below(first)) ++first;
+    while (first < end && is_above_or_below(end - 1)) --end;
+    while (left < right && is_beside(left)) ++left;
+    while (left < right && is_beside(right - 1)) --right;
+  }
+  const int64_t skipped = left * in.K, k = t.k - (joined - right + left) * in.K;
+  to.piece[to.count++] = {
+      row,     row_end - row,        col, col_end - col, {t.taps + first, end - first, k, t.k},
+      skipped, first * t.k + skipped};
+}
+
+// Of `count` grid points along one axis, from `first` on: those before `begin` have taps before the
+// image, those from `end` on behind it. An edge of less than `least` points has none.
+struct Middle {
+  int64_t begin, end;
+};
+FASTNN_INLINE Middle middle(int64_t first, int64_t count, int64_t step, int64_t low, int64_t high,
+                            int64_t size, int64_t least) {
+  const int64_t begin = clamp(ceil_div(-low, step) - first, 0, count);
+  const int64_t end = clamp(ceil_div(size - high, step) - first, begin, count);
+  return {begin < least ? 0 : begin, count - end < least ? count : end};
+}
+
+FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
+  const InputGrid& in = t.in;
+  Middle down{0, tile.rows}, across{0, tile.cols};
+  const auto least = [&](int64_t pixels) { return ceil_div(MR / 2, pixels * tile.images); };
+  if (t.source == Source::padded) {
+    down = middle(tile.row, tile.rows, in.step_h, t.low_h, t.high_h, in.H, least(tile.cols));
+    if (joined_taps(t) > 1 && down.begin < down.end)
+      across = middle(tile.col, tile.cols, in.step_w, t.low_w, t.high_w, in.W,
+                      least(down.end - down.begin));
+  }
+  Pieces all;
+  add_piece(all, t, tile, 0, down.begin, 0, tile.cols);
+  add_piece(all, t, tile, down.begin, down.end, 0, across.begin);
+  add_piece(all, t, tile, down.begin, down.end, across.begin, across.end);
+  add_piece(all, t, tile, down.begin, down.end, across.end, tile.cols);
+  add_piece(all, t, tile, down.end, tile.rows, 0, tile.cols);
+  return all;
+}
+
+}  // namespace
+}  // namespace fastnn::cpu::FASTNN_ISA
