@@ -144,7 +144,18 @@ void fast_rows(const ElementwiseParams& p, const Op& op) {
     vfloat constant[N];
     for (int k = 0; k < N; ++k)
       if (Constant >> k & 1) constant[k] = stream(p, k, in[k]).value;
-    vector_loop(0, n, [&](int64_t i, int lanes) FASTNN_INLINED {
+    int64_t begin = 0;
+    for (; begin + 2 * LANES <= n; begin += 2 * LANES) {
+      vfloat x[N], z[N];
+      for (int k = 0; k < N; ++k) {
+        const TwoVectors v = Constant >> k & 1
+                                 ? TwoVectors{constant[k], constant[k]}
+                                 : load_mixed(reinterpret_cast<const T*>(in[k]) + begin);
+        x[k] = v.first, z[k] = v.second;
+      }
+      store_mixed(reinterpret_cast<T*>(out) + begin, {op(x), op(z)}, route);
+    }
+    vector_loop(begin, n, [&](int64_t i, int lanes) FASTNN_INLINED {
       vfloat x[N];
       for (int k = 0; k < N; ++k)
         x[k] = Constant >> k & 1 ? constant[k]
