@@ -242,7 +242,8 @@ WGMMA = [
     "n2c128h9w8_oc130_k3s2p1_nobias_bf16", "n1c96h15w11_oc40_k3d2p2_bf16", "n2c32h6w7_oc70_k2_bf16",
     "n1c64h14w14_oc128_k3x5s1x2p1x2_bf16", "n5c40h5w5_oc65_k3p2_bf16", "n2c64h11w11_oc33_k3s3p0_bf16",
     "n30c64h5w7_oc200_k1s2_bf16", "n1c200h3w40_oc36_k1x3p0x1_bf16", "n1c64h1w1_oc8_k1_bf16",
-    "n1c64h4w4_oc64_k3p5_bf16", "n1c64h130w3_oc64_k3p1_bf16",
+    "n1c64h4w4_oc64_k3p5_bf16", "n1c64h130w3_oc64_k3p1_bf16", "n2c32h40w33_oc72_k3p1_bf16",
+    "n4c40h26w27_oc34_k3p1_bf16",
 ]  # fmt: skip
 
 
@@ -259,6 +260,26 @@ def test_warpgroup_products_match_the_reference(line):
     assert first.ok, first.explain()
     for a, b in zip(first.arrays, again.arrays, strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.parametrize("outputs", [32, 64, 72, 200])
+def test_the_gradient_of_the_weight_takes_warpgroup_products_too(outputs):
+    x, weight = on_cuda(3, 40, 24, 31).to("bfloat16"), fastnn.randn(outputs, 40, 3, 3)
+    grad_output = on_cuda(3, outputs, 12, 16)
+    gradients = []
+    for used in (False, True):
+        leaf = weight.to("cuda").requires_grad_()
+        with fastnn.backends.cuda.wgmma(used):
+            with fastnn.autocast():
+                y = F.conv2d(x, leaf, stride=2, padding=1).float()
+            before = cuda_module().wgmma_products()
+            (y * grad_output).sum().backward()
+            assert cuda_module().wgmma_products() == before + used
+        gradients.append(leaf.grad.cpu().numpy())
+    # The same products of bfloat16 in another order.
+    assert np.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+    assert np.abs(gradients[1]).max() > 1
 
 
 @pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")

@@ -185,6 +185,8 @@ def primitives_by_numpy():
         "load_box_and_pixels": np.concatenate([box, pixels]),
         "wgmma_64": wide_a @ wide_b[:64].T,
         "wgmma_128": wide_a @ wide_b.T,
+        "wgmma_64_turned": wide_a.T @ wide_b.reshape(64, 128)[:, :64],
+        "wgmma_128_turned": wide_a.T @ wide_b.reshape(64, 128),
     }  # fmt: skip
 
 

@@ -12,26 +12,11 @@
 #include "cuda/conv_operands.h"
 #include "cuda/device/teams.h"
 #include "cuda/device/tile.h"
-#include "cuda/gather_gemm.h"
+#include "cuda/weight_gradient.h"
+#include "cuda/wgmma_weight.h"
 
 namespace fastnn::cuda {
 namespace {
-
-struct WeightGradient {
-  const void* grad;   // pixels x grad_stride elements
-  const void* input;  // images x height x width pixels of input_stride elements
-  int64_t grad_stride, input_stride;
-  int grad_vectors, input_vectors;  // of a group
-  int height, width;
-  const Tap* taps;
-  int tap_count;
-  int64_t pixels;  // of the output: images x down x across
-  int down, across, step_down, step_across;
-  int64_t outputs, inputs;  // channels of a group
-  int64_t split;            // pixels per split
-  float* sums;              // [split][output channel][tap][input channel]
-  int groups;
-};
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
@@ -93,7 +78,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
   });
 
   const typename Tile::Place at;
-  float* const out = p.sums + (blockIdx.y * p.groups + group) * p.outputs * p.tap_count * p.inputs;
+  float* const out = p.sums + blockIdx.y * p.count() + group * p.outputs * p.tap_count * p.inputs;
 #pragma unroll
   for (int i = 0; i < Tile::kPiecesDown; ++i)
 #pragma unroll
@@ -116,23 +101,16 @@ void run(WeightGradient p, DType grad_dtype, void* grad_weight) {
   const int64_t columns = int64_t{p.tap_count} * p.input_vectors * Tile::kVector;
   const int64_t tiles = (p.outputs + Tile::kRows - 1) / Tile::kRows *
                         ((columns + Tile::kColumns - 1) / Tile::kColumns);
-  // Splits: enough blocks for two rounds of two on every multiprocessor, of no less than 16 steps.
-  const int64_t wanted = (4 * multiprocessors() + tiles * p.groups - 1) / (tiles * p.groups);
-  const int64_t most = (p.pixels + 16 * Tile::kDepth - 1) / (16 * Tile::kDepth);
-  int64_t splits = wanted < most ? wanted : most;
-  if (splits > 256) splits = 256;
-  if (splits < 1) splits = 1;
-  const int64_t steps = (p.pixels + Tile::kDepth - 1) / Tile::kDepth;
-  p.split = (steps + splits - 1) / splits * Tile::kDepth;
-  if (p.split == 0) p.split = Tile::kDepth;
-  const int64_t count = p.groups * p.outputs * p.tap_count * p.inputs;
-  Workspace sums(splits * count * 4);
+  // Enough blocks for two rounds of two on every multiprocessor.
+  const int64_t each = tiles * p.groups;
+  const int64_t splits = set_splits(p, (4 * multiprocessors() + each - 1) / each, Tile::kDepth);
+  Workspace sums(splits * p.count() * 4);
   p.sums = sums.as<float>();
   launch(weight_kernel<Tile>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
               static_cast<unsigned>(p.groups)),
          Tile::kThreads, Tile::kStages * 2 * A::kElements * sizeof(T), p);
-  add_parts(p.sums, splits, count, grad_dtype, grad_weight);
+  add_parts(p.sums, splits, p.count(), grad_dtype, grad_weight);
 }
 
 template <class T, Math math>
@@ -165,6 +143,8 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
   g.step_down = static_cast<int>(p.stride_h), g.step_across = static_cast<int>(p.stride_w);
   g.outputs = p.group_outputs(), g.inputs = p.group_inputs();
   g.groups = static_cast<int>(p.groups);
+  if (p.dtype == DType::bfloat16 && try_wgmma_weight(g, taps.data(), p.grad_dtype, grad_weight))
+    return;
   const bool tensor_cores = capability() >= 80;
   if (p.dtype == DType::bfloat16)
     tensor_cores ? run_sized<bfloat16, Math::tensor>(g, p.grad_dtype, grad_weight)

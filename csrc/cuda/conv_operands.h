@@ -10,6 +10,11 @@ namespace fastnn::cuda {
 // Whether the kernels' 32-bit rows and columns suffice; if not, that is noted as the failure.
 bool sizes_fit(const ConvParams& p);
 
+// Where a tap's source pixel lies from the row's.
+struct Tap {
+  int down, across;
+};
+
 inline int64_t vectors_of(int64_t channels, DType dtype) {
   const int64_t vector = 16 / item_size(dtype);
   return (channels + vector - 1) / vector;

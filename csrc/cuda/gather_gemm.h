@@ -9,16 +9,12 @@
 // columns and tap, from L2 after the first.
 #pragma once
 
+#include "cuda/conv_operands.h"
 #include "cuda/device/teams.h"
 #include "cuda/device/tile.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
-
-// Where a tap's source pixel lies from the row's.
-struct Tap {
-  int down, across;
-};
 
 // Rows that share their taps: output pixels (first_down + i * out_down, first_across + j *
 // out_across).

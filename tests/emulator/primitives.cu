@@ -118,8 +118,9 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
   }
 }
 
-// (64 x 64) times (N x 64) transposed, by a warpgroup.
-template <int N>
+// (64 x 64) times (N x 64) transposed, by a warpgroup; turned, the transpose of (64 x 64) times
+// (64 x N), columns 64 and on in a box of their own.
+template <int N, bool kTurned>
 __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
                              const __grid_constant__ TensorMap b, float* y) {
   auto* const tile_a = reinterpret_cast<bfloat16*>(dynamic_shared());
@@ -132,12 +133,17 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
     barrier_expect(full, (64 + N) * kBoxBytes);
     load_box(tile_a, &a, full, 0, 0, 0);
     load_box(tile_b, &b, full, 0, 0, 0);
+    if (kTurned && N > 64) load_box(tile_b + 64 * kBoxValues, &b, full, 64, 0, 0);
   }
   barrier_wait(full, 0);
   float sums[N / 2] = {};
   begin_products();
   for (int k = 0; k < 4; ++k)
-    multiply_async(sums, tile_at(tile_a) + 2 * k, tile_at(tile_b) + 2 * k);
+    if (kTurned)
+      multiply_async<true>(sums, turned_tile_at(tile_a) + k * kTurnedStep,
+                           turned_tile_at(tile_b, N > 64 ? 64 * kBoxBytes : 0) + k * kTurnedStep);
+    else
+      multiply_async(sums, tile_at(tile_a) + 2 * k, tile_at(tile_b) + 2 * k);
   commit_products();
   wait_products<0>(sums);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -187,10 +193,15 @@ int main() {
     const TensorMap a = boxes_of(data.as<char>(), {64, 64, 1}, {kBoxValues, 64, 1});
     const TensorMap b = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 64, 1});
     const TensorMap c = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 128, 1});
-    launch(wgmma_kernel<64>, one, kWarpgroup, 128 * kBoxBytes, a, b, y.as<float>());
+    launch(wgmma_kernel<64, false>, one, kWarpgroup, 128 * kBoxBytes, a, b, y.as<float>());
     print("wgmma_64", y, 64 * 64);
-    launch(wgmma_kernel<128>, one, kWarpgroup, 192 * kBoxBytes, a, c, y.as<float>());
+    launch(wgmma_kernel<128, false>, one, kWarpgroup, 192 * kBoxBytes, a, c, y.as<float>());
     print("wgmma_128", y, 64 * 128);
+    const TensorMap d = boxes_of(data.as<bfloat16>() + 4096, {128, 64, 1}, {kBoxValues, 64, 1});
+    launch(wgmma_kernel<64, true>, one, kWarpgroup, 128 * kBoxBytes, a, d, y.as<float>());
+    print("wgmma_64_turned", y, 64 * 64);
+    launch(wgmma_kernel<128, true>, one, kWarpgroup, 192 * kBoxBytes, a, d, y.as<float>());
+    print("wgmma_128_turned", y, 64 * 128);
   }
   bool out_of_memory = false;
   if (const char* message = take_error(&out_of_memory)) {

@@ -7,6 +7,9 @@
 // 16-byte parts of row r lie at part ^ (r % 8): the accelerator writes them so and the products
 // read them so, and eight rows of a part fall into different banks.
 //
+// A turned tile has the terms running down: row r holds 64 rows, or columns, of the product for
+// term r, and 64 more are a tile of their own behind it.
+//
 // A product's outputs: lane l of warp w, g = l / 4, t = l % 4, holds in d[4 j + i] the output
 // (16 w + g + 8 (i / 2), 8 j + 2 t + i % 2).
 #pragma once
@@ -19,6 +22,9 @@ namespace fastnn::cuda {
 constexpr int kWarpgroup = 128;
 constexpr int kBoxBytes = 128;  // of a row in shared memory
 constexpr int kBoxValues = kBoxBytes / 2;
+
+// From 16 terms of a turned tile to the next 16, in the units of tile addresses.
+constexpr int kTurnedStep = 16 * kBoxBytes / 16;
 
 // Completes a phase, 0 then 1 then 0 ..., when as many arrivals as it was made for and all expected
 // bytes are there.
@@ -97,6 +103,13 @@ FASTNN_DEVICE uint64_t tile_at(const void* p) {
          kSwizzle128 << 62;
 }
 
+// The same for a turned tile, the next one of which is `apart` bytes on (products of 128 columns).
+FASTNN_DEVICE uint64_t turned_tile_at(const void* p, uint64_t apart = 0) {
+  constexpr uint64_t kEightRows = 8 * kBoxBytes, kSwizzle128 = 1;
+  return (shared_address(p) & 0x3ffffu) >> 4 | apart >> 4 << 16 | kEightRows >> 4 << 32 |
+         kSwizzle128 << 62;
+}
+
 // Around products: before the first of a group; its end; until at most kLeft groups are under way.
 FASTNN_DEVICE void begin_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -118,21 +131,24 @@ FASTNN_DEVICE void wait_products(float (&d)[N]) {
 #endif
 }
 
-// d += a b^T over 16 terms: a has 64 rows, b as many as there are outputs for.
+// d += a b^T over 16 terms: a has 64 rows, b as many as there are outputs for; both tiles turned,
+// or neither.
 #define FASTNN_EIGHT(i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
+template <bool kTurned = false>
 FASTNN_DEVICE void multiply_async(float (&d)[32], uint64_t a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
+      "%32, %33, 1, 1, 1, %34, %34;"
       : FASTNN_EIGHT(0), FASTNN_EIGHT(8), FASTNN_EIGHT(16), FASTNN_EIGHT(24)
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
 #endif
 }
+template <bool kTurned = false>
 FASTNN_DEVICE void multiply_async(float (&d)[64], uint64_t a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile(
@@ -141,10 +157,10 @@ FASTNN_DEVICE void multiply_async(float (&d)[64], uint64_t a, uint64_t b) {
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, 0, 0;"
+      "%64, %65, 1, 1, 1, %66, %66;"
       : FASTNN_EIGHT(0), FASTNN_EIGHT(8), FASTNN_EIGHT(16), FASTNN_EIGHT(24), FASTNN_EIGHT(32),
         FASTNN_EIGHT(40), FASTNN_EIGHT(48), FASTNN_EIGHT(56)
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
 #endif
 }
 #undef FASTNN_EIGHT
@@ -227,8 +243,18 @@ static inline uint64_t tile_at(const void* p) {
   if (at % 1024) emulator::fail("a tile that does not begin at a multiple of 1024 bytes");
   return at >> 4;
 }
+static inline uint64_t turned_tile_at(const void* p, uint64_t apart = 0) {
+  return tile_at(p) | apart >> 4 << 16;
+}
+template <bool kTurned>
 static inline float tile_value(uint64_t tile, int row, int k) {
-  const size_t at = static_cast<size_t>(tile << 4) + static_cast<size_t>(row * kBoxBytes + 2 * k);
+  const auto start = static_cast<size_t>((tile & 0xffff) << 4);
+  const auto apart = static_cast<size_t>(tile >> 16 << 4);
+  if (kTurned && row >= kBoxValues && apart == 0)
+    emulator::fail("a turned tile without a next one");
+  const size_t at = kTurned ? start + static_cast<size_t>(row / kBoxValues) * apart +
+                                  static_cast<size_t>(k * kBoxBytes + row % kBoxValues * 2)
+                            : start + static_cast<size_t>(row * kBoxBytes + 2 * k);
   bfloat16 value;
   memcpy(&value, dynamic_shared() + swizzled(at), 2);
   return to_float(value);
@@ -241,7 +267,7 @@ static inline void wait_products(float (&)[N]) {
   emulator::wait_products(kLeft);
 }
 // Of 32 lanes, all have to ask for the same product; d is NaN until it is waited for.
-template <int N>
+template <bool kTurned = false, int N>
 static inline void multiply_async(float (&d)[N], uint64_t a, uint64_t b) {
   const uint64_t mine[2] = {a, b};
   const auto* const all = static_cast<const uint64_t*>(emulator::warp_exchange(mine, sizeof(mine)));
@@ -251,8 +277,8 @@ static inline void multiply_async(float (&d)[N], uint64_t a, uint64_t b) {
   emulator::later_product(d, N, [=](float* sums) {
     for (int i = 0; i < N; ++i)
       for (int k = 0; k < 16; ++k)
-        sums[i] +=
-            tile_value(a, first + i % 4 / 2 * 8, k) * tile_value(b, i / 4 * 8 + column + i % 2, k);
+        sums[i] += tile_value<kTurned>(a, first + i % 4 / 2 * 8, k) *
+                   tile_value<kTurned>(b, i / 4 * 8 + column + i % 2, k);
   });
 }
 template <int kRegisters>
