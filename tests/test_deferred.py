@@ -88,6 +88,25 @@ OPERATORS = {
 }
 
 
+def run_without_gradients(program):
+    """Values, some of them changed in place."""
+    net = Net()
+    with fastnn.no_grad():
+        known = [net.activation()]
+        for kind, i, j in program:
+            a, b = known[-1 - i % len(known)], known[-1 - j % len(known)]
+            if kind == "hook":
+                a += b
+            elif kind == "read":
+                a.sum().item()
+            elif kind == "write":
+                net.spare.add_(b)
+                known.append(a + net.spare)
+            else:
+                known.append(OPERATORS[kind](net, a, b))
+    return [values(t) for t in known]
+
+
 def run(program, wanted):
     """Values, gradients of some tensors and of the parameters, and what hooks saw."""
     net = Net()
@@ -123,10 +142,13 @@ def run(program, wanted):
     program=st.lists(STEP, min_size=2, max_size=14), wanted=st.lists(st.integers(0, 14), max_size=3)
 )
 def test_random_programs_do_not_notice(program, wanted):
-    got = run(program, wanted)
+    def both():
+        return run(program, wanted) + run_without_gradients(program)
+
+    got = both()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Deferred, "_can_join", lambda self: False)
-        plain = run(program, wanted)
+        plain = both()
     assert len(got) == len(plain)
     for a, b in zip(got, plain, strict=True):
         # Not exact: a sum that waits is rounded once, a gradient adds up in another order, and a
@@ -398,7 +420,8 @@ def test_without_a_weight_that_learns_nothing_is_recorded():
     conv = nn.Conv2d(4, 8, 3)
     for p in conv.parameters():
         p.requires_grad_(False)
-    assert type(conv(fastnn.randn(1, 4, 5, 5))) is fastnn.Tensor
+    t = conv(fastnn.randn(1, 4, 5, 5))
+    assert t.is_leaf and not t.requires_grad and F.relu(t).grad_fn is None
     x = fastnn.randn(1, 4, 5, 5).requires_grad_()
     t = conv(x)
     assert type(t) is Deferred
@@ -415,12 +438,124 @@ def test_a_weight_changed_between_is_refused_in_the_backward():
         net.gradients(F.relu(t))
 
 
-def test_without_recording_nothing_waits():
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the kernels called since, of those that make or join an activation."""
+    seen = []
+    for kernel in ("conv2d", "batch_norm_apply", "relu", "add"):
+        call = getattr(fastnn._core, kernel)
+
+        def counted(*args, kernel=kernel, call=call, **hints):
+            seen.append(kernel)
+            return call(*args, **hints)
+
+        monkeypatch.setattr(fastnn._core, kernel, counted)
+    return seen
+
+
+RESIDUALS = {
+    "none": lambda t, z: t,
+    "t + z": lambda t, z: t + z,
+    "z + t": lambda t, z: z + t,
+    "t += z": lambda t, z: t.__iadd__(z),
+    "t.add_(z)": lambda t, z: t.add_(z),
+}
+
+
+@pytest.mark.parametrize("dtype", [fastnn.float32, fastnn.bfloat16])
+@pytest.mark.parametrize("kind", ["activation", "norm"])
+@pytest.mark.parametrize("written", RESIDUALS)
+def test_without_gradients_all_is_one_pass_too(calls, written, kind, dtype):
+    net = Net(dtype)
+    net.bn.eval()
+    if kind == "activation" and dtype == fastnn.bfloat16:  # without a cast behind it
+        net.conv, net.x = net.conv.to(dtype), net.x.to(dtype)
+    make = (lambda: net.conv(net.x)) if kind == "activation" else net.norm
+    z = fastnn.randn(*SHAPE).to(dtype)
+    with fastnn.no_grad():
+        calls.clear()
+        fused = F.relu(RESIDUALS[written](make(), z))
+        assert calls[-1] == ("conv2d" if kind == "activation" else "batch_norm_apply")
+        assert "relu" not in calls and "add" not in calls
+        seen = values(make())
+        plain = F.relu(fastnn.tensor(seen) + (z.float() if written != "none" else 0.0))
+    assert fused.grad_fn is None and not fused.requires_grad
+    error = 0 if written == "none" else 2.0**-7 if dtype == fastnn.bfloat16 else 1e-6
+    np.testing.assert_allclose(values(fused), values(plain), rtol=error, atol=error)
+
+
+def test_a_result_that_nobody_uses_is_computed_when_it_is_dropped(calls):
+    net = Net()
+    for mode in (fastnn.no_grad, fastnn.enable_grad):
+        with mode():
+            calls.clear()
+            net.conv(net.x)
+            assert calls == ["conv2d"]
+            F.relu(net.conv(net.x))
+            assert calls == ["conv2d"] * 2
+
+
+def test_a_sum_in_place_is_seen_under_every_name():
     net = Net()
     with fastnn.no_grad():
-        assert type(net.norm()) is fastnn.Tensor
-        assert type(net.activation()) is fastnn.Tensor
+        t, z = net.norm(), fastnn.randn(*SHAPE)
+        before = F.relu(t)
+        other = t
+        t += z
+        assert other is t
+        after = values(F.relu(other))
+        want = values(net.norm())
+    np.testing.assert_array_equal(values(before), np.maximum(want, 0))
+    np.testing.assert_allclose(after, np.maximum(want + values(z), 0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(values(t), want + values(z), rtol=1e-6, atol=1e-6)
+
+
+def test_operands_changed_in_place_without_gradients():
+    net = Net()
+    with fastnn.no_grad():
+        h, z = net.activation(), fastnn.randn(*SHAPE)
+        want = np.maximum(values(net.bn(h)) + values(z), 0)
+        t = net.bn(h)
+        t += z
+        z.mul_(3)
+        h.zero_()
+        np.testing.assert_allclose(values(F.relu(t)), want, rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_made_without_gradients_stays_without():
+    net = Net()
+    with fastnn.no_grad():
+        t = net.norm()
+    assert type(t) is Deferred
+    out = F.relu(t)
+    assert out.grad_fn is None and not out.requires_grad
+    np.testing.assert_array_equal(values(out), np.maximum(values(t), 0))
+
+
+def test_a_result_that_is_made_a_leaf_gets_its_gradient():
+    net = Net()
+    for make in (net.norm, net.activation):
+        with fastnn.no_grad():
+            t = make()
+        t.requires_grad_()
+        F.relu(t).sum().backward()
+        np.testing.assert_array_equal(values(t.grad), (values(t) > 0).astype(np.float32))
+
+
+def test_a_frozen_branch_beside_one_that_learns():
+    net = Net()
+    for p in net.parameters:
+        p.requires_grad_(False)
+    z = fastnn.randn(*SHAPE).requires_grad_()
     t = net.norm()
+    out = F.relu(t + z)
+    out.sum().backward()
+    np.testing.assert_array_equal(values(z.grad), (values(out) > 0).astype(np.float32))
+    assert t.is_leaf
+
+
+def test_a_recorded_result_is_read_where_nothing_is_recorded():
+    t = Net().norm()
     with fastnn.no_grad():
         out = F.relu(t)
     assert not out.requires_grad

@@ -32,6 +32,7 @@ def _wrap(array: Any) -> Tensor:
 class _State(threading.local):
     grad = True
     autocast = False
+    waits = True
 
 
 _state = _State()
@@ -91,6 +92,20 @@ class autocast(_Mode):
     """
 
     field = "autocast"
+
+
+class no_waiting(_Mode):
+    """No result waits, within the block, for what comes next (``functional/deferred.py``)."""
+
+    field = "waits"
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+def is_waiting_enabled() -> bool:
+    """Whether results may wait, in this thread."""
+    return _state.waits
 
 
 def is_grad_enabled() -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import autocast, no_grad
+from fastnn.autograd import autocast, no_grad, no_waiting
 from fastnn.device import CPU
 from fastnn.nn.module import Module
 from fastnn.tensor import Tensor
@@ -427,7 +427,7 @@ class CompiledModel:
         tracer = _Tracer(arrays)
         mode = autocast() if self._dtype == "bfloat16" else nullcontext()
         leaves: list[Any] = []
-        with no_grad(), mode, tracer.watching():
+        with no_grad(), no_waiting(), mode, tracer.watching():
             structure = _flatten(self._model(*map(Tensor._wrap, arrays)), leaves)
         outputs = [tracer.encode(t._array) for t in leaves]
         return _Program(tracer.steps, outputs, len(inputs)), structure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import is_grad_enabled, record
+from fastnn.autograd import is_grad_enabled, is_recorded, record
 from fastnn.functional.deferred import Deferred, Inputs, array_of, may_wait
 from fastnn.functional.view import operands
 from fastnn.tensor import Tensor
@@ -102,11 +102,12 @@ def conv2d(
         TypeError: operands are not floating, or of different dtypes.
 
     Notes:
-        Accumulation is float32 in one fixed order for each output. While gradients are recorded the
-        values of larger outputs are computed when first used, so that a :func:`relu`, or a sum and a
-        ``relu``, right after it takes no pass of its own. Under :func:`fastnn.no_grad` what the kernels
-        make of the weight stays with it until it changes. Cost: 2 N OC OH OW KH KW C / groups flops
-        in each of the forward pass and the two gradients.
+        Accumulation is float32 in one fixed order for each output. The values of larger outputs
+        (without gradients: of those with a bias, for else a norm follows) are computed when first
+        used, so that a :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
+        Under :func:`fastnn.no_grad` what the kernels make of the weight stays with it until it
+        changes. Cost: 2 N OC OH OW KH KW C / groups flops in each of the forward pass and the two
+        gradients.
 
     References:
         LeCun et al., "Gradient-based learning applied to document recognition", 1998.
@@ -122,8 +123,9 @@ def conv2d(
     arrays = (input._array, values, array_of(bias))
     operator = _Convolution(arrays, settings, is_grad_enabled(), weight.requires_grad)
     inputs = (input, weight, bias, residual)
-    plain = activation is None and residual is None
-    if plain and input.numel() >= WORTH_WAITING and may_wait(inputs, arrays):
+    # Without a bias, a norm comes next: it takes a ReLU into its pass, but not this one into its own.
+    may_join = activation is None and residual is None and (bias is not None or is_recorded(inputs))
+    if may_join and input.numel() >= WORTH_WAITING and may_wait(arrays):
         return Deferred(operator, inputs, _core.conv2d_shape(*arrays, *settings))
     output = operator.compute(activation or "", array_of(residual))
     return operator.record(output, inputs, bool(activation))

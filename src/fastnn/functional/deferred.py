@@ -1,25 +1,27 @@
-"""Results on the tape that wait for what comes next: convolutions and batch norms.
+"""Results that wait for what comes next: those of convolutions and batch norms.
 
-A recorded convolution computes its output when that is first used; a recorded batch norm its moments
-at once, and its output likewise. If a ReLU, or an addition and then a ReLU, is the first to use it,
-all is one pass over memory, in whatever way the network is written:
+A convolution computes its output when that is first used; a batch norm its moments at once, and its
+output likewise. If a ReLU, or an addition and then a ReLU, is the first to use it, all is one pass
+over memory, in whatever way the network is written, with gradients and without:
 
     out = F.relu(conv(x))                       # one pass
     out = F.relu(bn(conv(x)))                   # two: the batch norm needs all of its input's moments
     out = bn(conv(x)); out += x; out = relu(out)  # two
 
 Nobody can tell but by the time (and, of a sum, by one rounding less). Whoever reads the values of a
-waiting tensor has them computed, and so has whoever is about to change one of its operands in place.
-Whoever asks for its place on the tape, a hook, a gradient with respect to it, or another operator,
-finds it there: what was joined before is taken apart again.
+waiting tensor has them computed, and so has whoever is about to change one of its operands in place,
+or drops it unused (whoever times a call alone times its work). Whoever asks for its place on the tape,
+a hook, a gradient with respect to it, or another operator, finds it there: what was joined before is
+taken apart again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fastnn.autograd import enable_grad, is_grad_enabled, is_recorded
+from fastnn.autograd import enable_grad, is_grad_enabled, is_recorded, is_waiting_enabled
 from fastnn.device import name_of
 from fastnn.dtypes import as_dtype
 from fastnn.tensor import Tensor, waiting
@@ -32,9 +34,9 @@ def array_of(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor._array
 
 
-def may_wait(inputs: Inputs, operands: tuple[Any, ...]) -> bool:
-    """Whether an operator is recorded, and nobody can change its operands without our notice."""
-    return is_recorded(inputs) and not any(a is not None and a.exposed for a in operands)
+def may_wait(operands: tuple[Any, ...]) -> bool:
+    """Whether nobody can change the operands without our notice."""
+    return is_waiting_enabled() and not any(a is not None and a.exposed for a in operands)
 
 
 class Operator(Protocol):
@@ -58,10 +60,10 @@ class Operator(Protocol):
 
 
 class Deferred(Tensor):
-    """The output of a recorded operator, perhaps with a residual, until it is used.
+    """The output of an operator, perhaps with a residual, until it is used.
 
-    Its slots ``_array`` and ``_node`` are empty; Python then asks :meth:`__getattr__`, which fills
-    them. All other tensors pay nothing for this.
+    Its slots ``_array`` and, if it is recorded, ``_node`` are empty; Python then asks
+    :meth:`__getattr__`, which fills them. All other tensors pay nothing for this.
 
     Args:
         operator: the call.
@@ -72,9 +74,14 @@ class Deferred(Tensor):
     __slots__ = ("_inputs", "_joined", "_open", "_operator", "_recorded", "_shape", "_sources")
 
     def __init__(self, operator: Operator, inputs: Inputs, shape: tuple[int, ...]) -> None:
-        self._index, self._requires_grad, self._hooks, self.grad = 0, True, None, None
+        self._index, self._hooks, self.grad = 0, None, None
         self._operator, self._inputs, self._shape = operator, inputs, shape
-        self._recorded = operator.record(None, inputs, False)._node
+        self._requires_grad = is_recorded(inputs)
+        self._recorded = None
+        if self._requires_grad:
+            self._recorded = operator.record(None, inputs, False)._node
+        else:
+            self._node = None
         # Held here: the node may be freed, or become another, before the values are asked for.
         arrays = [a for a in (*operator.operands, array_of(inputs[3])) if a is not None]
         self._sources = [(a, a.version) for a in arrays]
@@ -120,8 +127,24 @@ class Deferred(Tensor):
         if self._intact():
             self._array  # noqa: B018 (reading it computes it)
 
+    def __del__(self) -> None:
+        if getattr(self, "_open", False) and not self._joined and not sys.is_finalizing():
+            self.settle()
+
     def _can_join(self) -> bool:
+        if self._recorded is None:  # and what it joins would not be either
+            return self._open and not (self._requires_grad or is_recorded(self._inputs))
         return self._open and is_grad_enabled() and self._recorded.changed() is None
+
+    def _can_add(self, other: Any) -> bool:
+        return (
+            isinstance(other, Tensor)
+            and other is not self
+            and self._inputs[3] is None
+            and (other.shape, other.dtype, other.device) == (self.shape, self.dtype, self.device)
+            and self._can_join()
+            and not other._array.exposed
+        )
 
     def activated(self, relu: Callable[[Tensor], Tensor]) -> Tensor | None:
         """``relu`` of this tensor in one pass, or None if it is in use already."""
@@ -133,20 +156,23 @@ class Deferred(Tensor):
 
     def plus(self, other: Any, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
         """The sum with another activation, which waits in turn; None if they do not fit."""
-        if (
-            not (isinstance(other, Tensor) and other is not self and self._inputs[3] is None)
-            or (other.shape, other.dtype, other.device) != (self.shape, self.dtype, self.device)
-            or not self._can_join()
-            or other._array.exposed
-        ):
+        if not self._can_add(other):
             return None
         out = Deferred(self._operator, (*self._inputs[:3], other), self._shape)
         self._joined.append((out, lambda this: add(this, other)))
         return out
 
+    def take(self, other: Any, alpha: Any) -> bool:
+        """``self += alpha * other`` without gradients, if that can be left to this tensor's pass."""
+        if self._recorded is not None or alpha != 1 or not self._can_add(other):
+            return False
+        self._inputs = (*self._inputs[:3], other)
+        self._sources.append((other._array, other._array.version))
+        return True
+
     # What does not depend on the values.
 
-    is_leaf = property(lambda self: False)  # type: ignore[assignment]
+    is_leaf = property(lambda self: self._recorded is None)  # type: ignore[assignment]
 
     @property
     def _like(self) -> Any:

@@ -46,8 +46,8 @@ def batch_norm(
     Returns:
         A tensor of the input's shape and dtype. Moments are computed and kept in float32, in two
         passes over chunks that are merged by Chan's formula; no cancellation for far-off means.
-        While gradients are recorded the values are computed when first used, so that a
-        :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
+        The values are computed when first used, so that a :func:`relu`, or a sum and a ``relu``,
+        right after it takes no pass of its own.
 
     Raises:
         ValueError: shapes do not fit, one value per channel when training, or no running
@@ -65,7 +65,7 @@ def batch_norm(
         return squeeze(out, 2)
     arrays = (input._array, *map(array_of, (running_mean, running_var, weight, bias)))
     inputs = (input, weight, bias, residual)
-    if activation is None and residual is None and may_wait(inputs, (input._array,)):
+    if activation is None and residual is None and may_wait((input._array,)):
         moments = _core.batch_norm_statistics(*arrays, training, momentum, eps)
         return Deferred(_BatchNorm(input._array, moments, training), inputs, input.shape)
     result = _core.batch_norm(

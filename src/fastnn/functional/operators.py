@@ -12,6 +12,7 @@ import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled
 from fastnn.dtypes import bool_
 from fastnn.functional import elementwise as _ops
+from fastnn.functional.deferred import Deferred
 from fastnn.functional.elementwise import as_operand
 from fastnn.tensor import Tensor, settle
 
@@ -80,6 +81,8 @@ def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"{name}_: in-place changes are not recorded, and an operand requires a gradient; "
                 f"use fastnn.no_grad(), or {name} instead"
             )
+        if name == "add" and isinstance(self, Deferred) and self.take(*values):
+            return self
         operands = [
             None if value is None and defaults.get(n, 0) is None
             else as_operand(f"{name}_", n, value)
