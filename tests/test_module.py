@@ -11,6 +11,7 @@ import pytest
 import fastnn
 import fastnn.nn.functional as F
 from fastnn import nn
+from fastnn.autograd import no_waiting
 
 
 class Net(nn.Module):
@@ -332,11 +333,11 @@ def test_sequences_fuse_relu_and_give_the_same_numbers(monkeypatch):
     x = fastnn.randn(4, 3, 8, 8)
     fused, plain = _fusable(), _fusable()
     plain.fuse = False
-    with fastnn.no_grad():
+    with fastnn.no_grad(), no_waiting():
         assert [_count(monkeypatch, net, x)[0] for net in (fused, plain)] == [1, 4]
     alone, y = _count(monkeypatch, fused, x)
     all_of_them, want = _count(monkeypatch, plain, x)
-    assert (alone, all_of_them) == (1, 1)  # recorded layers wait for their ReLU anyway
+    assert (alone, all_of_them) == (1, 1)  # these layers wait for their ReLU anyway
     assert np.array_equal(y.detach().numpy(), want.detach().numpy())
     y.sum().backward()
     want.sum().backward()
@@ -356,7 +357,7 @@ def test_hooks_and_subclasses_keep_their_calls(monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Loud(), nn.Conv2d(4, 4, 3), nn.ReLU())
     seen = []
     net[3].register_forward_hook(lambda module, args, result: seen.append(result.shape))
-    with fastnn.no_grad():
+    with no_waiting():
         assert _count(monkeypatch, net, x)[0] == 2
-    assert _count(monkeypatch, net, x)[0] == 0  # recorded layers wait for whoever comes
+    assert _count(monkeypatch, net, x)[0] == 0  # they wait for whoever comes
     assert seen == 2 * [(2, 4, 4, 4)]
