@@ -168,15 +168,21 @@ def test_moments_do_not_depend_on_the_number_of_threads(k, s, dtype, isa):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "wgmma"])
 @pytest.mark.parametrize(
     ("n", "c", "oc", "h", "k", "s"),
-    [(2, 5, 3, 9, 3, 1), (3, 8, 70, 13, 3, 2), (1, 16, 130, 20, 1, 1), (9, 3, 20, 7, 3, 1)],
-)
-def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, dtype):
+    [(2, 5, 3, 9, 3, 1), (3, 8, 70, 13, 3, 2), (1, 16, 130, 20, 1, 1), (9, 3, 20, 7, 3, 1),
+     (7, 32, 70, 9, 3, 1), (5, 40, 136, 11, 1, 1), (3, 32, 17, 13, 3, 2)],
+)  # fmt: skip
+def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, kind):
+    if kind == "wgmma" and fastnn.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    dtype = "float32" if kind == "float32" else "bfloat16"
     x = (fastnn.randn(n, c, h, h) + 1).to("cuda").to(dtype)
     weight = fastnn.randn(oc, c, k, k).to("cuda").to(dtype).requires_grad_()
-    y = F.conv2d(x, weight, stride=s, padding=k // 2)
+    with fastnn.backends.cuda.wgmma(kind == "wgmma"):
+        y = F.conv2d(x, weight, stride=s, padding=k // 2)
+        assert y._array.kept_blocks == 1
     kept, plain = ([fastnn.zeros(oc, device="cuda"), fastnn.ones(oc, device="cuda")] for _ in "ab")
     got = F.batch_norm(y, *kept, training=True, momentum=1.0).detach().float().cpu().numpy()
     want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0).float().cpu().numpy()

@@ -45,7 +45,8 @@ void gather(Gather p, const Phases& all, DType dtype, ConvMoments* moments = nul
   for (GatherPhase phase : all.phases) {
     if (empty) phase.tap_count = 0;
     p.phase = phase;
-    if (p.rows() == 0 || (dtype == DType::bfloat16 && try_wgmma(p, all.taps.data()))) continue;
+    if (p.rows() == 0 || (dtype == DType::bfloat16 && try_wgmma(p, all.taps.data(), moments)))
+      continue;
     rest.push_back(phase);
   }
   if (rest.empty()) return;

@@ -99,50 +99,93 @@ FASTNN_DEVICE void finish_pair(const Gather& p, float* y, int group, int64_t col
         finish<T, 1>(p, reinterpret_cast<float (&)[1]>(y[n]), channel + n, to + n);
 }
 
-// Moments of the columns of a block's outputs, which `sums` holds as they were stored: a warp's by
-// shuffles, mean first, then those of the warps above each other by Chan's formula.
+// Moments of 8 * kAcross columns of a warp's outputs, mean first, by shuffles. Lane 4 g + t holds
+// value(i, j, n) of row 16 (i / 2) + 8 (i % 2) + g and column 8 j + 2 t + n; `left` rows count. The
+// lanes of g = 0 get store(column, moments).
+template <int kDown, int kAcross, class Value, class Store>
+FASTNN_DEVICE void warp_moments(int64_t left, const Value& value, const Store& store) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const float rows = static_cast<float>(left < 0 ? 0 : left < 8 * kDown ? left : 8 * kDown);
+  const auto across_rows = [](float x) {
+    for (int bits = 4; bits < 32; bits *= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
+    return x;
+  };
+#pragma unroll
+  for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      float total = 0, squares = 0;
+#pragma unroll
+      for (int i = 0; i < kDown; ++i)
+        if (16 * (i / 2) + 8 * (i % 2) + g < left) total += value(i, j, n);
+      total = across_rows(total);
+      const float mean = rows > 0 ? total / rows : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kDown; ++i) {
+        const float away = value(i, j, n) - mean;
+        if (16 * (i / 2) + 8 * (i % 2) + g < left) squares += away * away;
+      }
+      const float m2 = across_rows(squares);
+      if (g > 0) continue;
+      Moments of_column;
+      of_column.n = rows, of_column.mean = mean, of_column.m2 = m2;
+      store(8 * j + 2 * t + n, of_column);
+    }
+}
+
+// Those of a tile's columns, whose parts lie [part][column], by Chan's formula: `thread` merges
+// one column's.
+template <int kParts, int kColumns>
+FASTNN_DEVICE void merge_columns(const Gather& p, const Moments* parts, int thread,
+                                 int64_t row_tile, int64_t column0) {
+  if (thread >= kColumns || column0 + thread >= p.columns) return;
+  Moments all = parts[thread];
+  for (int i = 1; i < kParts; ++i) all.add(parts[i * kColumns + thread]);
+  p.moments[row_tile * p.columns + column0 + thread] = all;
+}
+
+// Moments of the columns of a block's outputs, which `sums` holds as they were stored.
 template <class Tile>
 FASTNN_DEVICE void keep_moments(const Gather& p, const typename Tile::Sums& sums, int64_t row0,
                                 int64_t column0) {
   constexpr int kDown = Tile::kThreads / 32 / Tile::kWarpsAcross, kWarpRows = Tile::kRows / kDown;
   auto* const shared = reinterpret_cast<Moments*>(dynamic_shared());  // [warp down][column]
   const typename Tile::Place at;
-  const int64_t left = p.rows() - row0 - at.row;
-  const float rows = static_cast<float>(left < 0 ? 0 : left < kWarpRows ? left : kWarpRows);
-  const auto across_rows = [](float x) {
-    for (int bits = 4; bits < 32; bits *= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
-    return x;
-  };
   __syncthreads();  // the stages are read
-#pragma unroll
-  for (int j = 0; j < Tile::kPiecesAcross; ++j)
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float total = 0, squares = 0;
-#pragma unroll
-      for (int i = 0; i < 2 * Tile::kPiecesDown; ++i)
-        if (16 * (i / 2) + at.g + 8 * (i % 2) < left) total += sums[i / 2][j][i % 2 * 2 + n];
-      total = across_rows(total);
-      const float mean = rows > 0 ? total / rows : 0.0f;
-#pragma unroll
-      for (int i = 0; i < 2 * Tile::kPiecesDown; ++i) {
-        const float away = sums[i / 2][j][i % 2 * 2 + n] - mean;
-        if (16 * (i / 2) + at.g + 8 * (i % 2) < left) squares += away * away;
-      }
-      const float m2 = across_rows(squares);
-      if (at.g == 0) {
-        Moments& mine =
-            shared[at.row / kWarpRows * Tile::kColumns + at.column + 8 * j + 2 * at.t + n];
-        mine.n = rows, mine.mean = mean, mine.m2 = m2;
-      }
-    }
+  warp_moments<2 * Tile::kPiecesDown, Tile::kPiecesAcross>(
+      p.rows() - row0 - at.row, [&](int i, int j, int n) { return sums[i / 2][j][i % 2 * 2 + n]; },
+      [&](int column, const Moments& m) {
+        shared[at.row / kWarpRows * Tile::kColumns + at.column + column] = m;
+      });
   __syncthreads();
-  const int column = static_cast<int>(threadIdx.x);
-  if (column >= Tile::kColumns || column0 + column >= p.columns) return;
-  Moments all = shared[column];
-  for (int i = 1; i < kDown; ++i) all.add(shared[i * Tile::kColumns + column]);
-  p.moments[row0 / Tile::kRows * p.columns + column0 + column] = all;
+  merge_columns<kDown, Tile::kColumns>(p, shared, static_cast<int>(threadIdx.x), row0 / Tile::kRows,
+                                       column0);
 }
+
+// Memory for the moments of a product's columns, [row tile][column], and what merges them; nothing
+// if they are not wanted.
+class ColumnMoments {
+ public:
+  ColumnMoments(Gather& p, ConvMoments* moments, int64_t row_tiles)
+      : moments_(moments),
+        row_tiles_(row_tiles),
+        columns_(p.columns),
+        parts_(moments ? row_tiles * p.columns * int64_t{sizeof(Moments)} : 0) {
+    p.moments = parts_.as<Moments>();
+  }
+  void merge() const {
+    if (!moments_) return;
+    launch(column_parts_kernel<Moments, MomentsWriter>,
+           dim3(static_cast<unsigned>((columns_ + 31) / 32)), kThreads, 0, parts_.as<Moments>(),
+           row_tiles_, columns_, MomentsWriter{moments_->mean, moments_->m2});
+    moments_->filled = true;
+  }
+
+ private:
+  ConvMoments* moments_;
+  int64_t row_tiles_, columns_;
+  Workspace parts_;
+};
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_kernel(Gather p) {
@@ -235,18 +278,13 @@ void gather_with(Gather p, int64_t phases, ConvMoments* moments) {
   using B = Stage<Tile, Tile::kColumns, false>;
   const int64_t down = (p.rows() + Tile::kRows - 1) / Tile::kRows;
   const int64_t tiles = down * ((p.columns + Tile::kColumns - 1) / Tile::kColumns);
-  Workspace parts(moments ? down * p.columns * int64_t{sizeof(Moments)} : 0);
-  p.moments = parts.as<Moments>();
+  const ColumnMoments kept(p, moments, down);
   launch(gather_kernel<Tile>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
               static_cast<unsigned>(phases)),
          Tile::kThreads, Tile::kStages * (A::kElements + B::kElements) * sizeof(typename Tile::T),
          p);
-  if (!moments) return;
-  launch(column_parts_kernel<Moments, MomentsWriter>,
-         dim3(static_cast<unsigned>((p.columns + 31) / 32)), kThreads, 0, p.moments, down,
-         p.columns, MomentsWriter{moments->mean, moments->m2});
-  moments->filled = true;
+  kept.merge();
 }
 
 // Large tiles where they fill the device. `moments`, of the one group's one phase, may be null.

@@ -27,6 +27,17 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
   const int64_t column_tiles = (p.columns + kColumns - 1) / kColumns;
   const int channels = p.vectors * 8, parts = (channels + kBoxValues - 1) / kBoxValues;
 
+  constexpr int kWarps = kMultipliers * kWarpgroup / 32;
+  // Moments of the warps' rows, of this tile and the one before, which may still be read.
+  struct Shared {
+    Moments moments[2][kWarps * kColumns];
+  };
+  using Words = float[sizeof(Shared) / sizeof(float)];
+  FASTNN_SHARED(Words, words);
+  FASTNN_SHARED(Barrier, there);
+  if (threadIdx.x == 0) make_barriers(&there, 1, kMultipliers * kWarpgroup);
+  unsigned turn = 0;
+
   const auto steps = [&](int64_t) { return p.phase.tap_count * parts; };
   const auto copies = [&](int64_t tile) {
     const GatherRow first(p, tile / column_tiles * kWgmmaRows);
@@ -63,25 +74,38 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
       for (int j = 0; j < kColumns / 8; ++j)
         finish_pair<bfloat16>(p, &sums[4 * j + 2 * half], 0, column0 + 8 * j, pixel);
     }
+    if (!p.moments) return;
+    const int warp = multiplier * (kWarpgroup / 32) + thread / 32;
+    Moments* const moments = reinterpret_cast<Shared*>(words)->moments[turn];
+    warp_moments<2, kColumns / 8>(
+        p.rows() - row0 + lane / 4, [&](int i, int j, int n) { return sums[4 * j + 2 * i + n]; },
+        [&](int column, const Moments& m) { moments[warp * kColumns + column] = m; });
+    barrier_arrive(&there);
+    barrier_wait(&there, turn);
+    turn ^= 1;
+    merge_columns<kWarps, kColumns>(p, moments, multiplier * kWarpgroup + thread,
+                                    tile / column_tiles, tile % column_tiles * kColumns);
   };
   run_warpgroups<Stage, kColumns / 2>(tiles, steps, copies, multiply, finish);
 }
 
 template <int kColumns>
-void wgmma_with(const Gather& p, const TensorMap& pixels, BasePixels base) {
+void wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments* moments) {
   const int64_t channels = int64_t{p.vectors} * 8;
   const TensorMap weight =
       boxes_of(p.weight, {channels, p.all_taps, p.columns}, {kBoxValues, 1, kColumns});
-  const int64_t tiles =
-      (p.rows() + kWgmmaRows - 1) / kWgmmaRows * ((p.columns + kColumns - 1) / kColumns);
+  const int64_t down = (p.rows() + kWgmmaRows - 1) / kWgmmaRows;
+  const int64_t tiles = down * ((p.columns + kColumns - 1) / kColumns);
+  const ColumnMoments kept(p, moments, down);
   const int64_t blocks = std::min<int64_t>(tiles, multiprocessors());
   launch(wgmma_kernel<kColumns>, dim3(static_cast<unsigned>(blocks)), kWarpgroupsThreads,
          warpgroups_memory<WgmmaStage<kColumns>>(), pixels, weight, p, base, tiles);
+  kept.merge();
 }
 
 // Whether the accelerator can walk the operand of p.phase; if so, runs the product. `taps` are
-// p.taps on the host.
-inline bool try_wgmma(const Gather& p, const Tap* taps) {
+// p.taps on the host; `moments`, of the one phase, may be null.
+inline bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
   if (!use_wgmma() || capability() != 90 || p.groups != 1 || p.vectors < 4 ||
       p.phase.tap_count == 0)
     return false;
@@ -97,9 +121,9 @@ inline bool try_wgmma(const Gather& p, const Tap* taps) {
   ++wgmma_products();
   const TensorMap pixels = pixels_of(p.source, walk.grid, kWgmmaRows);
   if (p.columns > 64)
-    wgmma_with<128>(p, pixels, walk.base);
+    wgmma_with<128>(p, pixels, walk.base, moments);
   else
-    wgmma_with<64>(p, pixels, walk.base);
+    wgmma_with<64>(p, pixels, walk.base, moments);
   return true;
 }
 
