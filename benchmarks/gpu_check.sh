@@ -9,7 +9,7 @@
 #   tests       pytest -m gpu: every operator against its reference, runtime, graphs, large tensors
 #   sanitizer   compute-sanitizer memcheck and racecheck over small cases of every operator
 #   layers      the convolution table of ResNet-50 and VGG-16 in bf16, TF32 and fp32 beside cuDNN
-#   wgmma       the table in bf16 by the kernels for sm_90a (only once their primitives have passed)
+#   wgmma       the table in bf16 and TF32 by the kernels for sm_90a (only once their primitives have passed)
 #   operators   norms, pools, dropout, activations, optimizers beside PyTorch's
 #   networks    ResNet-50 and VGG-16, training steps and inference, call by call and as graphs
 # Results: gpu-<stage>.json in $OUT (default: benchmarks/results), to be committed.
@@ -48,7 +48,7 @@ for stage in "${stages[@]}"; do
         done
       done ;;
     layers) bench layers conv --dtype bfloat16,tf32,float32 --batch 64 --filter "n64" ;;
-    wgmma) FASTNN_WGMMA=1 bench layers-wgmma conv --dtype bfloat16 --batch 64 --filter "n64" ;;
+    wgmma) FASTNN_WGMMA=1 bench layers-wgmma conv --dtype bfloat16,tf32 --batch 64 --filter "n64" ;;
     operators) bench operators norm pool dropout activation softmax loss optim --dtype float32,bfloat16 ;;
     networks) bench networks train infer --dtype bfloat16,tf32 --compile ;;
     *)

@@ -336,6 +336,30 @@ def test_tf32_is_off_by_default_and_errs_as_its_rounding_says():
     assert EPS["float32"] < 2.0**-11
 
 
+@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.parametrize(
+    "line",
+    ["n1c64h9w9_oc64_k3p1_f32", "n2c36h12w13_oc72_k3p1_relu_res_f32", "n3c72h7w9_oc136_k1_f32",
+     "n2c20h9w8_oc130_k3s2p1_nobias_f32", "n1c16h15w11_oc40_k3d2p2_f32"],
+)  # fmt: skip
+def test_tf32_by_warpgroups_is_that_of_the_other_kernels(line):
+    op = operators()["conv2d"]
+    with fastnn.backends.cuda.tf32(True):
+        before = cuda_module().wgmma_products()
+        other = run_case("conv2d", line, op, "cuda")
+        assert cuda_module().wgmma_products() == before
+        with fastnn.backends.cuda.wgmma(True):
+            ours = run_case("conv2d", line, op, "cuda")
+        assert cuda_module().wgmma_products() > before
+    with fastnn.backends.cuda.wgmma(True):  # float32 means float32
+        before = cuda_module().wgmma_products()
+        assert run_case("conv2d", line, op, "cuda").ok
+        assert cuda_module().wgmma_products() == before
+    # The same rounded operands; where a relu's input is about 0, its gradient may be another one.
+    for a, b in zip(ours.arrays, other.arrays, strict=True):
+        assert np.mean(np.abs(a - b) > 1e-5 * (1 + np.abs(b).max())) <= 0.01
+
+
 def test_information_about_the_device():
     assert fastnn.cuda.device_count() >= 1 and fastnn.cuda.current_device() == 0
     assert fastnn.cuda.get_device_name() and fastnn.cuda.get_device_capability() >= (7, 5)

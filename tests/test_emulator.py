@@ -174,6 +174,10 @@ def primitives_by_numpy():
     bases = [(n, h, w) for n in range(4) for h in range(6) for w in (0, 2, 4)]
     pixels = [image[n, h + 1, w + 2, 16:80] for n, h, w in bases[2:66]]
     wide_a, wide_b = values[:4096].reshape(64, 64), values[4096:12288].reshape(128, 64)
+    i = np.arange(2048)
+    fine_a = (1 + i * 37 % 16 / 16 + (2 * (i % 8) + 1) / 16384).reshape(64, 32)
+    fine_a = np.floor(fine_a * 1024 + 0.5) / 1024
+    fine_b = values[2048:6144].reshape(128, 32)
     return {
         "mma_bf16": a @ b.T,
         "mma_bf16_transposed": a @ b.T,
@@ -187,6 +191,8 @@ def primitives_by_numpy():
         "wgmma_128": wide_a @ wide_b.T,
         "wgmma_64_turned": wide_a.T @ wide_b.reshape(64, 128)[:, :64],
         "wgmma_128_turned": wide_a.T @ wide_b.reshape(64, 128),
+        "wgmma_tf32_64": fine_a @ fine_b[:64].T,
+        "wgmma_tf32_128": fine_a @ fine_b.T,
     }  # fmt: skip
 
 

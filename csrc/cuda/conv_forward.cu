@@ -45,7 +45,9 @@ void gather(Gather p, const Phases& all, DType dtype, ConvMoments* moments = nul
   for (GatherPhase phase : all.phases) {
     if (empty) phase.tap_count = 0;
     p.phase = phase;
-    if (p.rows() == 0 || (dtype == DType::bfloat16 && try_wgmma(p, all.taps.data(), moments)))
+    if (p.rows() == 0 ||
+        (dtype == DType::bfloat16 ? try_wgmma<bfloat16>(p, all.taps.data(), moments)
+                                  : allow_tf32() && try_wgmma<float>(p, all.taps.data(), moments)))
       continue;
     rest.push_back(phase);
   }

@@ -29,8 +29,8 @@ int capability();       // of the current device: 90 for 9.0
 // cores' sake. Off at first.
 bool allow_tf32();
 void set_allow_tf32(bool allowed);
-// Whether bfloat16 convolutions use sm_90a's kernels (wgmma_gemm.h), which no GPU has run yet. Off
-// at first, unless FASTNN_WGMMA=1.
+// Whether convolutions in bfloat16 and TF32 use sm_90a's kernels (wgmma_gemm.h, wgmma_weight.h),
+// which no GPU has run yet. Off at first, unless FASTNN_WGMMA=1.
 bool use_wgmma();
 void set_use_wgmma(bool used);
 // Products that did.

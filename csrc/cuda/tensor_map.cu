@@ -9,28 +9,30 @@ namespace fastnn::cuda {
 namespace {
 
 // A dense tensor; sizes innermost first.
-TensorMap dense(const void* data, const int64_t* size, int rank) {
+TensorMap dense(const void* data, DType dtype, const int64_t* size, int rank) {
   TensorMap m{};
   m.data = static_cast<const char*>(data);
+  m.item = item_size(dtype);
   for (int i = 0; i < rank; ++i) {
     m.size[i] = size[i];
-    m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : 2;
+    m.stride[i] = i ? m.stride[i - 1] * size[i - 1] : m.item;
   }
   return m;
 }
 
 }  // namespace
 
-TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
-  TensorMap m = dense(data, size, 3);
+TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
+                   const int64_t (&box)[3]) {
+  TensorMap m = dense(data, dtype, size, 3);
   for (int i = 0; i < 3; ++i) m.box[i] = box[i];
   return m;
 }
 
-TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
+TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels) {
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
-  TensorMap m = dense(data, size, 4);
-  m.box[0] = 64, m.box[1] = pixels;
+  TensorMap m = dense(data, dtype, size, 4);
+  m.box[0] = 128 / m.item, m.box[1] = pixels;
   for (int i = 0; i < 2; ++i)
     m.lower[i] = grid.lower[i], m.upper[i] = grid.upper[i], m.step[i] = grid.step[i];
   return m;
@@ -55,7 +57,11 @@ void check_made(CUresult result) {
     note_text("conv2d: the driver refused a tensor map, error " + std::to_string(result));
 }
 
-constexpr auto kType = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+CUtensorMapDataType type_of(DType dtype) {
+  return dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                  : CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+}
+
 constexpr auto kNoInterleave = CU_TENSOR_MAP_INTERLEAVE_NONE;
 constexpr auto kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
 constexpr auto kPromotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
@@ -63,7 +69,8 @@ constexpr auto kZeros = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
 
 }  // namespace
 
-TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]) {
+TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
+                   const int64_t (&box)[3]) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeTiled");
   TensorMap map{};
@@ -74,22 +81,24 @@ TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&b
     sizes[i] = static_cast<cuuint64_t>(size[i]);
     boxes[i] = static_cast<cuuint32_t>(box[i]);
   }
-  strides[0] = 2 * sizes[0], strides[1] = strides[0] * sizes[1];
-  check_made(encode(&map, kType, 3, const_cast<void*>(data), sizes, strides, boxes, steps,
+  const auto item = static_cast<cuuint64_t>(item_size(dtype));
+  strides[0] = item * sizes[0], strides[1] = strides[0] * sizes[1];
+  check_made(encode(&map, type_of(dtype), 3, const_cast<void*>(data), sizes, strides, boxes, steps,
                     kNoInterleave, kSwizzle, kPromotion, kZeros));
   return map;
 }
 
-TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
+TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels) {
   using Encode = decltype(&cuTensorMapEncodeIm2col);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeIm2col");
   TensorMap map{};
   if (!encode) return map;
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
+  const auto item = static_cast<cuuint64_t>(item_size(dtype));
   cuuint64_t sizes[4], strides[3];
   for (int i = 0; i < 4; ++i) {
     sizes[i] = static_cast<cuuint64_t>(size[i]);
-    if (i) strides[i - 1] = i > 1 ? strides[i - 2] * sizes[i - 1] : 2 * sizes[0];
+    if (i) strides[i - 1] = i > 1 ? strides[i - 2] * sizes[i - 1] : item * sizes[0];
   }
   int lower[2], upper[2];
   cuuint32_t steps[4] = {1, 1, 1, 1};
@@ -97,9 +106,9 @@ TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels) {
     lower[i] = static_cast<int>(grid.lower[i]), upper[i] = static_cast<int>(grid.upper[i]);
     steps[i + 1] = static_cast<cuuint32_t>(grid.step[i]);
   }
-  check_made(encode(&map, kType, 4, const_cast<void*>(data), sizes, strides, lower, upper, 64,
-                    static_cast<cuuint32_t>(pixels), steps, kNoInterleave, kSwizzle, kPromotion,
-                    kZeros));
+  check_made(encode(&map, type_of(dtype), 4, const_cast<void*>(data), sizes, strides, lower, upper,
+                    static_cast<cuuint32_t>(128 / item), static_cast<cuuint32_t>(pixels), steps,
+                    kNoInterleave, kSwizzle, kPromotion, kZeros));
   return map;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
+
 #if !defined(FASTNN_CUDA_EMULATE)
 #include <cuda.h>
 #endif
@@ -14,6 +16,7 @@ namespace fastnn::cuda {
 #if defined(FASTNN_CUDA_EMULATE)
 struct TensorMap {
   const char* data;
+  int64_t item;                         // bytes of an element
   int64_t size[4], stride[4];           // innermost first; strides in bytes
   int64_t box[3];                       // of pixels: channels, pixels
   int64_t lower[2], upper[2], step[2];  // of pixels: across, down
@@ -33,17 +36,22 @@ struct TensorMap {
 using TensorMap = CUtensorMap;
 #endif
 
-// Boxes of a dense bfloat16 tensor of rank 3, sizes innermost first. `data` and rows are multiples
-// of 16 bytes; boxes of up to 256 elements each way, innermost 64. Failures are noted.
-TensorMap boxes_of(const void* data, const int64_t (&size)[3], const int64_t (&box)[3]);
+// Boxes of a dense tensor of rank 3, sizes innermost first: bfloat16, or float32, which is rounded
+// to TF32 on its way. `data` and rows are multiples of 16 bytes; boxes of up to 256 elements each
+// way, innermost 128 bytes. Failures are noted.
+TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
+                   const int64_t (&box)[3]);
 
-// The base pixels of a convolution over images x height x width pixels of `channels` bfloat16
+template <class T>
+constexpr DType kElement = sizeof(T) == 2 ? DType::bfloat16 : DType::float32;
+
+// The base pixels of a convolution over images x height x width pixels of `channels`
 // values: from `lower` on in steps, up to size - 1 + `upper`. Across comes before down.
 struct PixelGrid {
   int64_t images, height, width, channels;
   int64_t lower[2], upper[2], step[2];
 };
-// Boxes of `pixels` base pixels, in order, by 64 channels.
-TensorMap pixels_of(const void* data, const PixelGrid& grid, int64_t pixels);
+// Boxes of `pixels` base pixels, in order, by 128 bytes of channels.
+TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels);
 
 }  // namespace fastnn::cuda

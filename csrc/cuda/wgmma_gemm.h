@@ -1,7 +1,9 @@
-// The gathered product of gather_gemm.h for sm_90a, bfloat16: device/warpgroups.h over taps.
+// The gathered product of gather_gemm.h for sm_90a, bfloat16 or TF32: device/warpgroups.h over
+// taps.
 //
-// Left operand: boxes of 128 base pixels under a tap (pixel_walk.h) by 64 channels. Right operand:
-// boxes of [column][tap][64 channels]. 128 x kColumns outputs at a time, each multiplier 64 rows.
+// Left operand: boxes of 128 base pixels under a tap (pixel_walk.h) by 128 bytes of channels. Right
+// operand: boxes of [column][tap][128 bytes of channels]. 128 x kColumns outputs at a time, each
+// multiplier 64 rows.
 //
 // Never run on a GPU: off unless asked for (use_wgmma).
 #pragma once
@@ -14,18 +16,19 @@ namespace fastnn::cuda {
 
 constexpr int kWgmmaRows = 128;
 
-template <int kColumns>
+template <class T, int kColumns>
 struct WgmmaStage {
-  bfloat16 a[kWgmmaRows * kBoxValues], b[kColumns * kBoxValues];
+  T a[kWgmmaRows * kBoxOf<T>], b[kColumns * kBoxOf<T>];
 };
 
-template <int kColumns>
+template <class T, int kColumns>
 __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
     wgmma_kernel(const __grid_constant__ TensorMap pixels, const __grid_constant__ TensorMap weight,
                  Gather p, BasePixels base, int64_t tiles) {
-  using Stage = WgmmaStage<kColumns>;
+  using Stage = WgmmaStage<T, kColumns>;
+  constexpr int kBox = kBoxOf<T>;
   const int64_t column_tiles = (p.columns + kColumns - 1) / kColumns;
-  const int channels = p.vectors * 8, parts = (channels + kBoxValues - 1) / kBoxValues;
+  const int channels = p.vectors * kPack<T>, parts = (channels + kBox - 1) / kBox;
 
   constexpr int kWarps = kMultipliers * kWarpgroup / 32;
   // Moments of the warps' rows, of this tile and the one before, which may still be read.
@@ -46,7 +49,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
     const int down = static_cast<int>(first.i) * p.step_down + base.down;
     const int across = static_cast<int>(first.j) * p.step_across + base.across;
     return [=, &p, &pixels, &weight](int step, Stage& to, Barrier* full) {
-      const int tap = p.phase.first_tap + step / parts, channel = step % parts * kBoxValues;
+      const int tap = p.phase.first_tap + step / parts, channel = step % parts * kBox;
       const Tap at = p.taps[tap];
       barrier_expect(full, sizeof(Stage));
       load_pixels(to.a, &pixels, full, channel, across, down, image, at.across - base.across,
@@ -55,10 +58,10 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
     };
   };
   const auto multiply = [](Stage& from, int multiplier, float (&sums)[kColumns / 2]) {
-    const uint64_t a = tile_at(from.a + multiplier * 64 * kBoxValues), b = tile_at(from.b);
+    const uint64_t a = tile_at(from.a + multiplier * 64 * kBox), b = tile_at(from.b);
 #pragma unroll
-    for (int k = 0; k < kBoxValues / 16; ++k)  // 32 bytes on, in units of 16
-      multiply_async(sums, a + 2 * k, b + 2 * k);
+    for (int k = 0; k < kBoxBytes / 32; ++k)
+      multiply_async<T>(sums, a + k * kTermsStep, b + k * kTermsStep);
   };
   const auto finish = [&](int64_t tile, int multiplier, int thread, float (&sums)[kColumns / 2]) {
     const int lane = thread % 32;
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
       const int64_t pixel = output_pixel(p, row);
 #pragma unroll
       for (int j = 0; j < kColumns / 8; ++j)
-        finish_pair<bfloat16>(p, &sums[4 * j + 2 * half], 0, column0 + 8 * j, pixel);
+        finish_pair<T>(p, &sums[4 * j + 2 * half], 0, column0 + 8 * j, pixel);
     }
     if (!p.moments) return;
     const int warp = multiplier * (kWarpgroup / 32) + thread / 32;
@@ -89,29 +92,30 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
   run_warpgroups<Stage, kColumns / 2>(tiles, steps, copies, multiply, finish);
 }
 
-template <int kColumns>
+template <class T, int kColumns>
 void wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments* moments) {
-  const int64_t channels = int64_t{p.vectors} * 8;
+  const int64_t channels = int64_t{p.vectors} * kPack<T>;
   const TensorMap weight =
-      boxes_of(p.weight, {channels, p.all_taps, p.columns}, {kBoxValues, 1, kColumns});
+      boxes_of(p.weight, kElement<T>, {channels, p.all_taps, p.columns}, {kBoxOf<T>, 1, kColumns});
   const int64_t down = (p.rows() + kWgmmaRows - 1) / kWgmmaRows;
   const int64_t tiles = down * ((p.columns + kColumns - 1) / kColumns);
   const ColumnMoments kept(p, moments, down);
   const int64_t blocks = std::min<int64_t>(tiles, multiprocessors());
-  launch(wgmma_kernel<kColumns>, dim3(static_cast<unsigned>(blocks)), kWarpgroupsThreads,
-         warpgroups_memory<WgmmaStage<kColumns>>(), pixels, weight, p, base, tiles);
+  launch(wgmma_kernel<T, kColumns>, dim3(static_cast<unsigned>(blocks)), kWarpgroupsThreads,
+         warpgroups_memory<WgmmaStage<T, kColumns>>(), pixels, weight, p, base, tiles);
   kept.merge();
 }
 
 // Whether the accelerator can walk the operand of p.phase; if so, runs the product. `taps` are
 // p.taps on the host; `moments`, of the one phase, may be null.
-inline bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
+template <class T>
+bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
   if (!use_wgmma() || capability() != 90 || p.groups != 1 || p.vectors < 4 ||
       p.phase.tap_count == 0)
     return false;
   PixelGrid grid{};
   grid.images = p.images, grid.height = p.height, grid.width = p.width;
-  grid.channels = int64_t{p.vectors} * 8;
+  grid.channels = int64_t{p.vectors} * kPack<T>;
   grid.step[0] = p.step_across, grid.step[1] = p.step_down;
   PixelWalk walk;
   if (!find_walk(grid, p.phase.down, p.phase.across, taps + p.phase.first_tap, p.phase.tap_count,
@@ -119,11 +123,11 @@ inline bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
     return false;
   if (p.rows() >= int64_t{1} << 31 || p.columns >= int64_t{1} << 31) return false;
   ++wgmma_products();
-  const TensorMap pixels = pixels_of(p.source, walk.grid, kWgmmaRows);
+  const TensorMap pixels = pixels_of(p.source, kElement<T>, walk.grid, kWgmmaRows);
   if (p.columns > 64)
-    wgmma_with<128>(p, pixels, walk.base, moments);
+    wgmma_with<T, 128>(p, pixels, walk.base, moments);
   else
-    wgmma_with<64>(p, pixels, walk.base, moments);
+    wgmma_with<T, 64>(p, pixels, walk.base, moments);
   return true;
 }
 

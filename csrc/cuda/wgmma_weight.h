@@ -11,6 +11,8 @@
 // The splits' sums are added in order afterwards, as in conv_backward_weight.cu. Blocks that run at
 // the same time work on the same pixels, of which L2 holds one copy.
 //
+// TF32's products cannot turn their operands: float32 stays with conv_backward_weight.cu.
+//
 // Never run on a GPU: off unless asked for (use_wgmma).
 #pragma once
 
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
                                       sizeof(typename Stage::Box));
 #pragma unroll
     for (int k = 0; k < kBoxPixels / 16; ++k)
-      multiply_async<true>(sums, a + k * kTurnedStep, b + k * kTurnedStep);
+      multiply_async<bfloat16, true>(sums, a + k * kTurnedStep, b + k * kTurnedStep);
   };
   const auto finish = [&](int64_t item, int multiplier, int thread,
                           const float (&sums)[kMine* kBoxValues / 2]) {
@@ -121,8 +123,9 @@ void wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype
   Workspace sums(splits * p.count() * 4);
   p.sums = sums.as<float>();
   const TensorMap grads =
-      boxes_of(p.grad, {int64_t{p.grad_vectors} * 8, p.pixels, 1}, {kBoxValues, kBoxPixels, 1});
-  const TensorMap pixels = pixels_of(p.input, walk.grid, kBoxPixels);
+      boxes_of(p.grad, kElement<bfloat16>, {int64_t{p.grad_vectors} * 8, p.pixels, 1},
+               {kBoxValues, kBoxPixels, 1});
+  const TensorMap pixels = pixels_of(p.input, kElement<bfloat16>, walk.grid, kBoxPixels);
   const int64_t items = tiles * splits;
   launch(wgmma_weight_kernel<kRowBoxes>,
          dim3(static_cast<unsigned>(std::min<int64_t>(items, multiprocessors()))),

@@ -112,14 +112,15 @@ class cuda:
 
     @staticmethod
     def use_wgmma() -> bool:
-        """Whether bfloat16 convolutions use the kernels for sm_90a."""
+        """Whether convolutions in bfloat16 and TF32 use the kernels for sm_90a."""
         return cuda_module().use_wgmma()
 
     @staticmethod
     def set_use_wgmma(used: bool) -> None:
-        """Lets bfloat16 convolutions use warpgroup products and the tensor memory accelerator.
+        """Lets convolutions use warpgroup products and the tensor memory accelerator.
 
-        Without effect but on GPUs of compute capability 9.0. Off at first, unless ``FASTNN_WGMMA=1``:
+        In bfloat16, and in float32 where :meth:`set_allow_tf32` lets its operands be rounded (but for
+        the gradient of the weight). Without effect but on GPUs of compute capability 9.0. Off at first, unless ``FASTNN_WGMMA=1``:
         these kernels are checked by emulation and have not run on a GPU.
         """
         cuda_module().set_use_wgmma(bool(used))

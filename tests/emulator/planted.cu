@@ -102,7 +102,8 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap ones, float* y) {
   if (kMistake != Mistake::copy_not_waited_for) barrier_wait(full, 0);
   float sums[32] = {};
   begin_products();
-  for (int k = 0; k < 4; ++k) multiply_async(sums, tile_at(tile) + 2 * k, tile_at(tile) + 2 * k);
+  for (int k = 0; k < 4; ++k)
+    multiply_async<bfloat16>(sums, tile_at(tile) + k * kTermsStep, tile_at(tile) + k * kTermsStep);
   commit_products();
   if (kMistake == Mistake::tile_reused) {
     __syncthreads();
@@ -131,7 +132,7 @@ int main(int, char** argv) {
   std::vector<bfloat16> ones(64 * 64, to_bfloat16(1.0f));
   Workspace matrix(64 * 64 * 2);
   cuda::copy(matrix.as<float>(), 0, ones.data(), -1, 64 * 64 * 2);
-  const TensorMap map = boxes_of(matrix.as<char>(), {64, 64, 1}, {64, 64, 1});
+  const TensorMap map = boxes_of(matrix.as<char>(), kElement<bfloat16>, {64, 64, 1}, {64, 64, 1});
   const auto wgmma = [&](auto kernel) {
     launch(kernel, one, kWarpgroup, 64 * kBoxBytes, map, out);
     expected.assign(kN, 64.0f);

@@ -120,7 +120,7 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
 
 // (64 x 64) times (N x 64) transposed, by a warpgroup; turned, the transpose of (64 x 64) times
 // (64 x N), columns 64 and on in a box of their own.
-template <int N, bool kTurned>
+template <int N, bool kTurned, class T = bfloat16>
 __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
                              const __grid_constant__ TensorMap b, float* y) {
   auto* const tile_a = reinterpret_cast<bfloat16*>(dynamic_shared());
@@ -140,10 +140,11 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
   begin_products();
   for (int k = 0; k < 4; ++k)
     if (kTurned)
-      multiply_async<true>(sums, turned_tile_at(tile_a) + k * kTurnedStep,
-                           turned_tile_at(tile_b, N > 64 ? 64 * kBoxBytes : 0) + k * kTurnedStep);
+      multiply_async<T, true>(
+          sums, turned_tile_at(tile_a) + k * kTurnedStep,
+          turned_tile_at(tile_b, N > 64 ? 64 * kBoxBytes : 0) + k * kTurnedStep);
     else
-      multiply_async(sums, tile_at(tile_a) + 2 * k, tile_at(tile_b) + 2 * k);
+      multiply_async<T>(sums, tile_at(tile_a) + k * kTermsStep, tile_at(tile_b) + k * kTermsStep);
   commit_products();
   wait_products<0>(sums);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -181,27 +182,47 @@ int main() {
   print("sums", y, 3 * kThreads);
   if (capability() == 90) {
     constexpr int kCount = 1 << 15;
+    constexpr DType half = kElement<bfloat16>, whole = kElement<float>;
     std::vector<bfloat16> values(kCount);
     for (int i = 0; i < kCount; ++i) values[static_cast<size_t>(i)] = to_bfloat16(sample(i));
     Workspace data(kCount * 2);
     cuda::copy(data.as<float>(), 0, values.data(), -1, kCount * 2);
-    const TensorMap boxes = boxes_of(data.as<char>(), {72, 4, 5}, {kBoxValues, 1, 8});
+    const TensorMap boxes = boxes_of(data.as<char>(), half, {72, 4, 5}, {kBoxValues, 1, 8});
     const TensorMap pixels =
-        pixels_of(data.as<char>(), {3, 5, 6, 72, {-1, -2}, {-2, -1}, {2, 1}}, kPixels);
+        pixels_of(data.as<char>(), half, {3, 5, 6, 72, {-1, -2}, {-2, -1}, {2, 1}}, kPixels);
     launch(boxes_kernel, one, 32, kPixels * kBoxBytes, boxes, pixels, y.as<float>());
     print("load_box_and_pixels", y, (8 + kPixels) * kBoxValues);
-    const TensorMap a = boxes_of(data.as<char>(), {64, 64, 1}, {kBoxValues, 64, 1});
-    const TensorMap b = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 64, 1});
-    const TensorMap c = boxes_of(data.as<bfloat16>() + 4096, {64, 128, 1}, {kBoxValues, 128, 1});
+    const TensorMap a = boxes_of(data.as<char>(), half, {64, 64, 1}, {kBoxValues, 64, 1});
+    const TensorMap b =
+        boxes_of(data.as<bfloat16>() + 4096, half, {64, 128, 1}, {kBoxValues, 64, 1});
+    const TensorMap c =
+        boxes_of(data.as<bfloat16>() + 4096, half, {64, 128, 1}, {kBoxValues, 128, 1});
     launch(wgmma_kernel<64, false>, one, kWarpgroup, 128 * kBoxBytes, a, b, y.as<float>());
     print("wgmma_64", y, 64 * 64);
     launch(wgmma_kernel<128, false>, one, kWarpgroup, 192 * kBoxBytes, a, c, y.as<float>());
     print("wgmma_128", y, 64 * 128);
-    const TensorMap d = boxes_of(data.as<bfloat16>() + 4096, {128, 64, 1}, {kBoxValues, 64, 1});
+    const TensorMap d =
+        boxes_of(data.as<bfloat16>() + 4096, half, {128, 64, 1}, {kBoxValues, 64, 1});
     launch(wgmma_kernel<64, true>, one, kWarpgroup, 128 * kBoxBytes, a, d, y.as<float>());
     print("wgmma_64_turned", y, 64 * 64);
     launch(wgmma_kernel<128, true>, one, kWarpgroup, 192 * kBoxBytes, a, d, y.as<float>());
     print("wgmma_128_turned", y, 64 * 128);
+    // TF32: the left operand is rounded, from nowhere halfway; sums are exact nevertheless.
+    std::vector<float> fine(6144);
+    for (int i = 0; i < 6144; ++i)
+      fine[static_cast<size_t>(i)] = i < 2048 ? 1.0f + static_cast<float>(i * 37 % 16) / 16.0f +
+                                                    static_cast<float>(2 * (i % 8) + 1) / 16384.0f
+                                              : sample(i);
+    Workspace floats(6144 * 4);
+    cuda::copy(floats.as<float>(), 0, fine.data(), -1, 6144 * 4);
+    const float* const second = floats.as<float>() + 2048;
+    const TensorMap e = boxes_of(floats.as<float>(), whole, {32, 64, 1}, {32, 64, 1});
+    const TensorMap f = boxes_of(second, whole, {32, 128, 1}, {32, 64, 1});
+    const TensorMap g = boxes_of(second, whole, {32, 128, 1}, {32, 128, 1});
+    launch(wgmma_kernel<64, false, float>, one, kWarpgroup, 128 * kBoxBytes, e, f, y.as<float>());
+    print("wgmma_tf32_64", y, 64 * 64);
+    launch(wgmma_kernel<128, false, float>, one, kWarpgroup, 192 * kBoxBytes, e, g, y.as<float>());
+    print("wgmma_tf32_128", y, 64 * 128);
   }
   bool out_of_memory = false;
   if (const char* message = take_error(&out_of_memory)) {

@@ -3,12 +3,13 @@
 // asynchronous products of tiles in shared memory by a warpgroup, four warps side by side (PTX ISA
 // 8.x, sections on mbarrier, cp.async.bulk.tensor and wgmma).
 //
-// Tiles in shared memory are rows of 128 bytes, 64 bfloat16 values, at multiples of 1024 bytes. The
-// 16-byte parts of row r lie at part ^ (r % 8): the accelerator writes them so and the products
-// read them so, and eight rows of a part fall into different banks.
+// Tiles in shared memory are rows of 128 bytes, 64 values of bfloat16 or 32 of TF32 (float32,
+// rounded when copied), at multiples of 1024 bytes. The 16-byte parts of row r lie at part ^ (r %
+// 8): the accelerator writes them so and the products read them so, and eight rows of a part fall
+// into different banks.
 //
-// A turned tile has the terms running down: row r holds 64 rows, or columns, of the product for
-// term r, and 64 more are a tile of their own behind it.
+// A turned tile, of bfloat16 only, has the terms running down: row r holds 64 rows, or columns, of
+// the product for term r, and 64 more are a tile of their own behind it.
 //
 // A product's outputs: lane l of warp w, g = l / 4, t = l % 4, holds in d[4 j + i] the output
 // (16 w + g + 8 (i / 2), 8 j + 2 t + i % 2).
@@ -21,10 +22,13 @@ namespace fastnn::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kBoxBytes = 128;  // of a row in shared memory
-constexpr int kBoxValues = kBoxBytes / 2;
+template <class T>
+constexpr int kBoxOf = kBoxBytes / sizeof(T);
+constexpr int kBoxValues = kBoxOf<bfloat16>;
 
-// From 16 terms of a turned tile to the next 16, in the units of tile addresses.
-constexpr int kTurnedStep = 16 * kBoxBytes / 16;
+// From the terms of one product, 32 bytes of every row, to the next ones, in the units of tile
+// addresses; and in a turned tile, where they are 16 rows.
+constexpr uint64_t kTermsStep = 32 / 16, kTurnedStep = 16 * kBoxBytes / 16;
 
 // Completes a phase, 0 then 1 then 0 ..., when as many arrivals as it was made for and all expected
 // bytes are there.
@@ -96,7 +100,7 @@ FASTNN_DEVICE void load_pixels(void* shared, const TensorMap* map, Barrier* b, i
 #endif
 }
 
-// A tile in shared memory as the products take it; 16 terms on are 32 bytes, added to the address.
+// A tile in shared memory as the products take it.
 FASTNN_DEVICE uint64_t tile_at(const void* p) {
   constexpr uint64_t kEightRows = 8 * kBoxBytes, kSwizzle128 = 1;
   return (shared_address(p) & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows >> 4 << 32 |
@@ -131,39 +135,56 @@ FASTNN_DEVICE void wait_products(float (&d)[N]) {
 #endif
 }
 
-// d += a b^T over 16 terms: a has 64 rows, b as many as there are outputs for; both tiles turned,
-// or neither.
+// d += a b^T over 32 bytes of terms, 16 of bfloat16 or 8 of TF32: a has 64 rows, b as many as there
+// are outputs for. Both tiles are turned, or neither.
 #define FASTNN_EIGHT(i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-template <bool kTurned = false>
+#define FASTNN_SUMS_32 FASTNN_EIGHT(0), FASTNN_EIGHT(8), FASTNN_EIGHT(16), FASTNN_EIGHT(24)
+#define FASTNN_SUMS_64 \
+  FASTNN_SUMS_32, FASTNN_EIGHT(32), FASTNN_EIGHT(40), FASTNN_EIGHT(48), FASTNN_EIGHT(56)
+#define FASTNN_NAMES_32                                                    \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FASTNN_NAMES_64                                                                \
+  FASTNN_NAMES_32                                                                      \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+template <class T, bool kTurned = false>
 FASTNN_DEVICE void multiply_async(float (&d)[32], uint64_t a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, %34, %34;"
-      : FASTNN_EIGHT(0), FASTNN_EIGHT(8), FASTNN_EIGHT(16), FASTNN_EIGHT(24)
-      : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
+  if constexpr (sizeof(T) == 2)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FASTNN_NAMES_32
+                 "}, %32, %33, 1, 1, 1, %34, %34;"
+                 : FASTNN_SUMS_32
+                 : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {" FASTNN_NAMES_32
+                 "}, %32, %33, 1, 1, 1;"
+                 : FASTNN_SUMS_32
+                 : "l"(a), "l"(b));
 #endif
 }
-template <bool kTurned = false>
+template <class T, bool kTurned = false>
 FASTNN_DEVICE void multiply_async(float (&d)[64], uint64_t a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, %66, %66;"
-      : FASTNN_EIGHT(0), FASTNN_EIGHT(8), FASTNN_EIGHT(16), FASTNN_EIGHT(24), FASTNN_EIGHT(32),
-        FASTNN_EIGHT(40), FASTNN_EIGHT(48), FASTNN_EIGHT(56)
-      : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
+  if constexpr (sizeof(T) == 2)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" FASTNN_NAMES_64
+                 "}, %64, %65, 1, 1, 1, %66, %66;"
+                 : FASTNN_SUMS_64
+                 : "l"(a), "l"(b), "n"(kTurned ? 1 : 0));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {" FASTNN_NAMES_64
+                 "}, %64, %65, 1, 1, 1;"
+                 : FASTNN_SUMS_64
+                 : "l"(a), "l"(b));
 #endif
 }
 #undef FASTNN_EIGHT
+#undef FASTNN_SUMS_32
+#undef FASTNN_SUMS_64
+#undef FASTNN_NAMES_32
+#undef FASTNN_NAMES_64
 
 // A warpgroup's registers per thread: those that one gives up, others may take.
 template <int kRegisters>
@@ -198,10 +219,12 @@ template <int kRank>
 static inline void copy_box_row(const TensorMap& m, int64_t (&at)[kRank], void* shared,
                                 int64_t row) {
   for (int64_t i = 0; i < m.box[0]; ++i, ++at[0]) {
-    uint16_t value = 0;
-    if (m.holds(at, kRank)) memcpy(&value, m.address(at, kRank), 2);
-    memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + 2 * i)),
-           &value, 2);
+    const auto item = static_cast<size_t>(m.item);
+    uint32_t value = 0;
+    if (m.holds(at, kRank)) memcpy(&value, m.address(at, kRank), item);
+    if (item == 4) value = to_tf32(__int_as_float(static_cast<int>(value)));
+    memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + m.item * i)),
+           &value, item);
   }
 }
 static inline void load_box(void* shared, const TensorMap* map, Barrier* b, int x, int y, int z) {
@@ -246,17 +269,18 @@ static inline uint64_t tile_at(const void* p) {
 static inline uint64_t turned_tile_at(const void* p, uint64_t apart = 0) {
   return tile_at(p) | apart >> 4 << 16;
 }
-template <bool kTurned>
+template <class T, bool kTurned>
 static inline float tile_value(uint64_t tile, int row, int k) {
   const auto start = static_cast<size_t>((tile & 0xffff) << 4);
   const auto apart = static_cast<size_t>(tile >> 16 << 4);
+  constexpr int kItem = sizeof(T);
   if (kTurned && row >= kBoxValues && apart == 0)
     emulator::fail("a turned tile without a next one");
   const size_t at = kTurned ? start + static_cast<size_t>(row / kBoxValues) * apart +
-                                  static_cast<size_t>(k * kBoxBytes + row % kBoxValues * 2)
-                            : start + static_cast<size_t>(row * kBoxBytes + 2 * k);
-  bfloat16 value;
-  memcpy(&value, dynamic_shared() + swizzled(at), 2);
+                                  static_cast<size_t>(k * kBoxBytes + row % kBoxValues * kItem)
+                            : start + static_cast<size_t>(row * kBoxBytes + kItem * k);
+  T value;
+  memcpy(&value, dynamic_shared() + swizzled(at), sizeof(T));
   return to_float(value);
 }
 
@@ -267,7 +291,7 @@ static inline void wait_products(float (&)[N]) {
   emulator::wait_products(kLeft);
 }
 // Of 32 lanes, all have to ask for the same product; d is NaN until it is waited for.
-template <bool kTurned = false, int N>
+template <class T, bool kTurned = false, int N>
 static inline void multiply_async(float (&d)[N], uint64_t a, uint64_t b) {
   const uint64_t mine[2] = {a, b};
   const auto* const all = static_cast<const uint64_t*>(emulator::warp_exchange(mine, sizeof(mine)));
@@ -276,9 +300,9 @@ static inline void multiply_async(float (&d)[N], uint64_t a, uint64_t b) {
   const int column = 2 * (emulator::lane() % 4);
   emulator::later_product(d, N, [=](float* sums) {
     for (int i = 0; i < N; ++i)
-      for (int k = 0; k < 16; ++k)
-        sums[i] += tile_value<kTurned>(a, first + i % 4 / 2 * 8, k) *
-                   tile_value<kTurned>(b, i / 4 * 8 + column + i % 2, k);
+      for (int k = 0; k < int{32 / sizeof(T)}; ++k)
+        sums[i] += tile_value<T, kTurned>(a, first + i % 4 / 2 * 8, k) *
+                   tile_value<T, kTurned>(b, i / 4 * 8 + column + i % 2, k);
   });
 }
 template <int kRegisters>
