@@ -120,8 +120,9 @@ class cuda:
         """Lets convolutions use warpgroup products and the tensor memory accelerator.
 
         In bfloat16, and in float32 where :meth:`set_allow_tf32` lets its operands be rounded (but for
-        the gradient of the weight). Without effect but on GPUs of compute capability 9.0. Off at first, unless ``FASTNN_WGMMA=1``:
-        these kernels are checked by emulation and have not run on a GPU.
+        the gradient of the weight). Without effect but on GPUs of compute capability 9.0. Off at
+        first, unless ``FASTNN_WGMMA=1``: these kernels are checked by emulation and have not run on a
+        GPU.
         """
         cuda_module().set_use_wgmma(bool(used))
 
