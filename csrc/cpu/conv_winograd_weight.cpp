@@ -79,6 +79,7 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
                                         ic.size(),
                                         w + point * w_plane + m,
                                         outputs,
+                                        0,
                                         1,
                                         1,
                                         count,

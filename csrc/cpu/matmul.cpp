@@ -108,7 +108,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
   vfloat acc[M][V] = {};
   const P* g = s.g;
   Ahead ahead = s.ahead;
-  for (int64_t image = 0; image < s.images; ++image)
+  for (int64_t image = 0; image < s.images; ++image, g += s.g_rest)
     for (int64_t row = 0; row < s.rows; ++row) {
       const P* x = s.x + image * s.x_image + row * s.x_row;
       for (int64_t col = 0; col < s.cols; col += step, x += step * s.x_col, g += s.g_next) {

@@ -77,16 +77,17 @@ template <class P, class T>
 using FinishedKernel = void (*)(const P* const* rows, const Terms& terms, const P* b,
                                 const Output<T>& to, Ahead ahead);
 
-// A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order, or
-// [pair of pixels of a row][M][2], with zeros behind the last pixel of an odd row. The tile has row
-// pitch `pitch` and `last` columns in its last vector (x is read in whole vectors); `add` keeps
-// what the tile holds.
+// A strip of pixels: x[image][row][col] + n by strides, g[pixel][M] dense in the same order but for
+// g_rest values between images, or [pair of pixels of a row][M][2], with zeros behind the last
+// pixel of an odd row. The tile has row pitch `pitch` and `last` columns in its last vector (x is
+// read in whole vectors); `add` keeps what the tile holds.
 template <class P>
 struct OuterStrip {
   const P* x;
   int64_t x_image, x_row, x_col;
   const P* g;
   int64_t g_next;  // values from one pixel, or pair, to the next
+  int64_t g_rest;
   int64_t images, rows, cols;
   Ahead ahead;
 };
