@@ -36,11 +36,24 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a *
 // n values of `first` in pairs with those of `second`, or with zeros if there is none.
 FASTNN_INLINE void copy_pairs(const bfloat16* first, const bfloat16* second, int64_t n,
                               bfloat16* to) {
+#if defined(FASTNN_ISA_avx512_bf16)
+  const auto copy = [&](int64_t i, int64_t lanes) FASTNN_INLINED {
+    const auto mask = static_cast<__mmask16>((1u << lanes) - 1);
+    const auto lower = [&](const bfloat16* p) FASTNN_INLINED {
+      return from_halves(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, p + i)));
+    };
+    const vuint upper = second ? lower(second) << 16 : vuint{};
+    _mm512_mask_storeu_ps(to + 2 * i, mask, as_float(lower(first) | upper));
+  };
+  if (n <= LANES) return copy(0, n);  // a mask that a caller's loop keeps
+  for (int64_t i = 0; i < n; i += LANES) copy(i, n - i < LANES ? n - i : LANES);
+#else
   vector_loop(0, n, [&](int64_t i, int lanes) {
     const vfloat other = second ? load_any(second + i, lanes) : vfloat{};
     store_any(reinterpret_cast<float*>(to + 2 * i), paired(load_any(first + i, lanes), other),
               lanes);
   });
+#endif
 }
 
 #if defined(FASTNN_ISA_avx512_bf16)
