@@ -125,6 +125,46 @@ FASTNN_INLINE InputRows input_rows(const InputTiles& t, int64_t index, int64_t g
           rows * in.W * in.a_pixel * int64_t{sizeof(T)}};
 }
 
+// Goes over the pixels of a piece, images taking turns row by row: where the input of each lies in
+// the panel, or tensor, and where its output.
+template <class P>
+class PieceWalk {
+ public:
+  PieceWalk(const TapGrid& g, const InputTiles& t, const Tile& tile, const Piece& piece,
+            const P* panel)
+      : g_(g), t_(t), tile_(tile), piece_(piece), panel_(panel), row_(piece.row) {
+    start_row();
+  }
+  // The next m.
+  FASTNN_INLINED void take(int m, const P** at, int64_t* where) {
+    for (int r = 0; r < m; ++r) {
+      at[r] = from_;
+      where[r] = to_;
+      from_ += t_.col_stride;
+      to_ += g_.y_col_step * g_.y_pixel;
+      if (++col_ < piece_.cols) continue;
+      col_ = 0;
+      if (++image_ == tile_.images) image_ = 0, ++row_;
+      start_row();
+    }
+  }
+
+ private:
+  void start_row() {
+    from_ = panel_ + image_ * t_.image_stride + row_ * t_.row_stride + piece_.col * t_.col_stride +
+            piece_.skipped;
+    to_ = output_offset(g_, tile_, image_, row_, piece_.col);
+  }
+
+  const TapGrid& g_;
+  const InputTiles& t_;
+  const Tile& tile_;
+  const Piece& piece_;
+  const P* const panel_;
+  const P* from_;
+  int64_t to_, image_ = 0, row_, col_ = 0;
+};
+
 // T: of the output; P: what is multiplied.
 template <class T, class P>
 void run_grid(TapGrid all) {
@@ -190,28 +230,10 @@ void run_grid(TapGrid all) {
       for (const Piece& piece : pieces) {
         const int64_t count = tile.images * piece.rows * piece.cols;
         const int block_m = even_block(count, most_m);
-        // Of the next pixel, and where it lies.
-        int64_t image = 0, i = piece.row, j = 0;
-        const P* from;
-        int64_t to;
-        const auto start_row = [&] {
-          from = panel + image * t.image_stride + i * t.row_stride + piece.col * t.col_stride +
-                 piece.skipped;
-          to = output_offset(g, tile, image, i, piece.col);
-        };
-        start_row();
+        PieceWalk<P> walk(g, t, tile, piece, panel);
         for (int64_t p = 0; p < count; p += block_m) {
           const int m = static_cast<int>(clamp(count - p, 1, block_m));
-          for (int r = 0; r < m; ++r) {
-            at[r] = from;
-            where[r] = to;
-            from += t.col_stride;
-            to += g.y_col_step * g.y_pixel;
-            if (++j < piece.cols) continue;
-            j = 0;
-            if (++image == tile.images) image = 0, ++i;
-            start_row();
-          }
+          walk.take(m, at, where);
           if (once && t.col_stride == t.k) next = {at[0] + block_m * t.k, share};
           for (int64_t block = start; block < start + group; ++block) {
             const int vectors = block_vectors(g.columns, block);

@@ -377,7 +377,7 @@ struct TwoVectors {
   vfloat first, second;
 };
 FASTNN_INLINE TwoVectors load_mixed(const float* p) {
-  return {load_ahead(p, LANES), load(p + LANES)};
+  return {load_ahead(p, LANES), load_ahead(p + LANES, LANES)};
 }
 FASTNN_INLINE void store_mixed(float* p, TwoVectors v, Route route) {
   store_two(p, v.first, v.second, route);
