@@ -16,7 +16,7 @@
 // threads before. Flops: those of the forward pass.
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
-#include "cpu/conv_input.h"
+#include "cpu/conv_inside.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_weight.h"
 #include "cpu/matmul.h"
@@ -136,17 +136,6 @@ OuterKernel<P> kernel_of(const Plan& a, int64_t m, int vectors) {
   return Kernels<P>::outer[m - 1][vectors - 1];
 }
 
-// The rows of a unit under which a tap lies inside the image: the others would add zeros.
-struct Rows {
-  int64_t first, count;
-};
-FASTNN_INLINE Rows rows_inside(const InputTiles& t, const Tile& u, int64_t tap) {
-  if (t.source != Source::padded) return {0, u.rows};
-  const int64_t step = t.in.step_h, dh = t.in.dh[tap * (t.in.tap_count / t.tap_count)];
-  const int64_t first = clamp(ceil_div(-dh, step) - u.row, 0, u.rows);
-  return {first, clamp(ceil_div(t.in.H - dh, step) - u.row, first, u.rows) - first};
-}
-
 // Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
 template <class P>
 void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t first, int64_t last,
@@ -165,7 +154,8 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
     const int64_t b_last = clamp(last, 0, b_first + x_group);
     for (int64_t b = b_first; b < b_last; ++b) {
       const int64_t tap = b / per_tap, block = b % per_tap, n = block * a.width;
-      const Rows inside = rows_inside(a.x, u, tap);
+      const Middle inside = rows_inside(a.x, u, tap);  // the others would add zeros
+      const int64_t rows = inside.end - inside.begin;
       const int vectors = a.square ? 1 : block_vectors(a.x.k, block);
       const int tail = static_cast<int>(clamp(a.x.k - n - (vectors - 1) * LANES, 1, LANES));
       const int64_t m_end = clamp(m_first + m_group, 0, m_blocks);
@@ -175,15 +165,15 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
         const int64_t g_row = ceil_div(u.cols, kStep<P>) * g_next;
         const OuterStrip<P> strip{
             x + a.x.taps[tap] + (a.x.width < a.x.in.K ? block * a.x.plane : n) +
-                inside.first * a.x.row_stride,
+                inside.begin * a.x.row_stride,
             a.x.image_stride,
             a.x.row_stride,
             a.x.col_stride,
-            (a.in_place ? g + channel : g + i * a.g_block) + inside.first * g_row,
+            (a.in_place ? g + channel : g + i * a.g_block) + inside.begin * g_row,
             g_next,
-            (u.rows - inside.count) * g_row,
+            (u.rows - rows) * g_row,
             u.images,
-            inside.count,
+            rows,
             u.cols,
             next.piece(call++, 64)};
         float* const tile = sum + channel * a.row + tap * a.x.k + n;

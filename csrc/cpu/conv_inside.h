@@ -1,8 +1,8 @@
 // What of a convolution's sums lies inside the image, for kernel calls on a padded panel.
 //
 // A tap that leaves the image under every pixel of a kernel call adds nothing, and is left out:
-// with 3x3 taps and an image of 7x7, that can be 18% of all products. So a tile is multiplied in
-// pieces:
+// with 3x3 taps and an image of 7x7, that can be 18% of all products. Weight gradients sum up, for
+// each tap, the rows that it reaches. For the other passes a tile is multiplied in pieces:
 //
 //   1 1 1 1 1
 //   2 3 3 3 4    2 and 4 only where the taps of a kernel row are neighbours in the panel: they are
@@ -18,6 +18,28 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
+// Of `count` grid points along one axis, from `first` on: those before `begin` have taps before the
+// image, those from `end` on behind it. An edge of less than `least` points has none.
+struct Middle {
+  int64_t begin, end;
+};
+FASTNN_INLINE Middle middle(int64_t first, int64_t count, int64_t step, int64_t low, int64_t high,
+                            int64_t size, int64_t least) {
+  const int64_t begin = clamp(ceil_div(-low, step) - first, 0, count);
+  const int64_t end = clamp(ceil_div(size - high, step) - first, begin, count);
+  return {begin < least ? 0 : begin, count - end < least ? count : end};
+}
+
+// Taps of a kernel row that are one.
+FASTNN_INLINE int64_t joined_taps(const InputTiles& t) { return t.in.tap_count / t.tap_count; }
+
+// The rows of a tile under which a tap lies inside the image.
+FASTNN_INLINE Middle rows_inside(const InputTiles& t, const Tile& tile, int64_t tap) {
+  if (t.source != Source::padded) return {0, tile.rows};
+  const int64_t dh = t.in.dh[tap * joined_taps(t)];
+  return middle(tile.row, tile.rows, t.in.step_h, dh, dh, t.in.H, 1);
+}
+
 // Pixels of a tile, those of all its images, and the terms that reach into the image from some of
 // them: `skipped` values of each tap are left out at its start, and packed B begins at b_row.
 struct Piece {
@@ -31,9 +53,6 @@ struct Pieces {
   const Piece* begin() const { return piece; }
   const Piece* end() const { return piece + count; }
 };
-
-// Taps of a kernel row that are one.
-FASTNN_INLINE int64_t joined_taps(const InputTiles& t) { return t.in.tap_count / t.tap_count; }
 
 FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, int64_t row,
                              int64_t row_end, int64_t col, int64_t col_end) {
@@ -60,18 +79,6 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
   to.piece[to.count++] = {
       row,     row_end - row,        col, col_end - col, {t.taps + first, end - first, k, t.k},
       skipped, first * t.k + skipped};
-}
-
-// Of `count` grid points along one axis, from `first` on: those before `begin` have taps before the
-// image, those from `end` on behind it. An edge of less than `least` points has none.
-struct Middle {
-  int64_t begin, end;
-};
-FASTNN_INLINE Middle middle(int64_t first, int64_t count, int64_t step, int64_t low, int64_t high,
-                            int64_t size, int64_t least) {
-  const int64_t begin = clamp(ceil_div(-low, step) - first, 0, count);
-  const int64_t end = clamp(ceil_div(size - high, step) - first, begin, count);
-  return {begin < least ? 0 : begin, count - end < least ? count : end};
 }
 
 FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
