@@ -98,6 +98,7 @@ void* allocate(int64_t bytes) {
     block = found->second.back().data;
     // Its own size counts: by the time its end was used, its start was that far away.
     const int64_t distance = c.handed_out - found->second.back().freed + size;
+    // Nobody counts on less than products do.
     if (size >= kHugePage && distance > kCachedOfProducts) c.far_blocks[block] = distance;
     found->second.pop_back();
     c.stats.cached -= size;

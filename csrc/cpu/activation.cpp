@@ -19,12 +19,14 @@ template <class T, class F>
 void map(const T* x, T* y, int64_t count, const F& f) {
   const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    for (; begin + 2 * LANES <= end; begin += 2 * LANES) {
-      const TwoVectors v = load_mixed(x + begin);
-      store_mixed(y + begin, {f(v.first), f(v.second)}, route);
-    }
-    vector_loop(begin, end,
-                [&](int64_t i, int n) { store_any(y + i, f(load_any(x + i, n)), n, route); });
+    vectors_loop<2>(begin, end, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+      if constexpr (decltype(vectors)::count == 2) {
+        const TwoVectors v = load_mixed(x + i);
+        store_mixed(y + i, {f(v.first), f(v.second)}, route);
+      } else {
+        store_any(y + i, f(load_any(x + i, n)), n, route);
+      }
+    });
   });
 }
 
@@ -33,12 +35,13 @@ template <class T, class F>
 void map(const T* a, const T* b, T* y, int64_t count, const F& f) {
   const Route route = route_to(y);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
-    for (; begin + 2 * LANES <= end; begin += 2 * LANES) {
-      const TwoVectors v = load_mixed(a + begin), w = load_mixed(b + begin);
-      store_mixed(y + begin, {f(v.first, w.first), f(v.second, w.second)}, route);
-    }
-    vector_loop(begin, end, [&](int64_t i, int n) {
-      store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n, route);
+    vectors_loop<2>(begin, end, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+      if constexpr (decltype(vectors)::count == 2) {
+        const TwoVectors v = load_mixed(a + i), w = load_mixed(b + i);
+        store_mixed(y + i, {f(v.first, w.first), f(v.second, w.second)}, route);
+      } else {
+        store_any(y + i, f(load_any(a + i, n), load_any(b + i, n)), n, route);
+      }
     });
   });
 }

@@ -144,23 +144,23 @@ void fast_rows(const ElementwiseParams& p, const Op& op) {
     vfloat constant[N];
     for (int k = 0; k < N; ++k)
       if (Constant >> k & 1) constant[k] = stream(p, k, in[k]).value;
-    int64_t begin = 0;
-    for (; begin + 2 * LANES <= n; begin += 2 * LANES) {
-      vfloat x[N], z[N];
-      for (int k = 0; k < N; ++k) {
-        const TwoVectors v = Constant >> k & 1
-                                 ? TwoVectors{constant[k], constant[k]}
-                                 : load_mixed(reinterpret_cast<const T*>(in[k]) + begin);
-        x[k] = v.first, z[k] = v.second;
-      }
-      store_mixed(reinterpret_cast<T*>(out) + begin, {op(x), op(z)}, route);
-    }
-    vector_loop(begin, n, [&](int64_t i, int lanes) FASTNN_INLINED {
+    vectors_loop<2>(0, n, [&](int64_t i, auto vectors, int lanes) FASTNN_INLINED {
+      const auto operand = [&](int k) { return reinterpret_cast<const T*>(in[k]) + i; };
+      T* const to = reinterpret_cast<T*>(out) + i;
       vfloat x[N];
-      for (int k = 0; k < N; ++k)
-        x[k] = Constant >> k & 1 ? constant[k]
-                                 : load_any(reinterpret_cast<const T*>(in[k]) + i, lanes);
-      store_any(reinterpret_cast<T*>(out) + i, op(x), lanes, route);
+      if constexpr (decltype(vectors)::count == 2) {
+        vfloat z[N];
+        for (int k = 0; k < N; ++k) {
+          const TwoVectors v =
+              Constant >> k & 1 ? TwoVectors{constant[k], constant[k]} : load_mixed(operand(k));
+          x[k] = v.first, z[k] = v.second;
+        }
+        store_mixed(to, {op(x), op(z)}, route);
+      } else {
+        for (int k = 0; k < N; ++k)
+          x[k] = Constant >> k & 1 ? constant[k] : load_any(operand(k), lanes);
+        store_any(to, op(x), lanes, route);
+      }
     });
   });
 }

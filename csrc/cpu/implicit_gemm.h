@@ -226,7 +226,6 @@ void run_grid(TapGrid all) {
         next = {later.from + start * later_block, share};
       else if (!once && start + 1 < blocks)
         next = {packed_block(start + 1), share};
-      bool first = true;
       for (const Piece& piece : pieces) {
         const int64_t count = tile.images * piece.rows * piece.cols;
         const int block_m = even_block(count, most_m);
@@ -250,6 +249,7 @@ void run_grid(TapGrid all) {
             }
             if (moments) {
               TileMoments& of = moments[index * blocks + block];
+              const bool first = &piece == pieces.begin() && p == 0;
               of.count = static_cast<float>(pixels);
               count_rows<T>(sums, vectors, m,
                             g.epilogue.bias ? g.epilogue.bias + block * NR : nullptr, first, of);
@@ -257,7 +257,6 @@ void run_grid(TapGrid all) {
             next.from = static_cast<const char*>(next.from) +
                         next.step * (piece.terms.k / kStep<P>)*piece.terms.tap_count;
           }
-          first = false;
         }
       }
     }

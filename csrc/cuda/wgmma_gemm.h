@@ -32,10 +32,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
 
   constexpr int kWarps = kMultipliers * kWarpgroup / 32;
   // Moments of the warps' rows, of this tile and the one before, which may still be read.
-  struct Shared {
-    Moments moments[2][kWarps * kColumns];
-  };
-  using Words = float[sizeof(Shared) / sizeof(float)];
+  using Words = float[2 * kWarps * kColumns * sizeof(Moments) / sizeof(float)];
   FASTNN_SHARED(Words, words);
   FASTNN_SHARED(Barrier, there);
   if (threadIdx.x == 0) make_barriers(&there, 1, kMultipliers * kWarpgroup);
@@ -79,7 +76,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
     }
     if (!p.moments) return;
     const int warp = multiplier * (kWarpgroup / 32) + thread / 32;
-    Moments* const moments = reinterpret_cast<Shared*>(words)->moments[turn];
+    Moments* const moments = reinterpret_cast<Moments*>(words) + turn * kWarps * kColumns;
     warp_moments<2, kColumns / 8>(
         p.rows() - row0 + lane / 4, [&](int i, int j, int n) { return sums[4 * j + 2 * i + n]; },
         [&](int column, const Moments& m) { moments[warp * kColumns + column] = m; });

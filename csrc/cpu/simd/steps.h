@@ -37,7 +37,7 @@ FASTNN_INLINE void add_step(vfloat& sum, vfloat a, vfloat b, float) { sum += a *
 FASTNN_INLINE void copy_pairs(const bfloat16* first, const bfloat16* second, int64_t n,
                               bfloat16* to) {
 #if defined(FASTNN_ISA_avx512_bf16)
-  const auto copy = [&](int64_t i, int64_t lanes) FASTNN_INLINED {
+  const auto copy = [&](int64_t i, int lanes) FASTNN_INLINED {
     const auto mask = static_cast<__mmask16>((1u << lanes) - 1);
     const auto lower = [&](const bfloat16* p) FASTNN_INLINED {
       return from_halves(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, p + i)));
@@ -45,8 +45,8 @@ FASTNN_INLINE void copy_pairs(const bfloat16* first, const bfloat16* second, int
     const vuint upper = second ? lower(second) << 16 : vuint{};
     _mm512_mask_storeu_ps(to + 2 * i, mask, as_float(lower(first) | upper));
   };
-  if (n <= LANES) return copy(0, n);  // a mask that a caller's loop keeps
-  for (int64_t i = 0; i < n; i += LANES) copy(i, n - i < LANES ? n - i : LANES);
+  if (n <= LANES) return copy(0, static_cast<int>(n));  // a mask that a caller's loop keeps
+  vector_loop(0, n, copy);
 #else
   vector_loop(0, n, [&](int64_t i, int lanes) {
     const vfloat other = second ? load_any(second + i, lanes) : vfloat{};

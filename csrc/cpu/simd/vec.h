@@ -328,10 +328,14 @@ template <class T>
 FASTNN_INLINE vfloat load_any(const T* p, int n) {
   return n == LANES ? load(p) : load_n(p, n);
 }
+// Brings what follows in a stream.
+FASTNN_INLINE void prefetch_ahead(const void* p) {
+  __builtin_prefetch(static_cast<const char*>(p) + 2048);
+}
 // A vector of a stream, of which what follows is brought meanwhile.
 template <class T>
 FASTNN_INLINE vfloat load_ahead(const T* p, int n) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
+  prefetch_ahead(p);
   return load_any(p, n);
 }
 template <class T>
@@ -371,8 +375,8 @@ FASTNN_INLINE __m512i store_two(bfloat16* p, vfloat low, vfloat high, Route rout
 // as not, 8 at worst.
 FASTNN_INLINE bool is_far(int64_t bytes) { return bytes % 2048 == 0; }
 
-// Two vectors of a loop for which the order within both does not matter: values of bfloat16 take
-// turns between them, which takes fewer instructions than one half after the other.
+// Two vectors of a vectors_loop for which the order within both does not matter: values of bfloat16
+// take turns between them, which takes fewer instructions than one half after the other.
 struct TwoVectors {
   vfloat first, second;
 };
@@ -383,7 +387,7 @@ FASTNN_INLINE void store_mixed(float* p, TwoVectors v, Route route) {
   store_two(p, v.first, v.second, route);
 }
 FASTNN_INLINE TwoVectors load_mixed(const bfloat16* p) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
+  prefetch_ahead(p);
   vuint bits;
   __builtin_memcpy(&bits, p, sizeof(bits));
   return {as_float(bits << 16), as_float(bits & 0xffff0000u)};
@@ -400,8 +404,7 @@ FASTNN_INLINE void store_mixed(bfloat16* p, TwoVectors v, Route route) {
   const vfloat both =
       as_float((rounded_above(v.first) >> 16) | (rounded_above(v.second) & 0xffff0000u));
 #endif
-  float* const to = reinterpret_cast<float*>(p);
-  streams(p, sizeof(both), route) ? stream(to, both) : store(to, both);
+  store_any(reinterpret_cast<float*>(p), both, LANES, route);
 }
 
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.

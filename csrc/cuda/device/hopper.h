@@ -100,19 +100,15 @@ FASTNN_DEVICE void load_pixels(void* shared, const TensorMap* map, Barrier* b, i
 #endif
 }
 
-// A tile in shared memory as the products take it.
-FASTNN_DEVICE uint64_t tile_at(const void* p) {
-  constexpr uint64_t kEightRows = 8 * kBoxBytes, kSwizzle128 = 1;
-  return (shared_address(p) & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows >> 4 << 32 |
-         kSwizzle128 << 62;
-}
-
-// The same for a turned tile, the next one of which is `apart` bytes on (products of 128 columns).
+// A turned tile in shared memory as the products take it, the next one of which is `apart` bytes on
+// (products of 128 columns).
 FASTNN_DEVICE uint64_t turned_tile_at(const void* p, uint64_t apart = 0) {
   constexpr uint64_t kEightRows = 8 * kBoxBytes, kSwizzle128 = 1;
   return (shared_address(p) & 0x3ffffu) >> 4 | apart >> 4 << 16 | kEightRows >> 4 << 32 |
          kSwizzle128 << 62;
 }
+// One that is not: all its rows follow each other, and 16 stands where that distance would.
+FASTNN_DEVICE uint64_t tile_at(const void* p) { return turned_tile_at(p, 16); }
 
 // Around products: before the first of a group; its end; until at most kLeft groups are under way.
 FASTNN_DEVICE void begin_products() {

@@ -123,7 +123,7 @@ def conv2d(
     arrays = (input._array, values, array_of(bias))
     operator = _Convolution(arrays, settings, is_grad_enabled(), weight.requires_grad)
     inputs = (input, weight, bias, residual)
-    # Without a bias, a norm comes next: it takes a ReLU into its pass, but not this one into its own.
+    # Without gradients nothing is gained before a norm, which follows where there is no bias.
     may_join = activation is None and residual is None and (bias is not None or is_recorded(inputs))
     if may_join and input.numel() >= WORTH_WAITING and may_wait(arrays):
         return Deferred(operator, inputs, _core.conv2d_shape(*arrays, *settings))

@@ -77,11 +77,10 @@ class Deferred(Tensor):
         self._index, self._hooks, self.grad = 0, None, None
         self._operator, self._inputs, self._shape = operator, inputs, shape
         self._requires_grad = is_recorded(inputs)
-        self._recorded = None
         if self._requires_grad:
             self._recorded = operator.record(None, inputs, False)._node
         else:
-            self._node = None
+            self._recorded = self._node = None
         # Held here: the node may be freed, or become another, before the values are asked for.
         arrays = [a for a in (*operator.operands, array_of(inputs[3])) if a is not None]
         self._sources = [(a, a.version) for a in arrays]
