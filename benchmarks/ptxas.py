@@ -23,7 +23,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMITS = ROOT / "csrc/cuda/limits.json"
 ARCHITECTURES = ("sm_80", "sm_90a")
-HOT = ("gather_kernel", "weight_kernel", "column_kernel", "Apply", "step_kernel", "DenseRow")
+HOT = (
+    "gather_kernel",
+    "weight_kernel",
+    "column_kernel",
+    "walk_kernel",
+    "Span",
+    "step_kernel",
+    "DenseRow",
+)
 #: ptxas may use a few registers more from one release to the next.
 SLACK = 8
 

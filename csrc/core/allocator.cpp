@@ -10,6 +10,14 @@
 
 #include "core/error.h"
 
+// Under AddressSanitizer a block's rounding and what is cached may not be touched.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(block, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(block, bytes)
+#endif
+
 namespace fastnn {
 namespace {
 
@@ -71,6 +79,7 @@ void* from_system(int64_t bytes) {
 }
 
 void to_system(void* block, int64_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
   if (bytes < kHugePage)
     std::free(block);
   else
@@ -115,6 +124,8 @@ void* allocate(int64_t bytes) {
   check<MemoryError>(block != nullptr, "cannot allocate ", bytes, " bytes: ", c.stats.allocated,
                      " bytes are in use, ", c.stats.cached, " cached, and this machine has ",
                      physical_memory());
+  ASAN_POISON_MEMORY_REGION(block, size);
+  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
   c.handed_out += size;
   c.stats.allocated += size;
   if (c.stats.allocated > c.stats.peak_allocated) c.stats.peak_allocated = c.stats.allocated;
@@ -127,6 +138,7 @@ void deallocate(void* block, int64_t bytes) noexcept {
   std::lock_guard<std::mutex> lock(c.mutex);
   c.stats.allocated -= size;
   if (size >= kHugePage) c.far_blocks.erase(block);
+  ASAN_POISON_MEMORY_REGION(block, size);
   try {
     c.free_blocks[size].push_back({block, c.handed_out});
     c.stats.cached += size;

@@ -1,6 +1,6 @@
 // Activations: one read and one write per element (backward: two reads), 16 bytes at a time, so the
 // floor is the device's copy bandwidth. Formulas are those of the CPU (cpu/activation.cpp).
-#include "cuda/device/teams.h"
+#include "cuda/device/columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -11,7 +11,24 @@ constexpr float kInverseSqrt2Pi = 0.39894228040143268f;
 constexpr float kSqrt2OverPi = 0.79788456080286536f;
 constexpr float kGeluCubic = 0.044715f;
 
-FASTNN_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// The logistic function, and one minus it, which does not cancel.
+struct Sigmoid {
+  float value, rest;
+};
+FASTNN_DEVICE Sigmoid sigmoids(float x) {
+  const float e = expf(-fabsf(x)), large = 1.0f / (1.0f + e), small = e * large;
+  return x < 0 ? Sigmoid{small, large} : Sigmoid{large, small};
+}
+FASTNN_DEVICE float sigmoid(float x) { return sigmoids(x).value; }
+FASTNN_DEVICE float sigmoid_slope(float x) {
+  const Sigmoid s = sigmoids(x);
+  return s.value * s.rest;
+}
+
+// (1 + tanh(u)) / 2 is the logistic function of 2 u, which does not cancel for large negative u.
+FASTNN_DEVICE float gelu_argument(float x) {
+  return 2.0f * kSqrt2OverPi * x * (1.0f + kGeluCubic * x * x);
+}
 
 struct Relu {
   __device__ float operator()(float v) const { return v < 0 ? 0.0f : v; }  // a NaN stays
@@ -27,8 +44,7 @@ struct Function {
     if constexpr (kind == Activation::leaky_relu) return v < 0 ? v * a : v;
     if constexpr (kind == Activation::elu) return b * (v < 0 ? a * expm1f(v) : v);
     if constexpr (kind == Activation::gelu) return 0.5f * v * (1.0f + erff(v * kInverseSqrt2));
-    if constexpr (kind == Activation::gelu_tanh)
-      return 0.5f * v * (1.0f + tanhf(kSqrt2OverPi * (v + kGeluCubic * v * v * v)));
+    if constexpr (kind == Activation::gelu_tanh) return v * sigmoid(gelu_argument(v));
     if constexpr (kind == Activation::silu) return v * sigmoid(v);
     if constexpr (kind == Activation::sigmoid) return sigmoid(v);
     if constexpr (kind == Activation::tanh) return tanhf(v);
@@ -48,22 +64,17 @@ struct Function {
       return g * (below + v * kInverseSqrt2Pi * expf(-0.5f * v * v));
     }
     if constexpr (kind == Activation::gelu_tanh) {
-      const float t = tanhf(kSqrt2OverPi * (v + kGeluCubic * v * v * v));
-      const float slope = kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * v * v);
-      return g * (0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * slope);
+      const Sigmoid s = sigmoids(gelu_argument(v));
+      const float a = fminf(20.0f, fabsf(v));  // beyond it s is 0 or 1, and slope may be inf
+      const float slope = 2.0f * kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * a * a);
+      return g * s.value * (1.0f + v * s.rest * slope);
     }
     if constexpr (kind == Activation::silu) {
-      const float s = sigmoid(v);
-      return g * s * (1.0f + v * (1.0f - s));
+      const Sigmoid s = sigmoids(v);
+      return g * s.value * (1.0f + v * s.rest);
     }
-    if constexpr (kind == Activation::sigmoid) {
-      const float s = sigmoid(v);
-      return g * s * (1.0f - s);
-    }
-    if constexpr (kind == Activation::tanh) {
-      const float t = tanhf(v);
-      return g * (1.0f - t * t);
-    }
+    if constexpr (kind == Activation::sigmoid) return g * sigmoid_slope(v);
+    if constexpr (kind == Activation::tanh) return g * (4.0f * sigmoid_slope(2.0f * v));
     if constexpr (kind == Activation::softplus) return g * (v * a > b ? 1.0f : sigmoid(v * a));
     if constexpr (kind == Activation::hardswish)
       return v <= -3.0f ? 0.0f : v >= 3.0f ? g : g * (v / 3.0f + 0.5f);
@@ -145,41 +156,86 @@ void backward(Activation kind, float a, float b, const void* g, const void* x, v
   run(kind, a, b, g, x, grad_x, count, dtype);
 }
 
-template <class T>
+template <class T, int N>
 struct Prelu {
   const T* g;  // null: forward
   const T* x;
   const float* weight;
   T* y;
-  int64_t C;
-  __device__ void operator()(int64_t i) const {
-    const float v = to_float(x[i]), w = weight[i % C];
-    if (g)
-      from_float(y[i], v <= 0 ? to_float(g[i]) * w : to_float(g[i]));
-    else
-      from_float(y[i], v < 0 ? v * w : v);
-  }
+
+  struct Column {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> g, x;
+    };
+    Prelu in;
+    float weight[N];
+    FASTNN_MEMBER Column(const Prelu& body, int64_t, int64_t c) : in(body) {
+      load_terms(body.weight + c, weight);
+    }
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const {
+      to.x = load_pack<N>(in.x + at);
+      if (in.g) to.g = load_pack<N>(in.g + at);
+    }
+    FASTNN_MEMBER void use(int64_t at, const Fetched& from) const {
+      float v[N], grad[N];
+      to_floats(from.x, v);
+      if (in.g) {
+        to_floats(from.g, grad);
+        for (int n = 0; n < N; ++n) v[n] = v[n] <= 0 ? grad[n] * weight[n] : grad[n];
+      } else {
+        for (int n = 0; n < N; ++n) v[n] = v[n] < 0 ? v[n] * weight[n] : v[n];
+      }
+      store_floats(in.y + at, v);
+    }
+  };
 };
+
+template <class T>
+void run_prelu(const T* g, const void* x, const float* weight, void* y, int64_t pixels, int64_t C) {
+  const T* const in = static_cast<const T*>(x);
+  T* const out = static_cast<T*>(y);
+  with_pack<T>(
+      C,
+      [&](auto pack) {
+        constexpr int N = decltype(pack)::value;
+        walk_columns<N>(Prelu<T, N>{g, in, weight, out}, 1, pixels, C);
+      },
+      g, in, weight, out);
+}
 
 void prelu(const void* x, const float* weight, void* y, int64_t pixels, int64_t C, DType dtype) {
   with_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    each(pixels * C, Prelu<T>{nullptr, static_cast<const T*>(x), weight, static_cast<T*>(y), C});
+    run_prelu(static_cast<const decltype(type)*>(nullptr), x, weight, y, pixels, C);
   });
 }
 
 // Sums of g x where x < 0, for every channel.
-template <class T>
-struct PreluReader {
+template <class T, int N>
+struct PreluSums {
   using State = OneSum;
   const T* g;
   const T* x;
-  int64_t C;
-  PreluReader from(int64_t) const { return *this; }
-  FASTNN_MEMBER void add(OneSum (&state)[1], int64_t, int64_t pixel, int64_t c) const {
-    const float v = to_float(x[pixel * C + c]);
-    if (v < 0) state[0].sum += to_float(g[pixel * C + c]) * v;
-  }
+
+  struct Column {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> g, x;
+    };
+    PreluSums in;
+    OneSum state[N];
+    FASTNN_MEMBER Column(const PreluSums& body, int64_t, int64_t) : in(body) {}
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const {
+      to = {load_pack<N>(in.g + at), load_pack<N>(in.x + at)};
+    }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float grad[N], v[N];
+      to_floats(from.g, grad);
+      to_floats(from.x, v);
+      for (int n = 0; n < N; ++n)
+        if (v[n] < 0) state[n].sum += grad[n] * v[n];
+    }
+  };
 };
 
 void prelu_backward(const void* g, const void* x, const float* weight, void* grad_x,
@@ -188,8 +244,14 @@ void prelu_backward(const void* g, const void* x, const float* weight, void* gra
     using T = decltype(type);
     const T* const grad = static_cast<const T*>(g);
     const T* const in = static_cast<const T*>(x);
-    each(pixels * C, Prelu<T>{grad, in, weight, static_cast<T*>(grad_x), C});
-    reduce_columns<1>(PreluReader<T>{grad, in, C}, OneSumWriter{grad_weight}, 1, pixels, C);
+    run_prelu(grad, x, weight, grad_x, pixels, C);
+    with_pack<T>(
+        C,
+        [&](auto pack) {
+          constexpr int N = decltype(pack)::value;
+          reduce_columns<N>(PreluSums<T, N>{grad, in}, OneSumWriter{grad_weight}, 1, pixels, C);
+        },
+        grad, in);
   });
 }
 

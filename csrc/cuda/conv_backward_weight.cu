@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cuda/conv_operands.h"
-#include "cuda/device/teams.h"
+#include "cuda/device/columns.h"
 #include "cuda/device/tile.h"
 #include "cuda/weight_gradient.h"
 #include "cuda/wgmma_weight.h"
@@ -155,16 +155,23 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
 }
 
 template <class T, int N>
-struct SumReader {
+struct ChannelSums {
   using State = OneSum;
   const T* x;
-  int64_t C;
-  SumReader from(int64_t) const { return *this; }
-  FASTNN_MEMBER void add(OneSum (&state)[N], int64_t, int64_t pixel, int64_t c) const {
-    float v[N];
-    load_floats(x + pixel * C + c, v);
-    for (int n = 0; n < N; ++n) state[n].sum += v[n];
-  }
+
+  struct Column {
+    static constexpr int kAhead = 8;
+    using Fetched = Pack<T, N>;
+    const T* x;
+    OneSum state[N];
+    FASTNN_MEMBER Column(const ChannelSums& body, int64_t, int64_t) : x(body.x) {}
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float v[N];
+      to_floats(from, v);
+      for (int n = 0; n < N; ++n) state[n].sum += v[n];
+    }
+  };
 };
 
 void bias_gradient(const void* grad_output, int64_t pixels, int64_t channels, DType dtype,
@@ -176,8 +183,7 @@ void bias_gradient(const void* grad_output, int64_t pixels, int64_t channels, DT
         channels,
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          reduce_columns<N>(SumReader<T, N>{g, channels}, OneSumWriter{grad_bias}, 1, pixels,
-                            channels);
+          reduce_columns<N>(ChannelSums<T, N>{g}, OneSumWriter{grad_bias}, 1, pixels, channels);
         },
         g);
   });

@@ -2,7 +2,7 @@
 // 16 bytes, weights ordered for the pass. An operand that is so already is used as it is.
 #pragma once
 
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {

@@ -4,7 +4,7 @@
 // (one side runs along another dimension) goes through a tile in shared memory, so that both sides
 // are read and written in whole lines; all else goes element by element.
 // Floor: one read and one write of the data.
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {

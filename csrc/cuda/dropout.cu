@@ -2,7 +2,7 @@
 // is needed, ten rounds of integer arithmetic for four elements, and is the CPU's bit for bit.
 #include "core/philox.h"
 #include "cuda/capture.h"
-#include "cuda/device/device.h"
+#include "cuda/device/columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -56,25 +56,58 @@ void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed,
   });
 }
 
-// One word per (image, channel).
-template <class T>
+// One word per (image, channel): images are segments.
+template <class T, int N>
 struct Units {
   const T* x;
   T* y;
-  int64_t P, C;
+  int64_t C;
   Mask mask;
-  __device__ void operator()(int64_t i) const {
-    const int64_t unit = i / (P * C) * C + i % C;
-    from_float(y[i], mask.applied(mask.words(unit / 4).word[unit % 4], to_float(x[i])));
-  }
+
+  struct Column {
+    static constexpr int kAhead = 4;
+    using Fetched = Pack<T, N>;
+    const T* x;
+    T* y;
+    float scale;
+    bool kept[N];
+    FASTNN_MEMBER Column(const Units& body, int64_t image, int64_t c)
+        : x(body.x), y(body.y), scale(body.mask.scale) {
+      const int64_t unit = image * body.C + c;  // N of one word, or of N / 4 blocks of words
+      for (int n = 0; n < N; n += 4) {
+        const Philox4 four = body.mask.words((unit + n) / 4);
+        for (int k = 0; k < 4 && n + k < N; ++k) {
+          const int64_t word = N == 1 ? unit % 4 : k;
+          kept[n + k] = (word < 2    ? word == 0 ? four.word[0] : four.word[1]
+                         : word == 2 ? four.word[2]
+                                     : four.word[3]) >= body.mask.threshold;
+        }
+      }
+    }
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
+    FASTNN_MEMBER void use(int64_t at, const Fetched& from) const {
+      float v[N];
+      to_floats(from, v);
+      for (int n = 0; n < N; ++n) v[n] = kept[n] ? v[n] * scale : 0.0f;
+      store_floats(y + at, v);
+    }
+  };
 };
 
 void units(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType dtype, uint64_t seed,
            uint64_t offset, uint32_t threshold, float scale) {
+  const Mask mask{seed, offset, later_offset(), threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    each(N * P * C, Units<T>{static_cast<const T*>(x), static_cast<T*>(y), P, C,
-                             Mask{seed, offset, later_offset(), threshold, scale}});
+    const T* const from = static_cast<const T*>(x);
+    T* const to = static_cast<T*>(y);
+    with_pack<T>(
+        C,
+        [&](auto pack) {
+          constexpr int kChannels = decltype(pack)::value;
+          walk_columns<kChannels>(Units<T, kChannels>{from, to, C, mask}, N, P, C);
+        },
+        from, to);
   });
 }
 

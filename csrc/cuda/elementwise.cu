@@ -5,30 +5,32 @@
 // thread finds its elements from its index. Which operator it is, is the same for all threads, so a
 // switch in the kernel costs nothing beside memory and keeps the module small. Floor: one read of
 // every operand and one write.
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
 namespace {
 
-// Floating operators: x are the operands.
+// Floating operators: each hands f the function of the operands x that `op` names, so that f
+// applies it to many elements after one jump.
 struct FloatArithmetic {
-  __device__ float operator()(int op, const float* x) const {
+  template <class F>
+  __device__ void operator()(int op, const F& f) const {
     switch (static_cast<Arithmetic>(op)) {
       case Arithmetic::add:  // alpha of 1 or -1 multiplies exactly
-        return x[0] + x[2] * x[1];
+        return f([](const float* x) { return x[0] + x[2] * x[1]; });
       case Arithmetic::mul:
-        return x[0] * x[1];
+        return f([](const float* x) { return x[0] * x[1]; });
       case Arithmetic::div:
-        return x[0] / x[1];
+        return f([](const float* x) { return x[0] / x[1]; });
       case Arithmetic::pow:
-        return x[1] == 2.0f ? x[0] * x[0] : powf(x[0], x[1]);
+        return f([](const float* x) { return x[1] == 2.0f ? x[0] * x[0] : powf(x[0], x[1]); });
       case Arithmetic::maximum:
-        return larger(x[0], x[1]);
+        return f([](const float* x) { return larger(x[0], x[1]); });
       case Arithmetic::minimum:
-        return smaller(x[0], x[1]);
+        return f([](const float* x) { return smaller(x[0], x[1]); });
       default:  // clamp
-        return smaller(larger(x[0], x[1]), x[2]);
+        return f([](const float* x) { return smaller(larger(x[0], x[1]), x[2]); });
     }
   }
   // NaN in either operand survives.
@@ -39,72 +41,78 @@ struct FloatArithmetic {
 FASTNN_DEVICE float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x + x; }
 
 struct FloatUnary {
-  __device__ float operator()(int op, const float* x) const {
-    const float v = x[0];
+  template <class F>
+  __device__ void operator()(int op, const F& f) const {
     switch (static_cast<Unary>(op)) {
       case Unary::neg:
-        return -v;
+        return f([](const float* x) { return -x[0]; });
       case Unary::abs:
-        return fabsf(v);
+        return f([](const float* x) { return fabsf(x[0]); });
       case Unary::sign:
-        return sign_of(v);
+        return f([](const float* x) { return sign_of(x[0]); });
       case Unary::square:
-        return v * v;
+        return f([](const float* x) { return x[0] * x[0]; });
       case Unary::sqrt:
-        return sqrtf(v);
+        return f([](const float* x) { return sqrtf(x[0]); });
       case Unary::rsqrt:
-        return 1.0f / sqrtf(v);
+        return f([](const float* x) { return 1.0f / sqrtf(x[0]); });
       case Unary::reciprocal:
-        return 1.0f / v;
+        return f([](const float* x) { return 1.0f / x[0]; });
       case Unary::exp:
-        return expf(v);
+        return f([](const float* x) { return expf(x[0]); });
       case Unary::log:
-        return logf(v);
+        return f([](const float* x) { return logf(x[0]); });
       case Unary::sin:
-        return sinf(v);
+        return f([](const float* x) { return sinf(x[0]); });
       case Unary::cos:
-        return cosf(v);
+        return f([](const float* x) { return cosf(x[0]); });
       case Unary::floor:
-        return floorf(v);
+        return f([](const float* x) { return floorf(x[0]); });
       case Unary::ceil:
-        return ceilf(v);
+        return f([](const float* x) { return ceilf(x[0]); });
       default:  // halves to even
-        return rintf(v);
+        return f([](const float* x) { return rintf(x[0]); });
     }
   }
 };
 
 // x[0] is grad_output; the other operands are listed at the enum.
 struct FloatGradient {
-  __device__ float operator()(int op, const float* x) const {
-    const float g = x[0];
+  template <class F>
+  __device__ void operator()(int op, const F& f) const {
     switch (static_cast<Gradient>(op)) {
       case Gradient::abs:
-        return g * sign_of(x[1]);
+        return f([](const float* x) { return x[0] * sign_of(x[1]); });
       case Gradient::square:
-        return 2.0f * x[1] * g;
+        return f([](const float* x) { return 2.0f * x[1] * x[0]; });
       case Gradient::sqrt:
-        return 0.5f * g / sqrtf(x[1]);
+        return f([](const float* x) { return 0.5f * x[0] / sqrtf(x[1]); });
       case Gradient::rsqrt:
-        return -0.5f * g / (x[1] * sqrtf(x[1]));
+        return f([](const float* x) { return -0.5f * x[0] / (x[1] * sqrtf(x[1])); });
       case Gradient::reciprocal:
-        return -g / x[1] / x[1];
+        return f([](const float* x) { return -x[0] / x[1] / x[1]; });
       case Gradient::sin:
-        return g * cosf(x[1]);
+        return f([](const float* x) { return x[0] * cosf(x[1]); });
       case Gradient::cos:
-        return -g * sinf(x[1]);
+        return f([](const float* x) { return -x[0] * sinf(x[1]); });
       case Gradient::div_other:  // two divisions: y * y could overflow
-        return -(g / x[2]) * (x[1] / x[2]);
+        return f([](const float* x) { return -(x[0] / x[2]) * (x[1] / x[2]); });
       case Gradient::pow_input:  // y = 0 gives 0 also where x = 0
-        return x[2] == 0 ? 0.0f : g * x[2] * powf(x[1], x[2] - 1.0f);
+        return f([](const float* x) {
+          return x[2] == 0 ? 0.0f : x[0] * x[2] * powf(x[1], x[2] - 1.0f);
+        });
       case Gradient::pow_exponent:  // 0 ** y is constant for y >= 0
-        return x[1] == 0 && x[2] >= 0 ? 0.0f : g * powf(x[1], x[2]) * logf(x[1]);
+        return f([](const float* x) {
+          return x[1] == 0 && x[2] >= 0 ? 0.0f : x[0] * powf(x[1], x[2]) * logf(x[1]);
+        });
       case Gradient::larger:
-        return x[1] > x[2] ? g : x[1] == x[2] ? 0.5f * g : 0.0f;
+        return f([](const float* x) {
+          return x[1] > x[2] ? x[0] : x[1] == x[2] ? 0.5f * x[0] : 0.0f;
+        });
       case Gradient::clamp:
-        return x[1] >= x[2] && x[1] <= x[3] ? g : 0.0f;
+        return f([](const float* x) { return x[1] >= x[2] && x[1] <= x[3] ? x[0] : 0.0f; });
       default:  // deviation
-        return g * x[3] * (x[1] - x[2]);
+        return f([](const float* x) { return x[0] * x[3] * (x[1] - x[2]); });
     }
   }
 };
@@ -213,7 +221,9 @@ struct Offsets {
       const int64_t index = i % p.shape[d];
       i /= p.shape[d];
       out += index * p.out_steps[d];
-      for (int k = 0; k < p.operands; ++k) in[k] += index * p.in_steps[k][d];
+#pragma unroll
+      for (int k = 0; k < kMaxOperands; ++k)
+        if (k < p.operands) in[k] += index * p.in_steps[k][d];
     }
   }
 };
@@ -229,19 +239,24 @@ struct FloatRows {
   __device__ void operator()(int64_t i) const {
     const Offsets at(p, i);
     float x[kMaxOperands] = {};
-    for (int k = 0; k < p.operands; ++k)
-      x[k] = !p.in[k] ? static_cast<float>(p.number[k])
+#pragma unroll
+    for (int k = 0; k < kMaxOperands; ++k)
+      x[k] = k >= p.operands ? 0.0f
+             : !p.in[k]      ? static_cast<float>(p.number[k])
              : p.in_dtype[k] == DType::bfloat16
                  ? to_float(*reinterpret_cast<const bfloat16*>(operand(p, k, at.in[k])))
                  : *reinterpret_cast<const float*>(operand(p, k, at.in[k]));
     char* const out = static_cast<char*>(p.out) + at.out;
-    const R y = Op()(p.op, x);
-    if constexpr (std::is_same_v<R, bool>)
-      *reinterpret_cast<bool*>(out) = y;
-    else if (p.out_dtype == DType::bfloat16)
-      *reinterpret_cast<bfloat16*>(out) = to_bfloat16(y);
-    else
-      *reinterpret_cast<float*>(out) = y;
+    if constexpr (std::is_same_v<R, bool>) {
+      *reinterpret_cast<bool*>(out) = Op()(p.op, x);
+    } else {
+      Op()(p.op, [&](const auto& f) {
+        if (p.out_dtype == DType::bfloat16)
+          *reinterpret_cast<bfloat16*>(out) = to_bfloat16(f(x));
+        else
+          *reinterpret_cast<float*>(out) = f(x);
+      });
+    }
   }
 };
 
@@ -253,17 +268,21 @@ struct DenseRow {
   __device__ void operator()(int64_t i) const {
     const int64_t at = first + i * N;
     float x[kMaxOperands][N], y[N];
-    for (int k = 0; k < p.operands; ++k) {
-      if (p.in[k])
+#pragma unroll
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (k < p.operands && p.in[k])
         load_floats(static_cast<const T*>(p.in[k]) + at, x[k]);
       else
         for (int n = 0; n < N; ++n) x[k][n] = static_cast<float>(p.number[k]);
     }
-    for (int n = 0; n < N; ++n) {
-      float one[kMaxOperands] = {};
-      for (int k = 0; k < p.operands; ++k) one[k] = x[k][n];
-      y[n] = Op()(p.op, one);
-    }
+    static_assert(kMaxOperands == 4);
+    Op()(p.op, [&](const auto& f) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float one[] = {x[0][n], x[1][n], x[2][n], x[3][n]};
+        y[n] = f(one);
+      }
+    });
     store_floats(static_cast<T*>(p.out) + at, y);
   }
 };
@@ -275,9 +294,11 @@ struct IntegerRows {
   __device__ void operator()(int64_t i) const {
     const Offsets at(p, i);
     T x[kMaxOperands] = {};
-    for (int k = 0; k < p.operands; ++k)
-      x[k] = p.in[k] ? *reinterpret_cast<const T*>(operand(p, k, at.in[k]))
-                     : static_cast<T>(p.integer[k]);
+#pragma unroll
+    for (int k = 0; k < kMaxOperands; ++k)
+      if (k < p.operands)
+        x[k] = p.in[k] ? *reinterpret_cast<const T*>(operand(p, k, at.in[k]))
+                       : static_cast<T>(p.integer[k]);
     *reinterpret_cast<R*>(static_cast<char*>(p.out) + at.out) = Op()(p.op, x);
   }
 };
@@ -346,9 +367,9 @@ struct Where {
   ElementwiseParams p;
   __device__ void operator()(int64_t i) const {
     const Offsets at(p, i);
-    const int chosen = *reinterpret_cast<const uint8_t*>(operand(p, 0, at.in[0])) ? 1 : 2;
+    const bool first = *reinterpret_cast<const uint8_t*>(operand(p, 0, at.in[0]));
     *reinterpret_cast<T*>(static_cast<char*>(p.out) + at.out) =
-        *reinterpret_cast<const T*>(operand(p, chosen, at.in[chosen]));
+        *reinterpret_cast<const T*>(first ? operand(p, 1, at.in[1]) : operand(p, 2, at.in[2]));
   }
 };
 

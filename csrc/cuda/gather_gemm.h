@@ -10,7 +10,7 @@
 #pragma once
 
 #include "cuda/conv_operands.h"
-#include "cuda/device/teams.h"
+#include "cuda/device/columns.h"
 #include "cuda/device/tile.h"
 #include "ops/slots.h"
 
@@ -175,9 +175,8 @@ class ColumnMoments {
   }
   void merge() const {
     if (!moments_) return;
-    launch(column_parts_kernel<Moments, MomentsWriter>,
-           dim3(static_cast<unsigned>((columns_ + 31) / 32)), kThreads, 0, parts_.as<Moments>(),
-           row_tiles_, columns_, MomentsWriter{moments_->mean, moments_->m2});
+    combine_parts(parts_.as<Moments>(), row_tiles_, columns_, 0, 1,
+                  MomentsWriter{moments_->mean, moments_->m2});
     moments_->filled = true;
   }
 

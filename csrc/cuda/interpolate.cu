@@ -1,7 +1,7 @@
 // Nearest and bilinear resampling of NHWC images: a thread takes a few neighbouring channels of one
 // output pixel. The backward gathers: an input pixel adds up the outputs that read it, in a fixed
 // order. Floor: the larger image written or read once; the smaller one comes from cache.
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {

@@ -1,32 +1,39 @@
 // Batch, instance and group norm over NHWC pixels.
 //
-// Moments and gradient sums are column reductions (device/teams.h): every thread keeps Welford
-// moments of its own pixels, combined by Chan's formula, so that no large mean cancels. Apply and
-// backward are one pass each, 16 bytes at a time. Bytes, forward: two reads and one write of x; the
-// floor is these over the copy bandwidth (the second read comes from L2 for the later stages).
-#include "cuda/device/teams.h"
+// All walk down columns (device/columns.h). For the moments every thread keeps Welford's of its own
+// pixels, combined by Chan's formula, so that no large mean cancels. Bytes, forward: two reads and
+// one write of x; backward: two of g and x and one write. The floor is these over the copy
+// bandwidth (the second read comes from L2 for the later stages).
+#include "cuda/device/columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
 namespace {
 
 template <class T, int N>
-struct MomentsReader {
+struct ChannelMoments {
   using State = Moments;
   const T* x;
-  int64_t P, C;
-  MomentsReader from(int64_t segment) const { return {x + segment * P * C, P, C}; }
-  FASTNN_MEMBER void add(Moments (&state)[N], int64_t segment, int64_t pixel, int64_t c) const {
-    float v[N];
-    load_floats(x + (segment * P + pixel) * C + c, v);
-    const float inverse = 1.0f / (state[0].n + 1.0f);
-    for (int n = 0; n < N; ++n) {
-      const float delta = v[n] - state[n].mean;
-      state[n].n += 1.0f;
-      state[n].mean += delta * inverse;
-      state[n].m2 += delta * (v[n] - state[n].mean);
+
+  struct Column {
+    static constexpr int kAhead = 8;
+    using Fetched = Pack<T, N>;
+    const T* x;
+    Moments state[N];
+    FASTNN_MEMBER Column(const ChannelMoments& body, int64_t, int64_t) : x(body.x) {}
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float v[N];
+      to_floats(from, v);
+      const float inverse = 1.0f / (state[0].n + 1.0f);
+      for (int n = 0; n < N; ++n) {
+        const float delta = v[n] - state[n].mean;
+        state[n].n += 1.0f;
+        state[n].mean += delta * inverse;
+        state[n].m2 += delta * (v[n] - state[n].mean);
+      }
     }
-  }
+  };
 };
 
 void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) {
@@ -37,8 +44,7 @@ void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) 
         s.C,
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          reduce_columns<N>(MomentsReader<T, N>{from, s.P, s.C}, MomentsWriter{mean, m2}, s.S, s.P,
-                            s.C);
+          reduce_columns<N>(ChannelMoments<T, N>{from}, MomentsWriter{mean, m2}, s.S, s.P, s.C);
         },
         from);
   });
@@ -52,19 +58,40 @@ struct Apply {
   const float* mean;
   const float* scale;
   const float* bias;
-  int64_t P, C;
+  int64_t C;
   bool relu;
-  __device__ void operator()(int64_t i) const {
-    const int64_t packs = C / N, c = i % packs * N, at = i / packs / P * C + c;
-    float v[N], r[N] = {};
-    load_floats(x + i * N, v);
-    if (residual) load_floats(residual + i * N, r);
-    for (int n = 0; n < N; ++n) {
-      v[n] = (v[n] - mean[at + n]) * scale[at + n] + bias[at + n] + r[n];
-      if (relu) v[n] = v[n] < 0 ? 0.0f : v[n];
+
+  struct Column {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> x, residual;
+    };
+    const T* x;
+    const T* residual;
+    T* y;
+    bool relu;
+    float mean[N], scale[N], bias[N];
+    FASTNN_MEMBER Column(const Apply& body, int64_t segment, int64_t c)
+        : x(body.x), residual(body.residual), y(body.y), relu(body.relu) {
+      load_terms(body.mean + segment * body.C + c, mean);
+      load_terms(body.scale + segment * body.C + c, scale);
+      load_terms(body.bias + segment * body.C + c, bias);
     }
-    store_floats(y + i * N, v);
-  }
+    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const {
+      to.x = load_pack<N>(x + at);
+      if (residual) to.residual = load_pack<N>(residual + at);
+    }
+    FASTNN_MEMBER void use(int64_t at, const Fetched& from) const {
+      float v[N], r[N] = {};
+      to_floats(from.x, v);
+      if (residual) to_floats(from.residual, r);
+      for (int n = 0; n < N; ++n) {
+        v[n] = (v[n] - mean[n]) * scale[n] + bias[n] + r[n];
+        if (relu) v[n] = v[n] < 0 ? 0.0f : v[n];
+      }
+      store_floats(y + at, v);
+    }
+  };
 };
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
@@ -78,72 +105,90 @@ void channel_apply(const NormShape& s, const void* x, const float* mean, const f
         s.C,
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          each(s.S * s.P * s.C / N, Apply<T, N>{from, r, to, mean, scale, bias, s.P, s.C, relu});
+          walk_columns<N>(Apply<T, N>{from, r, to, mean, scale, bias, s.C, relu}, s.S, s.P, s.C);
         },
-        from, r, to);
+        from, r, to, mean, scale, bias);
   });
 }
 
-// The gradient where the output of a fused relu was positive, or there is none; and x - mean.
-template <class T, int N>
-struct Passed {
+// What both passes of the backward read.
+template <class T>
+struct Gradient {
   const T* g;
   const T* x;
-  const T* y;  // the three of NormMask
-  const float* mask_scale;
-  const float* mask_bias;
+  NormMask mask;
   const float* mean;
-  FASTNN_MEMBER void load(int64_t element, int64_t column, float (&grad)[N],
-                          float (&away)[N]) const {
-    load_floats(g + element, grad);
-    load_floats(x + element, away);
-    for (int n = 0; n < N; ++n) away[n] -= mean[column + n];
+  int64_t C;
+
+  // f(pack) with the channels that a thread takes.
+  template <class F, class... P>
+  void with_channels(const F& f, const P*... pointers) const {
+    with_pack<T>(C, f, g, x, static_cast<const T*>(mask.y), mask.scale, mask.bias, mean,
+                 pointers...);
+  }
+};
+
+// The gradient where the output of a fused relu was positive, or there is none; and x - mean.
+template <class T, int N>
+struct GradientColumn {
+  struct Fetched {
+    Pack<T, N> g, x, y;
+  };
+  const T* g;
+  const T* x;
+  const T* y;
+  bool masked;
+  float mean[N], scale[N], bias[N];
+  FASTNN_MEMBER GradientColumn(const Gradient<T>& in, int64_t column)
+      : g(in.g), x(in.x), y(static_cast<const T*>(in.mask.y)), masked(!in.mask.y && in.mask.scale) {
+    load_terms(in.mean + column, mean);
+    if (!masked) return;
+    load_terms(in.mask.scale + column, scale);
+    load_terms(in.mask.bias + column, bias);
+  }
+  FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const {
+    to.g = load_pack<N>(g + at);
+    to.x = load_pack<N>(x + at);
+    if (y) to.y = load_pack<N>(y + at);
+  }
+  FASTNN_MEMBER void pass(const Fetched& from, float (&grad)[N], float (&away)[N]) const {
+    to_floats(from.g, grad);
+    to_floats(from.x, away);
+    for (int n = 0; n < N; ++n) away[n] -= mean[n];
     if (y) {
       float out[N];
-      load_floats(y + element, out);
+      to_floats(from.y, out);
       for (int n = 0; n < N; ++n) grad[n] = out[n] <= 0 ? 0.0f : grad[n];
-    } else if (mask_scale) {
-      for (int n = 0; n < N; ++n) {
-        const float out = away[n] * mask_scale[column + n] + mask_bias[column + n];
-        grad[n] = out <= 0 ? 0.0f : grad[n];
-      }
+    } else if (masked) {
+      for (int n = 0; n < N; ++n) grad[n] = away[n] * scale[n] + bias[n] <= 0 ? 0.0f : grad[n];
     }
   }
 };
 
 template <class T, int N>
-Passed<T, N> passed(const void* g, const void* x, const NormMask& mask, const float* mean) {
-  return {static_cast<const T*>(g),
-          static_cast<const T*>(x),
-          static_cast<const T*>(mask.y),
-          mask.y ? nullptr : mask.scale,
-          mask.bias,
-          mean};
-}
-
-template <class T, int N>
-struct GradReader {
+struct GradSums {
   using State = TwoSums;
-  Passed<T, N> in;
-  int64_t P, C, first;
-  GradReader from(int64_t segment) const { return {in, P, C, segment}; }
-  FASTNN_MEMBER void add(TwoSums (&state)[N], int64_t segment, int64_t pixel, int64_t c) const {
-    const int64_t its = first + segment;
-    float grad[N], away[N];
-    in.load((its * P + pixel) * C + c, its * C + c, grad, away);
-    for (int n = 0; n < N; ++n) {
-      state[n].a += grad[n];
-      state[n].b += grad[n] * away[n];
+  Gradient<T> in;
+
+  struct Column : GradientColumn<T, N> {
+    static constexpr int kAhead = 4;
+    TwoSums state[N];
+    FASTNN_MEMBER Column(const GradSums& body, int64_t segment, int64_t c)
+        : GradientColumn<T, N>(body.in, segment * body.in.C + c) {}
+    FASTNN_MEMBER void use(int64_t, const typename GradientColumn<T, N>::Fetched& from) {
+      float grad[N], away[N];
+      this->pass(from, grad, away);
+      for (int n = 0; n < N; ++n) {
+        state[n].a += grad[n];
+        state[n].b += grad[n] * away[n];
+      }
     }
-  }
+  };
 };
 
 struct TwoSumsWriter {
   float* a;
   float* b;
-  TwoSumsWriter from(int64_t segment, int64_t C) const {
-    return {a + segment * C, b + segment * C};
-  }
   FASTNN_MEMBER void write(int64_t at, const TwoSums& state) const {
     a[at] = state.a;
     b[at] = state.b;
@@ -154,34 +199,45 @@ void channel_grad_sums(const NormShape& s, const void* g, const void* x, const N
                        const float* mean, float* sum_g, float* sum_gx) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    with_pack<T>(
-        s.C,
-        [&](auto pack) {
-          constexpr int N = decltype(pack)::value;
-          reduce_columns<N>(GradReader<T, N>{passed<T, N>(g, x, mask, mean), s.P, s.C, 0},
-                            TwoSumsWriter{sum_g, sum_gx}, s.S, s.P, s.C);
-        },
-        static_cast<const T*>(g), static_cast<const T*>(x), static_cast<const T*>(mask.y));
+    const Gradient<T> in{static_cast<const T*>(g), static_cast<const T*>(x), mask, mean, s.C};
+    in.with_channels([&](auto pack) {
+      constexpr int N = decltype(pack)::value;
+      reduce_columns<N>(GradSums<T, N>{in}, TwoSumsWriter{sum_g, sum_gx}, s.S, s.P, s.C);
+    });
   });
 }
 
 template <class T, int N>
 struct GradApply {
-  Passed<T, N> in;
+  Gradient<T> in;
   const float* a;
   const float* b;
   const float* d;
   T* grad_x;
   T* grad_residual;
-  int64_t P, C;
-  __device__ void operator()(int64_t i) const {
-    const int64_t packs = C / N, at = i / packs / P * C + i % packs * N;
-    float grad[N], away[N];
-    in.load(i * N, at, grad, away);
-    if (grad_residual) store_floats(grad_residual + i * N, grad);
-    for (int n = 0; n < N; ++n) grad[n] = grad[n] * a[at + n] + away[n] * b[at + n] + d[at + n];
-    store_floats(grad_x + i * N, grad);
-  }
+
+  struct Column : GradientColumn<T, N> {
+    static constexpr int kAhead = 2;
+    T* grad_x;
+    T* grad_residual;
+    float a[N], b[N], d[N];
+    FASTNN_MEMBER Column(const GradApply& body, int64_t segment, int64_t c)
+        : GradientColumn<T, N>(body.in, segment * body.in.C + c),
+          grad_x(body.grad_x),
+          grad_residual(body.grad_residual) {
+      const int64_t column = segment * body.in.C + c;
+      load_terms(body.a + column, a);
+      load_terms(body.b + column, b);
+      load_terms(body.d + column, d);
+    }
+    FASTNN_MEMBER void use(int64_t at, const typename GradientColumn<T, N>::Fetched& from) const {
+      float grad[N], away[N];
+      this->pass(from, grad, away);
+      if (grad_residual) store_floats(grad_residual + at, grad);
+      for (int n = 0; n < N; ++n) grad[n] = grad[n] * a[n] + away[n] * b[n] + d[n];
+      store_floats(grad_x + at, grad);
+    }
+  };
 };
 
 void channel_grad_apply(const NormShape& s, const void* g, const void* x, const NormMask& mask,
@@ -189,17 +245,15 @@ void channel_grad_apply(const NormShape& s, const void* g, const void* x, const 
                         void* grad_x, void* grad_residual) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
+    const Gradient<T> in{static_cast<const T*>(g), static_cast<const T*>(x), mask, mean, s.C};
     T* const to = static_cast<T*>(grad_x);
     T* const residual = static_cast<T*>(grad_residual);
-    with_pack<T>(
-        s.C,
+    in.with_channels(
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          each(s.S * s.P * s.C / N,
-               GradApply<T, N>{passed<T, N>(g, x, mask, mean), a, b, d, to, residual, s.P, s.C});
+          walk_columns<N>(GradApply<T, N>{in, a, b, d, to, residual}, s.S, s.P, s.C);
         },
-        static_cast<const T*>(g), static_cast<const T*>(x), static_cast<const T*>(mask.y), to,
-        residual);
+        a, b, d, to, residual);
   });
 }
 

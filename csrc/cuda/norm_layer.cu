@@ -4,42 +4,53 @@
 // (squared deviations) and third (output). The gradients of weight and bias are column reductions
 // over rows. Local response norm: a thread per element, which reads its window's neighbours from
 // L1; the backward keeps each element's term in float32 first, so that windows are summed once.
+#include "cuda/device/columns.h"
 #include "cuda/device/teams.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
 namespace {
 
-template <class T, class Team>
+template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     layer_kernel(const T* x, int64_t rows, int64_t D, float eps, const float* weight,
                  const float* bias, float* mean, float* invstd, T* y) {
   for (int64_t r = Team::first(); r < rows; r += Team::all()) {
     const T* const row = x + r * D;
     const auto count = static_cast<float>(D);
-    float sum = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) sum += to_float(row[i]);
-    const float rough = Team::sum(sum) / count;
+    // The sum over the row of f(element).
+    const auto sum_of = [&](const auto& f) {
+      float sum = 0;
+      for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+        float v[N];
+        load_floats(row + i, v);
+        for (int n = 0; n < N; ++n) sum += f(v[n]);
+      }
+      return Team::sum(sum);
+    };
+    const float rough = sum_of([](float v) { return v; }) / count;
     // Where the mean is far from zero its sum was rounded coarsely; what the deviations still add
     // up to is its error.
-    float rest = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) rest += to_float(row[i]) - rough;
-    const float m = rough + Team::sum(rest) / count;
-    float m2 = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float away = to_float(row[i]) - m;
-      m2 += away * away;
-    }
-    const float inverse = 1.0f / sqrtf(Team::sum(m2) / count + eps);
+    const float m = rough + sum_of([&](float v) { return v - rough; }) / count;
+    const float m2 = sum_of([&](float v) { return (v - m) * (v - m); });
+    const float inverse = 1.0f / sqrtf(m2 / count + eps);
     if (Team::member() == 0) {
       mean[r] = m;
       invstd[r] = inverse;
     }
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      float v = (to_float(row[i]) - m) * inverse;
-      if (weight) v *= weight[i];
-      if (bias) v += bias[i];
-      from_float(y[r * D + i], v);
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+      float v[N], term[N];
+      load_floats(row + i, v);
+      for (int n = 0; n < N; ++n) v[n] = (v[n] - m) * inverse;
+      if (weight) {
+        load_terms(weight + i, term);
+        for (int n = 0; n < N; ++n) v[n] *= term[n];
+      }
+      if (bias) {
+        load_terms(bias + i, term);
+        for (int n = 0; n < N; ++n) v[n] += term[n];
+      }
+      store_floats(y + r * D + i, v);
     }
   }
 }
@@ -48,56 +59,88 @@ void layer(const void* x, int64_t rows, int64_t D, DType dtype, float eps, const
            const float* bias, float* mean, float* invstd, void* y) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    with_team(rows, D, [&](auto team, dim3 grid) {
-      launch(layer_kernel<T, decltype(team)>, grid, kThreads, 0, static_cast<const T*>(x), rows, D,
-             eps, weight, bias, mean, invstd, static_cast<T*>(y));
-    });
+    const T* const in = static_cast<const T*>(x);
+    T* const out = static_cast<T*>(y);
+    with_row_team<T>(
+        rows, D,
+        [&](auto pack, auto team, dim3 grid) {
+          constexpr int N = decltype(pack)::value;
+          launch(layer_kernel<T, N, decltype(team)>, grid, kThreads, 0, in, rows, D, eps, weight,
+                 bias, mean, invstd, out);
+        },
+        in, out, weight, bias);
   });
 }
 
-template <class T, class Team>
+template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     layer_backward_kernel(const T* g, const T* x, int64_t rows, int64_t D, const float* weight,
                           const float* mean, const float* invstd, T* grad_x) {
   for (int64_t r = Team::first(); r < rows; r += Team::all()) {
-    const T* const row = x + r * D;
-    const T* const grad = g + r * D;
     const float m = mean[r], inverse = invstd[r], count = static_cast<float>(D);
-    float first = 0, second = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float v = to_float(grad[i]) * (weight ? weight[i] : 1.0f);
-      first += v;
-      second += v * (to_float(row[i]) - m);
+    // The gradient of the normalized elements from i on, and x - mean.
+    const auto load = [&](int64_t i, float (&grad)[N], float (&away)[N]) {
+      load_floats(g + r * D + i, grad);
+      load_floats(x + r * D + i, away);
+      for (int n = 0; n < N; ++n) away[n] -= m;
+      if (!weight) return;
+      float w[N];
+      load_terms(weight + i, w);
+      for (int n = 0; n < N; ++n) grad[n] *= w[n];
+    };
+    float first = 0, second = 0, grad[N], away[N];
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+      load(i, grad, away);
+      for (int n = 0; n < N; ++n) {
+        first += grad[n];
+        second += grad[n] * away[n];
+      }
     }
     first = Team::sum(first) / count;
     second = Team::sum(second) * inverse * inverse / count;
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float v = to_float(grad[i]) * (weight ? weight[i] : 1.0f);
-      from_float(grad_x[r * D + i], (v - first - (to_float(row[i]) - m) * second) * inverse);
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+      load(i, grad, away);
+      for (int n = 0; n < N; ++n) grad[n] = (grad[n] - first - away[n] * second) * inverse;
+      store_floats(grad_x + r * D + i, grad);
     }
   }
 }
 
-// Of row `pixel` and column c: g (x - mean) / std, and g.
-template <class T>
-struct ParameterReader {
+// Of every column: the sums over rows of g (x - mean) / std, and of g.
+template <class T, int N>
+struct ParameterSums {
   using State = TwoSums;
   const T* g;
   const T* x;
   const float* mean;
   const float* invstd;
-  int64_t D;
-  ParameterReader from(int64_t) const { return *this; }
-  FASTNN_MEMBER void add(TwoSums (&state)[1], int64_t, int64_t row, int64_t c) const {
-    const float grad = to_float(g[row * D + c]);
-    state[0].a += grad * (to_float(x[row * D + c]) - mean[row]) * invstd[row];
-    state[0].b += grad;
-  }
+
+  struct Column {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> g, x;
+      float mean, invstd;
+    };
+    ParameterSums in;
+    TwoSums state[N];
+    FASTNN_MEMBER Column(const ParameterSums& body, int64_t, int64_t) : in(body) {}
+    FASTNN_MEMBER void fetch(int64_t row, int64_t at, Fetched& to) const {
+      to = {load_pack<N>(in.g + at), load_pack<N>(in.x + at), in.mean[row], in.invstd[row]};
+    }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float grad[N], v[N];
+      to_floats(from.g, grad);
+      to_floats(from.x, v);
+      for (int n = 0; n < N; ++n) {
+        state[n].a += grad[n] * (v[n] - from.mean) * from.invstd;
+        state[n].b += grad[n];
+      }
+    }
+  };
 };
 struct ParameterWriter {
   float* weight;
   float* bias;
-  ParameterWriter from(int64_t, int64_t) const { return *this; }
   FASTNN_MEMBER void write(int64_t c, const TwoSums& state) const {
     if (weight) weight[c] = state.a;
     if (bias) bias[c] = state.b;
@@ -111,13 +154,24 @@ void layer_backward(const void* g, const void* x, int64_t rows, int64_t D, DType
     using T = decltype(type);
     const T* const grad = static_cast<const T*>(g);
     const T* const in = static_cast<const T*>(x);
-    with_team(rows, D, [&](auto team, dim3 grid) {
-      launch(layer_backward_kernel<T, decltype(team)>, grid, kThreads, 0, grad, in, rows, D, weight,
-             mean, invstd, static_cast<T*>(grad_x));
-    });
-    if (grad_weight || grad_bias)
-      reduce_columns<1>(ParameterReader<T>{grad, in, mean, invstd, D},
-                        ParameterWriter{grad_weight, grad_bias}, 1, rows, D);
+    T* const out = static_cast<T*>(grad_x);
+    with_row_team<T>(
+        rows, D,
+        [&](auto pack, auto team, dim3 grid) {
+          constexpr int N = decltype(pack)::value;
+          launch(layer_backward_kernel<T, N, decltype(team)>, grid, kThreads, 0, grad, in, rows, D,
+                 weight, mean, invstd, out);
+        },
+        grad, in, out, weight);
+    if (!grad_weight && !grad_bias) return;
+    with_pack<T>(
+        D,
+        [&](auto pack) {
+          constexpr int N = decltype(pack)::value;
+          reduce_columns<N>(ParameterSums<T, N>{grad, in, mean, invstd},
+                            ParameterWriter{grad_weight, grad_bias}, 1, rows, D);
+        },
+        grad, in);
   });
 }
 

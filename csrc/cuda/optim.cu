@@ -5,7 +5,7 @@
 // chunks. Floor: SGD with momentum 20 bytes per float32 parameter, Adam 28, over the copy
 // bandwidth.
 #include "cuda/capture.h"
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -111,16 +111,24 @@ FASTNN_DEVICE bool is_aligned(const OptimTensor& t) {
   return all % 16 == 0;
 }
 
-template <class T>
-FASTNN_DEVICE void step_chunk(Optimizer which, const OptimStep& s, const Chunk& c) {
-  int64_t i = c.begin;
-  if (is_aligned(*c.tensor)) {
-    const int64_t packed = c.begin + (c.end - c.begin) / 4 * 4;
-    for (i += 4 * threadIdx.x; i < packed; i += 4 * kThreads)
-      step_some<T, 4>(which, s, *c.tensor, i);
-    i = packed;
-  }
-  for (i += threadIdx.x; i < c.end; i += kThreads) step_some<T, 1>(which, s, *c.tensor, i);
+// f(type, i, n) for the block's threads: n elements from i on of the chunk's tensor, four at a time
+// where they lie so.
+template <class F>
+FASTNN_DEVICE void over_chunk(const Chunk& c, const F& f) {
+  const auto typed = [&](auto type) {
+    int64_t i = c.begin;
+    if (is_aligned(*c.tensor)) {
+      const int64_t packed = c.begin + (c.end - c.begin) / 4 * 4;
+      for (i += 4 * threadIdx.x; i < packed; i += 4 * kThreads)
+        f(type, i, std::integral_constant<int, 4>{});
+      i = packed;
+    }
+    for (i += threadIdx.x; i < c.end; i += kThreads) f(type, i, std::integral_constant<int, 1>{});
+  };
+  if (c.tensor->dtype == DType::float32)
+    typed(float{});
+  else
+    typed(bfloat16{});
 }
 
 // In a graph the settings come from `live`, where each replay finds new ones.
@@ -128,10 +136,9 @@ __global__ void __launch_bounds__(kThreads)
     step_kernel(Optimizer which, OptimStep given, const OptimStep* live, Batch batch) {
   const OptimStep s = live ? *live : given;
   const Chunk c(batch, blockIdx.x);
-  if (c.tensor->dtype == DType::float32)
-    step_chunk<float>(which, s, c);
-  else
-    step_chunk<bfloat16>(which, s, c);
+  over_chunk(c, [&](auto type, int64_t i, auto n) {
+    step_some<decltype(type), decltype(n)::value>(which, s, *c.tensor, i);
+  });
 }
 
 void step(Optimizer which, const OptimStep& s, const OptimTensor* tensors, int64_t count) {
@@ -141,18 +148,14 @@ void step(Optimizer which, const OptimStep& s, const OptimTensor* tensors, int64
   });
 }
 
-FASTNN_DEVICE float element(const OptimTensor& t, int64_t i) {
-  return t.dtype == DType::float32 ? static_cast<const float*>(t.param)[i]
-                                   : to_float(static_cast<const bfloat16*>(t.param)[i]);
-}
-
 __global__ void __launch_bounds__(kThreads) square_kernel(Batch batch, double* parts) {
   const Chunk c(batch, blockIdx.x);
   float sum = 0;
-  for (int64_t i = c.begin + threadIdx.x; i < c.end; i += kThreads) {
-    const float x = element(*c.tensor, i);
-    sum += x * x;
-  }
+  over_chunk(c, [&](auto type, int64_t i, auto n) {
+    float x[decltype(n)::value];
+    load_floats(static_cast<const decltype(type)*>(c.tensor->param) + i, x);
+    for (const float v : x) sum += v * v;
+  });
   sum = block_sum(sum);
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
@@ -176,33 +179,37 @@ struct Norm {
   __device__ void operator()(int64_t) const { *norm = static_cast<float>(sqrt(*squares)); }
 };
 
+// What is done to every element, from the settings.
 // By what the sum of squares says, so that the host need not know it.
 struct Clipped {
   const double* squares;
   double max_norm;
-  __device__ float operator()(float x) const {
+  __device__ auto change() const {
     const double factor = max_norm / (sqrt(*squares) + 1e-6);
-    return factor < 1 ? x * static_cast<float>(factor) : x;
+    return [by = factor < 1 ? static_cast<float>(factor) : 1.0f](float x) { return x * by; };
   }
 };
 struct Clamped {
   float limit;
-  __device__ float operator()(float x) const {
-    const float low = x > limit ? limit : x;  // a NaN fails both comparisons and stays
-    return low < -limit ? -limit : low;
+  __device__ auto change() const {
+    return [limit = limit](float x) {
+      const float low = x > limit ? limit : x;  // a NaN fails both comparisons and stays
+      return low < -limit ? -limit : low;
+    };
   }
 };
 
 template <class F>
 __global__ void __launch_bounds__(kThreads) update_kernel(Batch batch, F f) {
   const Chunk c(batch, blockIdx.x);
-  for (int64_t i = c.begin + threadIdx.x; i < c.end; i += kThreads) {
-    const float y = f(element(*c.tensor, i));
-    if (c.tensor->dtype == DType::float32)
-      static_cast<float*>(c.tensor->param)[i] = y;
-    else
-      static_cast<bfloat16*>(c.tensor->param)[i] = to_bfloat16(y);
-  }
+  const auto change = f.change();
+  over_chunk(c, [&](auto type, int64_t i, auto n) {
+    auto* const at = static_cast<decltype(type)*>(c.tensor->param) + i;
+    float x[decltype(n)::value];
+    load_floats(at, x);
+    for (float& v : x) v = change(v);
+    store_floats(at, x);
+  });
 }
 
 template <class F>

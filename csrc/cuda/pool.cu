@@ -4,7 +4,7 @@
 // Max pooling keeps the winner's index within its window in 8 bits. Both backward passes gather: an
 // input pixel adds up the windows it is in, in a fixed order, and is written once; no atomics, no
 // zeroing. Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
-#include "cuda/device/device.h"
+#include "cuda/device/packs.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {

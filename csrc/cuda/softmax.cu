@@ -8,21 +8,32 @@
 namespace fastnn::cuda {
 namespace {
 
-template <class T, class Team>
+template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     forward_rows_kernel(const T* x, int64_t rows, int64_t D, bool log, T* y) {
   for (int64_t r = Team::first(); r < rows; r += Team::all()) {
-    const T* const row = x + r * D;
+    // Calls f(i, v) with the row's elements v from i on, for the member's share.
+    const auto over_row = [&](const auto& f) {
+      for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+        float v[N];
+        load_floats(x + r * D + i, v);
+        f(i, v);
+      }
+    };
     float top = -INFINITY, total = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) top = fmaxf(top, to_float(row[i]));
+    over_row([&](int64_t, const float (&v)[N]) {
+      for (int n = 0; n < N; ++n) top = fmaxf(top, v[n]);
+    });
     top = Team::largest(top);
-    for (int64_t i = Team::member(); i < D; i += Team::size) total += expf(to_float(row[i]) - top);
+    over_row([&](int64_t, const float (&v)[N]) {
+      for (int n = 0; n < N; ++n) total += expf(v[n] - top);
+    });
     total = Team::sum(total);
     const float log_sum = logf(total), inverse = 1.0f / total;
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float v = to_float(row[i]) - top;
-      from_float(y[r * D + i], log ? v - log_sum : expf(v) * inverse);
-    }
+    over_row([&](int64_t i, float (&v)[N]) {
+      for (int n = 0; n < N; ++n) v[n] = log ? v[n] - top - log_sum : expf(v[n] - top) * inverse;
+      store_floats(y + r * D + i, v);
+    });
   }
 }
 
@@ -46,19 +57,23 @@ struct ForwardColumn {
 };
 
 // softmax: grad_x = y (g - sum(g y)); log softmax: grad_x = g - exp(y) sum(g).
-template <class T, class Team>
+template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const T* g, const T* y, int64_t rows, int64_t D, bool log, T* grad_x) {
   for (int64_t r = Team::first(); r < rows; r += Team::all()) {
-    float total = 0;
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float v = to_float(g[r * D + i]);
-      total += log ? v : v * to_float(y[r * D + i]);
+    float total = 0, grad[N], out[N];
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+      load_floats(g + r * D + i, grad);
+      if (!log) load_floats(y + r * D + i, out);
+      for (int n = 0; n < N; ++n) total += log ? grad[n] : grad[n] * out[n];
     }
     total = Team::sum(total);
-    for (int64_t i = Team::member(); i < D; i += Team::size) {
-      const float v = to_float(g[r * D + i]), out = to_float(y[r * D + i]);
-      from_float(grad_x[r * D + i], log ? v - expf(out) * total : out * (v - total));
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+      load_floats(g + r * D + i, grad);
+      load_floats(y + r * D + i, out);
+      for (int n = 0; n < N; ++n)
+        grad[n] = log ? grad[n] - expf(out[n]) * total : out[n] * (grad[n] - total);
+      store_floats(grad_x + r * D + i, grad);
     }
   }
 }
@@ -91,9 +106,13 @@ void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype
     const T* const from = static_cast<const T*>(x);
     T* const to = static_cast<T*>(y);
     if (inner != 1) return each(outer * inner, ForwardColumn<T>{from, to, D, inner, log});
-    with_team(outer, D, [&](auto team, dim3 grid) {
-      launch(forward_rows_kernel<T, decltype(team)>, grid, kThreads, 0, from, outer, D, log, to);
-    });
+    with_row_team<T>(
+        outer, D,
+        [&](auto pack, auto team, dim3 grid) {
+          launch(forward_rows_kernel<T, decltype(pack)::value, decltype(team)>, grid, kThreads, 0,
+                 from, outer, D, log, to);
+        },
+        from, to);
   });
 }
 
@@ -105,10 +124,13 @@ void backward(const void* g, const void* y, int64_t outer, int64_t D, int64_t in
     const T* const out = static_cast<const T*>(y);
     T* const to = static_cast<T*>(grad_x);
     if (inner != 1) return each(outer * inner, BackwardColumn<T>{grad, out, to, D, inner, log});
-    with_team(outer, D, [&](auto team, dim3 grid) {
-      launch(backward_rows_kernel<T, decltype(team)>, grid, kThreads, 0, grad, out, outer, D, log,
-             to);
-    });
+    with_row_team<T>(
+        outer, D,
+        [&](auto pack, auto team, dim3 grid) {
+          launch(backward_rows_kernel<T, decltype(pack)::value, decltype(team)>, grid, kThreads, 0,
+                 grad, out, outer, D, log, to);
+        },
+        grad, out, to);
   });
 }
 

@@ -71,51 +71,16 @@ FASTNN_DEVICE int64_t first_thread() {
 }
 FASTNN_DEVICE int64_t all_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-template <class F>
-__global__ void __launch_bounds__(kThreads, 4) each_kernel(int64_t count, F f) {
+template <class F, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) each_kernel(int64_t count, F f) {
   for (int64_t i = first_thread(); i < count; i += all_threads()) f(i);
 }
 
-// f(i) for i in [0, count), f a device lambda or functor.
-template <class F>
+// f(i) for i in [0, count), f a device lambda or functor. A multiprocessor can hold kBlocks blocks
+// at least: a thread of four has 64 registers.
+template <int kBlocks = 4, class F>
 void each(int64_t count, const F& f) {
-  if (count) launch(each_kernel<F>, dim3(blocks_for(count)), kThreads, 0, count, f);
-}
-
-// N neighbouring elements as one access of up to 16 bytes.
-template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T at[N];
-};
-template <class T>
-constexpr int kPack = 16 / sizeof(T);
-
-// The pack as floats, and back, rounded once.
-template <class T, int N>
-FASTNN_DEVICE void load_floats(const T* p, float (&x)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(p);
-  for (int i = 0; i < N; ++i) x[i] = to_float(pack.at[i]);
-}
-template <class T, int N>
-FASTNN_DEVICE void store_floats(T* p, const float (&x)[N]) {
-  Pack<T, N> pack;
-  for (int i = 0; i < N; ++i) from_float(pack.at[i], x[i]);
-  *reinterpret_cast<Pack<T, N>*>(p) = pack;
-}
-
-// Whether every pointer starts a 16-byte access; null is fine.
-template <class... P>
-bool aligned(const P*... pointers) {
-  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
-}
-
-// f(pack) with the channels that a thread takes at a time: a pack, or one.
-template <class T, class F, class... P>
-void with_pack(int64_t C, const F& f, const P*... pointers) {
-  if (C % kPack<T> == 0 && aligned(pointers...))
-    f(std::integral_constant<int, kPack<T>>{});
-  else
-    f(std::integral_constant<int, 1>{});
+  if (count) launch(each_kernel<F, kBlocks>, dim3(blocks_for(count)), kThreads, 0, count, f);
 }
 
 // Calls f with a value of T for a floating dtype: the kernel's element type.

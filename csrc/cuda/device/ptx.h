@@ -1,6 +1,7 @@
-// The instructions that CUDA C++ has no name for, as inline functions: asynchronous copies, matrix
-// loads and the tensor cores' products (PTX ISA 8.x, sections on cp.async, ldmatrix and mma). Each
-// has a host body for the emulator, written from the fragment layouts in that document:
+// The instructions that CUDA C++ has no name for, as inline functions: whole stores, asynchronous
+// copies, matrix loads and the tensor cores' products (PTX ISA 8.x, sections on cp.async, ldmatrix
+// and mma). Each has a host body for the emulator, written from the fragment layouts in that
+// document:
 //   lane l, g = l / 4, t = l % 4
 //   bf16 m16n8k16: a[i] holds A(g + 8 (i % 2), 2t + 8 (i / 2)) and its right neighbour,
 //                  b[i] holds B(2t + 8 i, g) and the one below
@@ -16,6 +17,17 @@ namespace fastnn::cuda {
 
 FASTNN_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// 16 bytes to global memory at once: the compiler may take an assignment apart.
+template <class Words>
+FASTNN_DEVICE void store_words(void* global, const Words& words) {
+  static_assert(sizeof(Words) == 16);
+  uint32_t w[4];
+  memcpy(w, &words, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
 }
 
 // 16 bytes from global to shared memory, zeros if not `valid`; there after wait_copies().
@@ -82,6 +94,11 @@ FASTNN_DEVICE uint32_t to_tf32(float x) {
 }
 
 #else
+
+template <class Words>
+static inline void store_words(void* global, const Words& words) {
+  *static_cast<Words*>(global) = words;
+}
 
 static inline void copy_async(void* shared, const void* global, bool valid) {
   emulator::async_copy(shared, global, 16, valid ? 16 : 0);

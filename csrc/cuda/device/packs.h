@@ -1,0 +1,59 @@
+// Packs: neighbouring elements as one access of up to 16 bytes.
+#pragma once
+
+#include "cuda/device/ptx.h"
+
+namespace fastnn::cuda {
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T at[N];
+};
+template <class T>
+constexpr int kPack = 16 / sizeof(T);
+
+// The pack as floats, and back, rounded once.
+template <int N, class T>
+FASTNN_DEVICE Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+template <class T, int N>
+FASTNN_DEVICE void to_floats(const Pack<T, N>& pack, float (&x)[N]) {
+  for (int i = 0; i < N; ++i) x[i] = to_float(pack.at[i]);
+}
+template <class T, int N>
+FASTNN_DEVICE void load_floats(const T* p, float (&x)[N]) {
+  to_floats(load_pack<N>(p), x);
+}
+template <class T, int N>
+FASTNN_DEVICE void store_floats(T* p, const float (&x)[N]) {
+  Pack<T, N> pack;
+  for (int i = 0; i < N; ++i) from_float(pack.at[i], x[i]);
+  if constexpr (sizeof(pack) == 16)
+    store_words(p, pack);
+  else
+    *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+// What belongs to N channels, 16 bytes at a time.
+template <int N>
+FASTNN_DEVICE void load_terms(const float* p, float (&x)[N]) {
+  constexpr int kSome = N % 4 ? N : 4;
+  for (int i = 0; i < N; i += kSome) load_floats(p + i, reinterpret_cast<float (&)[kSome]>(x[i]));
+}
+
+// Whether every pointer starts a 16-byte access; null is fine.
+template <class... P>
+bool aligned(const P*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// f(pack) with the channels that a thread takes at a time: a pack, or one.
+template <class T, class F, class... P>
+void with_pack(int64_t C, const F& f, const P*... pointers) {
+  if (C % kPack<T> == 0 && aligned(pointers...))
+    f(std::integral_constant<int, kPack<T>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+}  // namespace fastnn::cuda
