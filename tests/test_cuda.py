@@ -566,3 +566,27 @@ def test_nan_and_infinities_in_max_pooling_are_the_cpus():
         strict=True,
     ):
         assert np.array_equal(here.numpy(), there.cpu().numpy(), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["gelu", "sigmoid", "tanh", "silu"])
+def test_activations_keep_their_relative_accuracy_where_they_saturate(name):
+    """A few roundings, and that of an exponent's argument, which its exponential magnifies."""
+    at = np.linspace(-9, 9, 181, dtype=np.float32)
+    v = at.astype(np.float64)
+    u = {"gelu": 2 * np.sqrt(2 / np.pi) * (v + 0.044715 * v**3), "tanh": 2 * v}.get(name, v)
+    s, rest = 1 / (1 + np.exp(-u)), 1 / (1 + np.exp(u))
+    slope = {"gelu": 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * v**2), "silu": 1}.get(name, 0)
+    want = {
+        "gelu": s + v * s * rest * slope, "sigmoid": s * rest, "tanh": 4 * s * rest,
+        "silu": s * (1 + v * rest),
+    }[name]  # fmt: skip
+    x = fastnn.tensor(at).to("cuda").requires_grad_()
+    y = F.gelu(x, approximate="tanh") if name == "gelu" else getattr(F, name)(x)
+    y.backward(fastnn.ones(at.shape).to("cuda"))
+    # What the gradient's two terms are before they cancel, near its zero.
+    terms = np.abs(want) + np.abs(s * v * rest * slope)
+    error = np.abs(x.grad.cpu().numpy() - want) / terms
+    assert (error / (8 + 2 * np.abs(u)) <= EPS["float32"]).all(), at[error.argmax()]
+    if name == "gelu":
+        error = np.abs(y.detach().cpu().numpy()[v != 0] / (v * s)[v != 0] - 1)
+        assert (error / (8 + 2 * np.abs(u[v != 0])) <= EPS["float32"]).all()
