@@ -9,13 +9,12 @@
 #include "cpu/conv_grouped.h"
 #include "cpu/even_channels.h"
 #include "cpu/implicit_gemm.h"
-#include "cpu/simd/transpose.h"
+#include "cpu/turned_weight.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC. Turned in squares of
-// LANES outputs by LANES rows; a pair of rows is taken for one row of its bits.
+// packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC.
 template <class T>
 void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
   const int64_t blocks = block_count(outputs), chunk = 32 * LANES, chunks = ceil_div(rows, chunk);
@@ -24,18 +23,9 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
     const int64_t end = clamp(rows, begin, begin + chunk);
     const int width = block_vectors(outputs, block) * LANES;
     float* const to = packed + block * NR * rows;
-    for (int64_t row = begin; row < end; row += LANES) {
-      const int count = static_cast<int>(clamp(end - row, 0, LANES));
-      for (int64_t v = 0; v < width; v += LANES) {
-        const int64_t first = block * NR + v;
-        vfloat square[LANES];
-#pragma GCC unroll 16
-        for (int n = 0; n < LANES; ++n)
-          square[n] =
-              first + n < outputs ? load_any(w + (first + n) * rows + row, count) : vfloat{};
-        transpose(square);
-        for (int r = 0; r < count; ++r) store(to + (row + r) * width + v, square[r]);
-      }
+    for (int64_t v = 0; v < width; v += LANES) {
+      const int64_t first = block * NR + v;
+      turn_outputs(w + first * rows, outputs - first, rows, begin, end, to + v, width);
     }
   });
 }

@@ -9,13 +9,13 @@ namespace fastnn::cpu::FASTNN_ISA {
 
 constexpr int64_t kGroupedRows = 7;  // of a kernel, at most
 
-// `of_weight`: for the gradient of the weight. Not for few pixels of large groups, whose weights
-// leave L2 when they are turned, nor where pairs fill the product kernels.
+// `of_weight`: for the gradient of the weight. Not where large groups have more weights to turn
+// than pixels pay for, nor where pairs fill the product kernels.
 FASTNN_INLINE bool is_grouped(const ConvParams& p, bool of_weight = false) {
   const int64_t G = p.group_inputs();
   const bool pairs = p.dtype == DType::bfloat16 && kStep<Operand<bfloat16>> == 2;
   const bool many = p.N * p.OH * p.OW >= 2 * p.KH * p.KW * G;
-  const bool here = G == 2 || G == 4 || G == 8 || (G == 16 && (many || !(pairs || of_weight))) ||
+  const bool here = G == 2 || G == 4 || G == 8 || (G == 16 && (many || !of_weight)) ||
                     (G == 32 && many && (of_weight || !pairs));
   return p.groups > 1 && G == p.group_outputs() && here && p.C % LANES == 0 && p.KW == 3 &&
          p.KH <= kGroupedRows && p.dilation_h <= 8 && p.dilation_w == 1 && p.stride_w <= 2;

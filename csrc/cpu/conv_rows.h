@@ -12,6 +12,7 @@
 #include "core/allocator.h"
 #include "cpu/conv_epilogue.h"
 #include "cpu/simd/steps.h"
+#include "cpu/turned_weight.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -85,30 +86,41 @@ FASTNN_INLINE void bring_next(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
 FASTNN_INLINE int64_t turned_size(int64_t C, int64_t taps, int64_t G) {
   return (C + LANES - 1) / LANES * LANES * taps * G;
 }
-// The k-th weight of a channel and a tap is w[of_channel(c) + of_tap(tap) + k * k_step].
-template <class P, class T, class OfChannel, class OfTap>
-void turn_weight(const T* w, int64_t C, int64_t taps, int64_t G, int64_t k_step,
-                 const OfChannel& of_channel, const OfTap& of_tap, P* turned) {
-  parallel_for((C + LANES - 1) / LANES, [&](int64_t vector) {
-    const int64_t used = C - vector * LANES < LANES ? C - vector * LANES : LANES;
-    int64_t channel[LANES];
-    for (int64_t l = 0; l < used; ++l) channel[l] = of_channel(vector * LANES + l);
-    P* to = turned + vector * taps * G * LANES;
-    for (int64_t t = 0; t < taps; ++t, to += G * LANES)
-      for (int64_t k = 0; k < G; ++k) {
-        const T* const from = w + of_tap(t) + k * k_step;
-        P* const lane = to + k / kStep<P> * kStep<P> * LANES + k % kStep<P>;
-        for (int64_t l = 0; l < LANES; ++l)
-          from_float(lane[l * kStep<P>], l < used ? to_float(from[channel[l]]) : 0.0f);
-      }
-  });
+// Calls body(vector) for the vectors of C channels, of `rows` values each.
+template <class Body>
+void each_weight_vector(int64_t C, int64_t rows, const Body& body) {
+  if (rows == 0) return;  // a phase without taps
+  parallel_ranges(ceil_div(C, LANES), ceil_div(kGrain / 4, LANES * rows),
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t vector = begin; vector < end; ++vector) body(vector);
+                  });
 }
 
-// Rows one below the other whose blocks of outputs take turns, so that the inputs that they share
-// are still in L1; one where there are few rows for each thread.
+// turned[vector][row][LANES] = w[channel][row], or [row / 2][LANES][2] for pairs of rows.
+template <class T>
+void turn_channels(const T* w, int64_t C, int64_t rows, float* turned) {
+  each_weight_vector(C, rows, [&](int64_t vector) {
+    const int64_t c = vector * LANES;
+    turn_outputs(w + c * rows, C - c, rows, 0, rows, turned + c * rows, LANES);
+  });
+}
+inline void turn_channels(const bfloat16* w, int64_t C, int64_t rows, bfloat16* turned) {
+  turn_channels(reinterpret_cast<const float*>(w), C, rows / 2, reinterpret_cast<float*>(turned));
+}
+
+// Calls body(image, begin, end) for strips of rows of images, in parallel: rows one below the other
+// whose blocks of outputs take turns, so that the inputs that they share are still in L1; single
+// ones where there are few for each thread. (There, to give each thread the channels whose weights
+// it has turned costs up to four times as much: prefetchers fetch the lines of both.)
 constexpr int64_t kTurns = 4;
-FASTNN_INLINE int64_t rows_in_turn(int64_t rows) {
-  return rows < 4 * kTurns * get_num_threads() ? 1 : kTurns;
+template <class Body>
+void each_strip(int64_t images, int64_t H, const Body& body) {
+  const int64_t turns = images * H < 4 * kTurns * get_num_threads() ? 1 : kTurns;
+  const int64_t strips = ceil_div(H, turns);
+  parallel_for(images * strips, [&](int64_t task) {
+    const int64_t begin = task % strips * turns;
+    body(task / strips, begin, begin + turns < H ? begin + turns : H);
+  });
 }
 
 // Calls run(rows, count) for the rows of the forward pass.
@@ -118,17 +130,13 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   const int64_t C = p.C, G = p.group_inputs(), taps = p.KH * p.KW, kernel_row = p.KW * G * LANES;
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
-  turn_weight(
-      w, C, taps, G, 1, [&](int64_t c) { return c * taps * G; }, [&](int64_t t) { return t * G; },
-      turned);
+  turn_channels(w, C, taps * G, turned);
   const Route route = route_to(y, kCachedOfProducts);
-  const int64_t turns = rows_in_turn(p.N * p.OH), strips = ceil_div(p.OH, turns);
-  parallel_for(p.N * strips, [&](int64_t task) {
-    const int64_t n = task / strips, begin = task % strips * turns;
+  each_strip(p.N, p.OH, [&](int64_t n, int64_t begin, int64_t end) {
     const T* const image = x + n * p.H * p.W * C;
     ChannelRow<T, P> rows[kTurns];
     int count = 0;
-    for (int64_t oh = begin; oh < begin + turns && oh < p.OH; ++oh) {
+    for (int64_t oh = begin; oh < end; ++oh) {
       const int64_t top = oh * p.stride_h - p.pad_top;
       const int64_t below = top + (p.KH - 1) * p.dilation_h + 1;
       ChannelRow<T, P>& d = rows[count++];
@@ -173,6 +181,39 @@ struct PhaseTaps {
   }
 };
 
+// Weights for the gradient of the input: turned[vector][kernel row][tap of `across`][k] of input c
+// is that from output k of its group; G > 1.
+template <class P, class T>
+void turn_group_taps(const ConvParams& p, const T* w, const PhaseTaps& across, P* turned) {
+  const int64_t C = p.C, G = p.group_inputs(), taps = p.KH * p.KW, next = taps * G;
+  const int some = static_cast<int>(G < LANES ? G : LANES);  // neighbours in one group
+  each_weight_vector(C, p.KH * across.count * G, [&](int64_t vector) {
+    auto* to = reinterpret_cast<float*>(turned + vector * p.KH * across.count * G * LANES);
+    for (int64_t kh = 0; kh < p.KH; ++kh)
+      for (int64_t t = 0; t < across.count; ++t)
+        for (int64_t k = 0; k < G; k += kStep<P>, to += LANES)
+          for (int lane = 0; lane < LANES; lane += some) {
+            const int64_t c = vector * LANES + lane;
+            const int64_t tap = kh * p.KW + across.last - t * across.every;
+            const T* const from = w + (c / G * G + k) * next + tap * G + c % G;
+            vfloat values = load_any(from, some);
+            if (kStep<P> == 2) values = paired(values, load_any(from + next, some));
+            store_any(to + lane, values, some);
+          }
+  });
+}
+// The same with G = 1, from what turn_channels() made.
+inline void choose_taps(const ConvParams& p, const float* all, const PhaseTaps& across,
+                        float* turned) {
+  each_weight_vector(p.C, p.KH * across.count, [&](int64_t vector) {
+    const float* const from = all + vector * p.KH * p.KW * LANES;
+    float* to = turned + vector * p.KH * across.count * LANES;
+    for (int64_t kh = 0; kh < p.KH; ++kh)
+      for (int64_t t = 0; t < across.count; ++t, to += LANES)
+        store(to, load(from + (kh * p.KW + across.last - t * across.every) * LANES));
+  });
+}
+
 // Calls run(rows, count, taps across) for the rows of the gradient with respect to the input, phase
 // by phase of the stride.
 template <class P, class T, class Run>
@@ -181,23 +222,20 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
   const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w, taps = p.KH * p.KW;
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
+  Workspace all(G == 1 ? turned_size(C, taps, 1) * int64_t{sizeof(float)} : 0);
+  if (G == 1) turn_channels(w, C, taps, all.floats());
   int64_t turned_taps = 0;
   for (int64_t phase = 0; phase < S; ++phase) {
     const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
-    // Of input c: from output k of its group.
-    turn_weight(
-        w, C, p.KH * across.count, G, taps * G,
-        [&](int64_t c) { return c / G * G * taps * G + c % G; },
-        [&](int64_t t) {
-          return (t / across.count * p.KW + across.last - t % across.count * across.every) * G;
-        },
-        turned + turned_size(C, turned_taps, G));
+    P* const of_phase = turned + turned_size(C, turned_taps, G);
+    if constexpr (kStep<P> == 1) {
+      if (G == 1) choose_taps(p, all.floats(), across, of_phase);
+    }
+    if (G > 1) turn_group_taps(p, w, across, of_phase);
     turned_taps += p.KH * across.count;
   }
   const Route route = route_to(grad_input, kCachedOfProducts);
-  const int64_t turns = rows_in_turn(p.N * p.H), strips = ceil_div(p.H, turns);
-  parallel_for(p.N * strips, [&](int64_t task) {
-    const int64_t n = task / strips, begin = task % strips * turns;
+  each_strip(p.N, p.H, [&](int64_t n, int64_t begin, int64_t end) {
     int64_t taps_before = 0;
     for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
       const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
@@ -206,7 +244,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
       taps_before += p.KH * across.count;
       ChannelRow<T, P> rows[kTurns];
       int count = 0;
-      for (int64_t h = begin; h < begin + turns && h < p.H; ++h) {
+      for (int64_t h = begin; h < end; ++h) {
         const PhaseTaps down(h % p.stride_h, p.KH, p.pad_top, p.dilation_h, p.stride_h);
         ChannelRow<T, P>& d = rows[count++];
         d.next_row = down.gap * p.OW * C;
