@@ -166,6 +166,10 @@ def primitives_by_numpy():
     x[:, 3::4] = 0
     threads = sample(np.arange(256))
     steps = 1 + np.arange(32) / 8192
+    first, second = 1 + np.arange(32) / 512, -2 - np.arange(32) / 256
+    rounded = [np.round(first * 128) / 128, np.round(second * 64) / 64, first, second]
+    rounded = np.transpose([*rounded, first, second])
+    rounded[1::2] = np.roll(rounded[1::2], 2, axis=1)
     values = sample(np.arange(1 << 15))
     box = np.zeros((8, 64))
     box[:4, :56] = values[: 5 * 4 * 72].reshape(5, 4, 72)[1:, 2, 16:]
@@ -183,6 +187,7 @@ def primitives_by_numpy():
         "mma_bf16_transposed": a @ b.T,
         "mma_tf32": a8 @ b8.T,
         "to_tf32": np.floor(steps * 1024 + 0.5) / 1024,
+        "round_two": rounded,
         "copy_async": x,
         "sums": [np.full(256, threads.sum()), np.repeat(threads.reshape(8, 32).sum(1), 32),
                  np.full(256, threads.max())],

@@ -52,6 +52,16 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
       static_cast<const T*>(p.input) +
       (int64_t{group} * p.input_vectors + column_vector % p.input_vectors) * Tile::kVector;
 
+  // The pixels of the next step that it fetches: image, and place of the output in it.
+  int64_t image[kMine];
+  int down[kMine], across[kMine];
+#pragma unroll
+  for (int n = 0; n < kMine; ++n) {
+    const int64_t pixel = begin + first + n * kPixelStep, row = pixel / p.across;
+    image[n] = row / p.down;
+    down[n] = static_cast<int>(row - image[n] * p.down);
+    across[n] = static_cast<int>(pixel - row * p.across);
+  }
   const auto load = [&](int64_t step, int stage) {
     const A a{memory + stage * (A::kElements + B::kElements)};
     const B b{a.data + A::kElements};
@@ -62,13 +72,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
       const bool there = pixel < end;
       copy_async(a.at(vector * Tile::kVector, k),
                  row_there && there ? grad + pixel * p.grad_stride : grad, row_there && there);
-      const int64_t row = pixel / p.across, image = row / p.down;
-      const int h = static_cast<int>(row - image * p.down) * p.step_down + offset.down,
-                w = static_cast<int>(pixel - row * p.across) * p.step_across + offset.across;
+      const int h = down[n] * p.step_down + offset.down,
+                w = across[n] * p.step_across + offset.across;
       const bool inside = there && column_there && h >= 0 && h < p.height && w >= 0 && w < p.width;
-      copy_async(b.at(vector * Tile::kVector, k),
-                 inside ? input + ((image * p.height + h) * p.width + w) * p.input_stride : input,
-                 inside);
+      copy_async(
+          b.at(vector * Tile::kVector, k),
+          inside ? input + ((image[n] * p.height + h) * p.width + w) * p.input_stride : input,
+          inside);
+      for (across[n] += Tile::kDepth; across[n] >= p.across; across[n] -= p.across)
+        if (++down[n] == p.down) down[n] = 0, ++image[n];
     }
   };
   typename Tile::Sums sums = {};
@@ -79,19 +91,21 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
 
   const typename Tile::Place at;
   float* const out = p.sums + blockIdx.y * p.count() + group * p.outputs * p.tap_count * p.inputs;
+  const int64_t padded = int64_t{p.input_vectors} * Tile::kVector;  // channels of a tap
 #pragma unroll
-  for (int i = 0; i < Tile::kPiecesDown; ++i)
+  for (int j = 0; j < Tile::kPiecesAcross; ++j) {
+    const int64_t column = column0 + at.column + 8 * j + 2 * at.t;
+    const int64_t its_tap = column / padded, channel = column - its_tap * padded;
+    if (its_tap >= p.tap_count) continue;
 #pragma unroll
-    for (int j = 0; j < Tile::kPiecesAcross; ++j)
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int64_t row = row0 + at.row + 16 * i + at.g + 8 * (n / 2);
-        const int64_t column = column0 + at.column + 8 * j + 2 * at.t + n % 2;
-        const int64_t padded = int64_t{p.input_vectors} * Tile::kVector;
-        const int64_t channel = column % padded, its_tap = column / padded;
-        if (row < p.outputs && its_tap < p.tap_count && channel < p.inputs)
-          out[(row * p.tap_count + its_tap) * p.inputs + channel] = sums[i][j][n];
-      }
+    for (int i = 0; i < 2 * Tile::kPiecesDown; ++i) {
+      const int64_t row = row0 + at.row + 8 * i + at.g;
+      if (row >= p.outputs) continue;
+      float* const to = out + (row * p.tap_count + its_tap) * p.inputs + channel;
+      for (int n = 0; n < 2; ++n)
+        if (channel + n < p.inputs) to[n] = sums[i / 2][j][i % 2 * 2 + n];
+    }
+  }
 }
 
 template <class Tile>

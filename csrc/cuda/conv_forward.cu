@@ -39,8 +39,8 @@ void gather(Gather p, const Phases& all, DType dtype, ConvMoments* moments = nul
   p.all_taps = static_cast<int>(count);
   const bool empty = p.vectors == 0;  // a product over nothing
   if (empty) p.vectors = 1;
-  p.pairs = p.columns % 2 == 0 &&
-            aligned(static_cast<const char*>(p.output), static_cast<const char*>(p.residual));
+  p.pairs = p.columns % 2 == 0 && aligned(static_cast<const char*>(p.output),
+                                          static_cast<const char*>(p.residual), p.bias);
   std::vector<GatherPhase> rest;
   for (GatherPhase phase : all.phases) {
     if (empty) phase.tap_count = 0;

@@ -43,7 +43,10 @@ struct PackedCopy {
   __device__ void operator()(int64_t i) const {
     const auto in = reinterpret_cast<const Pack<S, N>*>(src)[i];
     Pack<D, N> out;
-    for (int k = 0; k < N; ++k) out.at[k] = converted<D>(in.at[k]);
+    if constexpr (std::is_same_v<D, bfloat16> && std::is_same_v<S, float>)
+      out = to_pack<D>(in.at);
+    else
+      for (int k = 0; k < N; ++k) out.at[k] = converted<D>(in.at[k]);
     reinterpret_cast<Pack<D, N>*>(dst)[i] = out;
   }
 };

@@ -48,7 +48,7 @@ struct Gather {
   const void* residual;  // like the output, or null
   bool relu;
   Moments* moments;  // [row tile][column]: of the outputs as stored; null, or of one group
-  bool pairs;        // whether outputs are aligned two by two
+  bool pairs;        // whether outputs, residuals and biases are aligned two by two
   int groups;
 
   __host__ __device__ int64_t rows() const { return images * phase.down * phase.across; }
@@ -66,6 +66,7 @@ struct GatherRow {
 };
 // Its output pixel.
 FASTNN_DEVICE int64_t output_pixel(const Gather& p, int64_t row) {
+  if (p.phase.down == p.out_height && p.phase.across == p.out_width) return row;
   const GatherRow r(p, row);
   return (r.image * p.out_height + p.phase.first_down + r.i * p.out_down) * p.out_width +
          p.phase.first_across + r.j * p.out_across;
@@ -73,30 +74,46 @@ FASTNN_DEVICE int64_t output_pixel(const Gather& p, int64_t row) {
 
 // N neighbouring outputs: bias, residual, relu, store. y becomes what is stored.
 template <class T, int N>
-FASTNN_DEVICE void finish(const Gather& p, float (&y)[N], int64_t channel, int64_t to) {
-  float r[N] = {};
-  if (p.residual) load_floats(static_cast<const T*>(p.residual) + to, r);
-  for (int n = 0; n < N; ++n) {
-    y[n] = y[n] + (p.bias ? p.bias[channel + n] : 0.0f) + r[n];
-    if (p.relu) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
-    T stored;
-    from_float(stored, y[n]);
-    y[n] = to_float(stored);
+FASTNN_DEVICE void finish(float (&y)[N], const float* bias, const T* residual, bool relu, T* out) {
+  float r[N];
+  if (bias) {
+    load_terms(bias, r);
+    for (int n = 0; n < N; ++n) y[n] += r[n];
   }
-  store_floats(static_cast<T*>(p.output) + to, y);
+  if (residual) {
+    load_floats(residual, r);
+    for (int n = 0; n < N; ++n) y[n] += r[n];
+  }
+  if (relu)
+    for (int n = 0; n < N; ++n) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
+  const Pack<T, N> stored = to_pack<T>(y);
+  store_pack(out, stored);
+  to_floats(stored, y);
 }
 
-// Two neighbouring outputs of a pixel, if they are columns of the product.
-template <class T>
-FASTNN_DEVICE void finish_pair(const Gather& p, float* y, int group, int64_t column,
-                               int64_t pixel) {
+// Outputs of a pixel in pairs 8 columns apart from `column` on, pair(j) being the j-th. All are at
+// constant distances from one place, and one comparison tells whether all are columns.
+template <class T, int kPairs, class Pair>
+FASTNN_DEVICE void finish_pixel(const Gather& p, int group, int64_t column, int64_t pixel,
+                                const Pair& pair) {
   const int64_t channel = group * p.columns + column, to = pixel * p.columns * p.groups + channel;
-  if (p.pairs && column < p.columns)
-    finish<T, 2>(p, reinterpret_cast<float (&)[2]>(*y), channel, to);
-  else
-    for (int n = 0; n < 2; ++n)
-      if (column + n < p.columns)
-        finish<T, 1>(p, reinterpret_cast<float (&)[1]>(y[n]), channel + n, to + n);
+  T* const out = static_cast<T*>(p.output) + to;
+  const T* const residual = p.residual ? static_cast<const T*>(p.residual) + to : nullptr;
+  const float* const bias = p.bias ? p.bias + channel : nullptr;
+  if (p.pairs && column + 8 * (kPairs - 1) < p.columns) {
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j)
+      finish(*reinterpret_cast<float (*)[2]>(pair(j)), bias ? bias + 8 * j : nullptr,
+             residual ? residual + 8 * j : nullptr, p.relu, out + 8 * j);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * kPairs; ++i) {
+    const int at = i / 2 * 8 + i % 2;
+    if (column + at < p.columns)
+      finish(*reinterpret_cast<float (*)[1]>(pair(i / 2) + i % 2), bias ? bias + at : nullptr,
+             residual ? residual + at : nullptr, p.relu, out + at);
+  }
 }
 
 // Moments of 8 * kAcross columns of a warp's outputs, mean first, by shuffles. Lane 4 g + t holds
@@ -261,11 +278,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
     for (int half = 0; half < 2; ++half) {
       const int64_t row = row0 + at.row + 16 * i + at.g + 8 * half;
       if (row >= p.rows()) continue;
-      const int64_t pixel = output_pixel(p, row);
-#pragma unroll
-      for (int j = 0; j < Tile::kPiecesAcross; ++j)
-        finish_pair<T>(p, &sums[i][j][2 * half], group, column0 + at.column + 8 * j + 2 * at.t,
-                       pixel);
+      finish_pixel<T, Tile::kPiecesAcross>(p, group, column0 + at.column + 2 * at.t,
+                                           output_pixel(p, row),
+                                           [&](int j) { return &sums[i][j][2 * half]; });
     }
   if (p.moments) keep_moments<Tile>(p, sums, row0, column0);
 }

@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
       if (row >= p.rows()) continue;
       const int64_t pixel = output_pixel(p, row);
 #pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j)
-        finish_pair<T>(p, &sums[4 * j + 2 * half], 0, column0 + 8 * j, pixel);
+      for (int first = 0; first < kColumns / 8; first += 4)
+        finish_pixel<T, 4>(p, 0, column0 + 8 * first, pixel,
+                           [&](int j) { return &sums[4 * (first + j) + 2 * half]; });
     }
     if (!p.moments) return;
     const int warp = multiplier * (kWarpgroup / 32) + thread / 32;

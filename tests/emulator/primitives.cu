@@ -62,6 +62,18 @@ __global__ void to_tf32_kernel(float* y) {
   y[i] = __int_as_float(static_cast<int>(to_tf32(1.0f + static_cast<float>(i) / 8192.0f)));
 }
 
+// Two numbers rounded, some of them halfway, and as they were; stored at once.
+__global__ void round_kernel(float* y) {
+  const int i = static_cast<int>(threadIdx.x);
+  const float first = 1.0f + static_cast<float>(i) / 512.0f,
+              second = -2.0f - static_cast<float>(i) / 256.0f;
+  const auto bits = static_cast<int>(round_two(first, second));
+  const float all[4] = {__int_as_float(bits << 16), __int_as_float(bits & ~0xffff), first, second};
+  store_words(y + 6 * i + 2 * (i % 2), all);  // whole 16 bytes; 8 behind or before them
+  const float two[2] = {first, second};
+  store_words(y + 6 * i + 4 - 4 * (i % 2), two);
+}
+
 // Three groups of copies, waited for one after the other; every fourth is zeros.
 __global__ void copy_kernel(const float* x, float* y) {
   using Buffer = float[3][128];
@@ -176,6 +188,8 @@ int main() {
   print("mma_tf32", y, 128);
   launch(to_tf32_kernel, one, 32, 0, y.as<float>());
   print("to_tf32", y, 32);
+  launch(round_kernel, one, 32, 0, y.as<float>());
+  print("round_two", y, 32 * 6);
   launch(copy_kernel, one, 32, 0, x.as<float>(), y.as<float>());
   print("copy_async", y, 384);
   launch(sums_kernel, one, kThreads, 0, y.as<float>());

@@ -26,13 +26,31 @@ FASTNN_DEVICE void load_floats(const T* p, float (&x)[N]) {
   to_floats(load_pack<N>(p), x);
 }
 template <class T, int N>
-FASTNN_DEVICE void store_floats(T* p, const float (&x)[N]) {
+FASTNN_DEVICE Pack<T, N> to_pack(const float (&x)[N]) {
   Pack<T, N> pack;
-  for (int i = 0; i < N; ++i) from_float(pack.at[i], x[i]);
-  if constexpr (sizeof(pack) == 16)
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+    uint32_t words[N / 2];
+    for (int i = 0; i < N / 2; ++i) words[i] = round_two(x[2 * i], x[2 * i + 1]);
+    memcpy(&pack, words, sizeof(pack));
+  } else {
+    for (int i = 0; i < N; ++i) from_float(pack.at[i], x[i]);
+  }
+  return pack;
+}
+// As one store: the compiler may take the assignment of a structure apart.
+template <class T, int N>
+FASTNN_DEVICE void store_pack(T* p, const Pack<T, N>& pack) {
+  if constexpr (sizeof(pack) >= 8) {
     store_words(p, pack);
-  else
-    *reinterpret_cast<Pack<T, N>*>(p) = pack;
+  } else {
+    std::conditional_t<sizeof(pack) == 2, uint16_t, uint32_t> word;
+    memcpy(&word, &pack, sizeof(pack));
+    *reinterpret_cast<decltype(word)*>(p) = word;
+  }
+}
+template <class T, int N>
+FASTNN_DEVICE void store_floats(T* p, const float (&x)[N]) {
+  store_pack(p, to_pack<T>(x));
 }
 // What belongs to N channels, 16 bytes at a time.
 template <int N>

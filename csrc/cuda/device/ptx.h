@@ -1,7 +1,7 @@
-// The instructions that CUDA C++ has no name for, as inline functions: whole stores, asynchronous
-// copies, matrix loads and the tensor cores' products (PTX ISA 8.x, sections on cp.async, ldmatrix
-// and mma). Each has a host body for the emulator, written from the fragment layouts in that
-// document:
+// The instructions that CUDA C++ has no name for, as inline functions: whole stores, rounding,
+// asynchronous copies, matrix loads and the tensor cores' products (PTX ISA 8.x, sections on
+// cp.async, ldmatrix and mma). Each has a host body for the emulator, written from the fragment
+// layouts in that document:
 //   lane l, g = l / 4, t = l % 4
 //   bf16 m16n8k16: a[i] holds A(g + 8 (i % 2), 2t + 8 (i / 2)) and its right neighbour,
 //                  b[i] holds B(2t + 8 i, g) and the one below
@@ -19,15 +19,29 @@ FASTNN_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes to global memory at once: the compiler may take an assignment apart.
+// 8 or 16 bytes to global memory at once.
 template <class Words>
 FASTNN_DEVICE void store_words(void* global, const Words& words) {
-  static_assert(sizeof(Words) == 16);
-  uint32_t w[4];
-  memcpy(w, &words, 16);
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
-               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
-               : "memory");
+  uint32_t w[sizeof(Words) / 4];
+  memcpy(w, &words, sizeof(Words));
+  const size_t to = __cvta_generic_to_global(global);
+  if constexpr (sizeof(Words) == 16)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(w[0]), "r"(w[1]),
+                 "r"(w[2]), "r"(w[3])
+                 : "memory");
+  else
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
+}
+
+// Two floats rounded to bfloat16, ties to even; the first in the lower half.
+FASTNN_DEVICE uint32_t round_two(float first, float second) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits;
+#else
+  return to_bfloat16(first).bits | static_cast<uint32_t>(to_bfloat16(second).bits) << 16;
+#endif
 }
 
 // 16 bytes from global to shared memory, zeros if not `valid`; there after wait_copies().
@@ -97,7 +111,13 @@ FASTNN_DEVICE uint32_t to_tf32(float x) {
 
 template <class Words>
 static inline void store_words(void* global, const Words& words) {
-  *static_cast<Words*>(global) = words;
+  if (reinterpret_cast<uintptr_t>(global) % sizeof(Words))
+    emulator::fail("a store of several words is not aligned to its size");
+  memcpy(global, &words, sizeof(Words));
+}
+
+static inline uint32_t round_two(float first, float second) {
+  return to_bfloat16(first).bits | static_cast<uint32_t>(to_bfloat16(second).bits) << 16;
 }
 
 static inline void copy_async(void* shared, const void* global, bool valid) {
