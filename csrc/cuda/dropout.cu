@@ -73,15 +73,11 @@ struct Units {
     bool kept[N];
     FASTNN_MEMBER Column(const Units& body, int64_t image, int64_t c)
         : x(body.x), y(body.y), scale(body.mask.scale) {
-      const int64_t unit = image * body.C + c;  // N of one word, or of N / 4 blocks of words
+      const int64_t unit = image * body.C + c;  // N = 1, or begins a block of words
       for (int n = 0; n < N; n += 4) {
         const Philox4 four = body.mask.words((unit + n) / 4);
-        for (int k = 0; k < 4 && n + k < N; ++k) {
-          const int64_t word = N == 1 ? unit % 4 : k;
-          kept[n + k] = (word < 2    ? word == 0 ? four.word[0] : four.word[1]
-                         : word == 2 ? four.word[2]
-                                     : four.word[3]) >= body.mask.threshold;
-        }
+        for (int k = 0; k < 4 && n + k < N; ++k)
+          kept[n + k] = four.word[N == 1 ? unit % 4 : k] >= body.mask.threshold;
       }
     }
     FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
