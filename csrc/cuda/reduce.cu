@@ -97,7 +97,7 @@ FASTNN_DEVICE R divided(R x, float divisor) {
     return x;
 }
 
-template <class T, class R, class Fold, class Team>
+template <class T, int N, class R, class Fold, class Team>
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fold fold) {
   const int64_t blocks = (p.count + p.block - 1) / p.block, rows = p.outer * blocks;
   for (int64_t row = Team::first(); row < rows; row += Team::all()) {
@@ -106,8 +106,10 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fol
     const T* const x = static_cast<const T*>(p.input) + o * p.count;
     const float mean = p.mean ? p.mean[o] : 0.0f;
     R mine = fold.identity();
-    for (int64_t i = begin + Team::member(); i < end; i += Team::size)
-      mine = fold.combine(mine, fold.map(value_of<R>(x[i]), mean));
+    for (int64_t i = begin + Team::member() * N; i < end; i += Team::size * N) {
+      const Pack<T, N> pack = load_pack<N>(x + i);
+      for (const T v : pack.at) mine = fold.combine(mine, fold.map(value_of<R>(v), mean));
+    }
     mine = Team::reduce(mine, [&](R a, R b) { return fold.combine(a, b); });
     if (Team::member() == 0) static_cast<R*>(p.output)[row] = divided(mine, p.divisor);
   }
@@ -134,9 +136,14 @@ template <class T, class R, class Fold>
 void fold_with(const ReduceParams& p, const Fold& fold) {
   const int64_t blocks = (p.count + p.block - 1) / p.block;
   if (p.inner != 1) return each(p.outer * blocks * p.inner, FoldColumn<T, R, Fold>{p, fold});
-  with_team(p.outer * blocks, p.count < p.block ? p.count : p.block, [&](auto team, dim3 grid) {
-    launch(fold_rows_kernel<T, R, Fold, decltype(team)>, grid, kThreads, 0, p, fold);
-  });
+  const auto run = [&](auto pack) {
+    with_team(p.outer * blocks, p.count < p.block ? p.count : p.block, [&](auto team, dim3 grid) {
+      launch(fold_rows_kernel<T, decltype(pack)::value, R, Fold, decltype(team)>, grid, kThreads, 0,
+             p, fold);
+    });
+  };
+  // Packs divide both where they divide their bits together.
+  with_pack<T>(p.count | p.block, run, static_cast<const T*>(p.input));
 }
 
 template <class T>
