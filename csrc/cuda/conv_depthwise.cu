@@ -11,7 +11,7 @@
 // channels, one tap and a part of the pixels, and a second kernel adds the parts in order.
 #include "cuda/conv_operands.h"
 #include "cuda/device/columns.h"
-#include "cuda/device/packs.h"
+#include "cuda/device/pixels.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -64,12 +64,14 @@ struct ByTap {
 // Bias, residual, relu, store, for N channels of a pixel from element `at` on.
 template <class T, int N>
 FASTNN_DEVICE void finish(const ConvEpilogue& e, float (&sum)[N], int64_t c, int64_t at, T* to) {
-  if (e.bias)
-    for (int n = 0; n < N; ++n) sum[n] += e.bias[c + n];
+  float more[N];
+  if (e.bias) {
+    load_terms(e.bias + c, more);
+    for (int n = 0; n < N; ++n) sum[n] += more[n];
+  }
   if (e.residual) {
-    float r[N];
-    load_floats(static_cast<const T*>(e.residual) + at, r);
-    for (int n = 0; n < N; ++n) sum[n] += r[n];
+    load_floats(static_cast<const T*>(e.residual) + at, more);
+    for (int n = 0; n < N; ++n) sum[n] += more[n];
   }
   if (e.relu)
     for (int n = 0; n < N; ++n) sum[n] = sum[n] < 0 ? 0.0f : sum[n];
@@ -85,29 +87,28 @@ struct Pixel {
   const float* weight;  // [tap][C]
   T* to;
   ConvEpilogue e;
-  __device__ void operator()(int64_t i) const {
-    const int64_t packs = p.C / N, c = i % packs * N, pixel = i / packs;
+  __device__ void operator()(const Place& o) const {
     const int64_t height = kForward ? p.OH : p.H, width = kForward ? p.OW : p.W,
                   from_height = kForward ? p.H : p.OH, from_width = kForward ? p.W : p.OW;
-    const int64_t w = pixel % width, h = pixel / width % height, image = pixel / width / height;
+    const int64_t c = o.pack * N;
     float sum[N] = {};
     for (int64_t kh = 0; kh < p.KH; ++kh) {
       const int64_t y = kForward
-                            ? Depthwise::source(h, kh, p.stride_h, p.pad_top, p.dilation_h, p.H)
-                            : Depthwise::target(h, kh, p.stride_h, p.pad_top, p.dilation_h, p.OH);
+                            ? Depthwise::source(o.h, kh, p.stride_h, p.pad_top, p.dilation_h, p.H)
+                            : Depthwise::target(o.h, kh, p.stride_h, p.pad_top, p.dilation_h, p.OH);
       if (y < 0) continue;
       for (int64_t kw = 0; kw < p.KW; ++kw) {
         const int64_t x =
-            kForward ? Depthwise::source(w, kw, p.stride_w, p.pad_left, p.dilation_w, p.W)
-                     : Depthwise::target(w, kw, p.stride_w, p.pad_left, p.dilation_w, p.OW);
+            kForward ? Depthwise::source(o.w, kw, p.stride_w, p.pad_left, p.dilation_w, p.W)
+                     : Depthwise::target(o.w, kw, p.stride_w, p.pad_left, p.dilation_w, p.OW);
         if (x < 0) continue;
         float v[N], by[N];
-        load_floats(from + ((image * from_height + y) * from_width + x) * p.C + c, v);
+        load_floats(from + ((o.image * from_height + y) * from_width + x) * p.C + c, v);
         load_terms(weight + (kh * p.KW + kw) * p.C + c, by);
         for (int n = 0; n < N; ++n) sum[n] += v[n] * by[n];
       }
     }
-    finish(e, sum, c, pixel * p.C + c, to);
+    finish(e, sum, c, o.at(height, width, p.C / N) * N, to);
   }
 };
 
@@ -118,11 +119,9 @@ struct Span {
   static constexpr int kOutputs = S == 1 ? 4 : 2, kInputs = (kOutputs - 1) * S + 3;
   int64_t image, h, w;  // of the first output
   // Span i of rows of `OW` outputs.
-  FASTNN_MEMBER Span(int64_t i, const Depthwise& p) {
-    const int64_t spans = across(p);
-    w = i % spans * kOutputs;
-    h = i / spans % p.OH;
-    image = i / spans / p.OH;
+  static FASTNN_MEMBER Span of(int64_t i, const Depthwise& p) {
+    const int64_t spans = across(p), row = i / spans;
+    return {row / p.OH, row % p.OH, i % spans * kOutputs};
   }
   static __host__ __device__ int64_t across(const Depthwise& p) {
     return (p.OW + kOutputs - 1) / kOutputs;
@@ -150,10 +149,10 @@ struct SpanForward {
   const float* weight;  // [tap][C]
   T* to;
   ConvEpilogue e;
-  __device__ void operator()(int64_t i) const {
+  __device__ void operator()(const Place& o) const {
     constexpr int kOutputs = Span<S>::kOutputs, kInputs = Span<S>::kInputs;
-    const int64_t packs = p.C / N, c = i % packs * N;
-    const Span<S> at(i / packs, p);
+    const int64_t c = o.pack * N;
+    const Span<S> at{o.image, o.h, o.w * kOutputs};
     float sum[kOutputs][N] = {};
 #pragma unroll
     for (int kh = 0; kh < 3; ++kh) {
@@ -212,16 +211,18 @@ void pixels(const ConvParams& params, const void* from, const void* weight, cons
         p.C,
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          const int64_t packs = p.C / N, rows = params.N * p.OH * packs;
+          const int64_t packs = p.C / N;
           if (stride == 1)
-            each<2>(rows * Span<1>::across(p), SpanForward<T, N, 1>{p, source, by_tap, out, e});
+            each_place<2>(params.N, p.OH, Span<1>::across(p), packs,
+                          SpanForward<T, N, 1>{p, source, by_tap, out, e});
           else if (stride == 2)
-            each<2>(rows * Span<2>::across(p), SpanForward<T, N, 2>{p, source, by_tap, out, e});
+            each_place<2>(params.N, p.OH, Span<2>::across(p), packs,
+                          SpanForward<T, N, 2>{p, source, by_tap, out, e});
           else
-            each(params.N * packs * (kForward ? p.OH * p.OW : p.H * p.W),
-                 Pixel<T, N, kForward>{p, source, by_tap, out, e});
+            each_place(params.N, kForward ? p.OH : p.H, kForward ? p.OW : p.W, packs,
+                       Pixel<T, N, kForward>{p, source, by_tap, out, e});
         },
-        source, out, static_cast<const T*>(e.residual));
+        source, out, e.bias, static_cast<const T*>(e.residual));
   });
 }
 
@@ -266,7 +267,7 @@ struct SpanWeight {
     FASTNN_MEMBER void use(int64_t, const Fetched& span) {
       constexpr int kOutputs = Span<S>::kOutputs, kInputs = Span<S>::kInputs;
       const Depthwise& p = in.p;
-      const Span<S> at(span, p);
+      const auto at = Span<S>::of(span, p);
       const T* const first = in.g + ((at.image * p.OH + at.h) * p.OW + at.w) * p.C + c;
       float grad[kOutputs][N] = {};
 #pragma unroll

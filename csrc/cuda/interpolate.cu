@@ -1,7 +1,7 @@
 // Nearest and bilinear resampling of NHWC images: a thread takes a few neighbouring channels of one
 // output pixel. The backward gathers: an input pixel adds up the outputs that read it, in a fixed
 // order. Floor: the larger image written or read once; the smaller one comes from cache.
-#include "cuda/device/packs.h"
+#include "cuda/device/pixels.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -23,17 +23,15 @@ struct Forward {
   ResampleParams p;
   const T* x;
   T* y;
-  __device__ void operator()(int64_t at) const {
-    const int64_t packs = p.C / N, c = at % packs * N, pixel = at / packs;
-    const int64_t ow = pixel % p.w.out, oh = pixel / p.w.out % p.h.out;
-    const T* const image = x + pixel / p.w.out / p.h.out * p.h.in * p.w.in * p.C + c;
-    const T* const top = image + p.h.low[oh] * p.w.in * p.C;
-    const T* const bottom = image + p.h.high[oh] * p.w.in * p.C;
-    const int64_t left = p.w.low[ow] * p.C, right = p.w.high[ow] * p.C;
+  __device__ void operator()(const Place& o) const {
+    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.pack * N;
+    const T* const top = image + p.h.low[o.h] * p.w.in * p.C;
+    const T* const bottom = image + p.h.high[o.h] * p.w.in * p.C;
+    const int64_t left = p.w.low[o.w] * p.C, right = p.w.high[o.w] * p.C;
     float a[N], b[N];
     load_floats(top + left, a);
     if (!p.nearest) {
-      const float u = p.w.share[ow], v = p.h.share[oh];
+      const float u = p.w.share[o.w], v = p.h.share[o.h];
       load_floats(top + right, b);
       for (int n = 0; n < N; ++n) a[n] = (a[n] * (1 - u) + b[n] * u) * (1 - v);
       float d[N];
@@ -41,7 +39,7 @@ struct Forward {
       load_floats(bottom + right, d);
       for (int n = 0; n < N; ++n) a[n] += (b[n] * (1 - u) + d[n] * u) * v;
     }
-    store_floats(y + at * N, a);
+    store_floats(y + o.at(p.h.out, p.w.out, p.C / N) * N, a);
   }
 };
 
@@ -50,43 +48,44 @@ struct Backward {
   ResampleParams p;
   const T* g;
   T* grad_x;
-  __device__ void operator()(int64_t at) const {
-    const int64_t packs = p.C / N, c = at % packs * N, pixel = at / packs;
-    const int64_t w = pixel % p.w.in, h = pixel / p.w.in % p.h.in;
-    const T* const image = g + pixel / p.w.in / p.h.in * p.h.out * p.w.out * p.C + c;
+  __device__ void operator()(const Place& in) const {
+    const T* const image = g + in.image * p.h.out * p.w.out * p.C + in.pack * N;
     float sum[N] = {};
-    for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
-      for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
+    for (int64_t a = p.h.first[in.h]; a < p.h.first[in.h + 1]; ++a)
+      for (int64_t b = p.w.first[in.w]; b < p.w.first[in.w + 1]; ++b) {
         float v[N];
         load_floats(image + (p.h.outputs[a] * p.w.out + p.w.outputs[b]) * p.C, v);
         for (int n = 0; n < N; ++n) sum[n] += v[n] * (p.h.weights[a] * p.w.weights[b]);
       }
-    store_floats(grad_x + at * N, sum);
+    store_floats(grad_x + in.at(p.h.in, p.w.in, p.C / N) * N, sum);
   }
 };
 
+// For images of height x width pixels, those that are written.
 template <template <class, int> class Kernel>
-void run(const ResampleParams& host, int64_t pixels, const void* from, void* to) {
+void run(const ResampleParams& host, int64_t height, int64_t width, const void* from, void* to) {
   ResampleParams p = host;
   p.h = on_device(host.h);
   p.w = on_device(host.w);
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    constexpr int N = kPack<T>;
     const T* const source = static_cast<const T*>(from);
     T* const out = static_cast<T*>(to);
-    if (p.C % N == 0 && aligned(source, out))
-      each(pixels * p.C / N, Kernel<T, N>{p, source, out});
-    else
-      each(pixels * p.C, Kernel<T, 1>{p, source, out});
+    with_pack<T>(
+        p.C,
+        [&](auto pack) {
+          constexpr int N = decltype(pack)::value;
+          each_place(p.N, height, width, p.C / N, Kernel<T, N>{p, source, out});
+        },
+        source, out);
   });
 }
 
 void forward(const ResampleParams& p, const void* x, void* y) {
-  run<Forward>(p, p.N * p.h.out * p.w.out, x, y);
+  run<Forward>(p, p.h.out, p.w.out, x, y);
 }
 void backward(const ResampleParams& p, const void* g, void* grad_x) {
-  run<Backward>(p, p.N * p.h.in * p.w.in, g, grad_x);
+  run<Backward>(p, p.h.in, p.w.in, g, grad_x);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // Max pooling keeps the winner's index within its window in 8 bits. Both backward passes gather: an
 // input pixel adds up the windows it is in, in a fixed order, and is written once; no atomics, no
 // zeroing. Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
-#include "cuda/device/packs.h"
+#include "cuda/device/pixels.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -27,27 +27,14 @@ PoolParams on_device(const PoolParams& p) {
   return d;
 }
 
-// Thread i's pixel of images of height x width pixels, and its channels.
-struct Place {
-  int64_t image, h, w, c;
-  FASTNN_MEMBER Place(int64_t i, int64_t height, int64_t width, int64_t packs, int N) {
-    c = i % packs * N;
-    const int64_t pixel = i / packs;
-    w = pixel % width;
-    h = pixel / width % height;
-    image = pixel / width / height;
-  }
-};
-
 template <class T, class I, int N>
 struct Max {
   PoolParams p;
   const T* x;
   T* y;
   I* indices;
-  __device__ void operator()(int64_t at) const {
-    const Place o(at, p.h.out, p.w.out, p.C / N, N);
-    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.c;
+  __device__ void operator()(const Place& o) const {
+    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.pack * N;
     float best[N];
     int winner[N];
     for (int n = 0; n < N; ++n) best[n] = -INFINITY, winner[n] = -1;
@@ -65,11 +52,12 @@ struct Max {
           if (v[n] > best[n] || v[n] != v[n] || winner[n] < 0) best[n] = v[n], winner[n] = tap;
       }
     }
-    store_floats(y + at * N, best);
+    const int64_t at = o.at(p.h.out, p.w.out, p.C / N) * N;
+    store_floats(y + at, best);
     Pack<I, N> out;
     // A window that lies in the padding as a whole has no winner: tap 0, which no input meets.
     for (int n = 0; n < N; ++n) out.at[n] = static_cast<I>(winner[n] < 0 ? 0 : winner[n]);
-    *reinterpret_cast<Pack<I, N>*>(indices + at * N) = out;
+    *reinterpret_cast<Pack<I, N>*>(indices + at) = out;
   }
 };
 
@@ -79,21 +67,21 @@ struct MaxBackward {
   const T* g;
   const I* indices;
   T* grad_x;
-  __device__ void operator()(int64_t at) const {
-    const Place in(at, p.h.in, p.w.in, p.C / N, N);
+  __device__ void operator()(const Place& in) const {
+    const int64_t c = in.pack * N;
     float sum[N] = {};
     for (int64_t a = p.h.first[in.h]; a < p.h.first[in.h + 1]; ++a)
       for (int64_t b = p.w.first[in.w]; b < p.w.first[in.w + 1]; ++b) {
         const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
         const int64_t from =
-            ((in.image * p.h.out + p.h.hits[2 * a]) * p.w.out + p.w.hits[2 * b]) * p.C + in.c;
+            ((in.image * p.h.out + p.h.hits[2 * a]) * p.w.out + p.w.hits[2 * b]) * p.C + c;
         float v[N];
         load_floats(g + from, v);
         const auto winner = *reinterpret_cast<const Pack<I, N>*>(indices + from);
         for (int n = 0; n < N; ++n)
           if (winner.at[n] == static_cast<I>(tap)) sum[n] += v[n];
       }
-    store_floats(grad_x + at * N, sum);
+    store_floats(grad_x + in.at(p.h.in, p.w.in, p.C / N) * N, sum);
   }
 };
 
@@ -102,8 +90,8 @@ struct Flat {
   PoolParams p;
   const I* indices;
   int64_t* flat;
-  __device__ void operator()(int64_t at) const {
-    const Place o(at, p.h.out, p.w.out, p.C, 1);
+  __device__ void operator()(const Place& o) const {
+    const int64_t at = o.at(p.h.out, p.w.out, p.C);
     const int64_t h = p.h.start[o.h] + indices[at] / p.w.extent * p.h.dilation;
     const int64_t w = p.w.start[o.w] + indices[at] % p.w.extent * p.w.dilation;
     flat[at] = h * p.w.in + w;
@@ -115,9 +103,8 @@ struct Average {
   PoolParams p;
   const T* x;
   T* y;
-  __device__ void operator()(int64_t at) const {
-    const Place o(at, p.h.out, p.w.out, p.C / N, N);
-    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.c;
+  __device__ void operator()(const Place& o) const {
+    const T* const image = x + o.image * p.h.in * p.w.in * p.C + o.pack * N;
     float sum[N] = {};
     for (int64_t i = 0; i < p.h.taps[o.h]; ++i) {
       const int64_t h = p.h.start[o.h] + i;
@@ -132,7 +119,7 @@ struct Average {
     }
     const float divisor = p.h.divisor[o.h] * p.w.divisor[o.w];
     for (int n = 0; n < N; ++n) sum[n] /= divisor;
-    store_floats(y + at * N, sum);
+    store_floats(y + o.at(p.h.out, p.w.out, p.C / N) * N, sum);
   }
 };
 
@@ -141,23 +128,29 @@ struct AverageBackward {
   PoolParams p;
   const T* g;
   T* grad_x;
-  __device__ void operator()(int64_t at) const {
-    const Place in(at, p.h.in, p.w.in, p.C / N, N);
+  __device__ void operator()(const Place& in) const {
+    const int64_t c = in.pack * N;
     float sum[N] = {};
     for (int64_t a = p.h.first[in.h]; a < p.h.first[in.h + 1]; ++a)
       for (int64_t b = p.w.first[in.w]; b < p.w.first[in.w + 1]; ++b) {
         const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
         float v[N];
-        load_floats(g + ((in.image * p.h.out + oh) * p.w.out + ow) * p.C + in.c, v);
+        load_floats(g + ((in.image * p.h.out + oh) * p.w.out + ow) * p.C + c, v);
         const float divisor = p.h.divisor[oh] * p.w.divisor[ow];
         for (int n = 0; n < N; ++n) sum[n] += v[n] / divisor;
       }
-    store_floats(grad_x + at * N, sum);
+    store_floats(grad_x + in.at(p.h.in, p.w.in, p.C / N) * N, sum);
   }
 };
 
-int64_t outputs(const PoolParams& p) { return p.N * p.h.out * p.w.out * p.C; }
-int64_t inputs(const PoolParams& p) { return p.N * p.h.in * p.w.in * p.C; }
+template <class F>
+void each_output(const PoolParams& p, int N, const F& f) {
+  each_place(p.N, p.h.out, p.w.out, p.C / N, f);
+}
+template <class F>
+void each_input(const PoolParams& p, int N, const F& f) {
+  each_place(p.N, p.h.in, p.w.in, p.C / N, f);
+}
 
 // f(T, index type, N) with the channels that a thread takes at a time.
 template <class F>
@@ -182,8 +175,9 @@ void max(const PoolParams& host, const void* x, void* y, void* indices) {
           using T = decltype(t);
           using I = decltype(i);
           constexpr int N = decltype(n)::value;
-          each(outputs(p) / N, Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
-                                            static_cast<I*>(indices)});
+          each_output(p, N,
+                      Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
+                                   static_cast<I*>(indices)});
         });
 }
 
@@ -196,18 +190,18 @@ void max_backward(const PoolParams& host, const void* g, const void* indices, vo
           using T = decltype(t);
           using I = decltype(i);
           constexpr int N = decltype(n)::value;
-          each(inputs(p) / N,
-               MaxBackward<T, I, N>{p, static_cast<const T*>(g), static_cast<const I*>(indices),
-                                    static_cast<T*>(grad_x)});
+          each_input(p, N,
+                     MaxBackward<T, I, N>{p, static_cast<const T*>(g),
+                                          static_cast<const I*>(indices), static_cast<T*>(grad_x)});
         });
 }
 
 void flat_indices(const PoolParams& host, const void* indices, int64_t* flat) {
   const PoolParams p = on_device(host);
   if (p.wide)
-    each(outputs(p), Flat<int32_t>{p, static_cast<const int32_t*>(indices), flat});
+    each_output(p, 1, Flat<int32_t>{p, static_cast<const int32_t*>(indices), flat});
   else
-    each(outputs(p), Flat<uint8_t>{p, static_cast<const uint8_t*>(indices), flat});
+    each_output(p, 1, Flat<uint8_t>{p, static_cast<const uint8_t*>(indices), flat});
 }
 
 void average(const PoolParams& host, const void* x, void* y) {
@@ -215,7 +209,7 @@ void average(const PoolParams& host, const void* x, void* y) {
   typed(p, aligned(static_cast<char*>(y), static_cast<const char*>(x)), [&](auto t, auto, auto n) {
     using T = decltype(t);
     constexpr int N = decltype(n)::value;
-    each(outputs(p) / N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
+    each_output(p, N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
   });
 }
 
@@ -225,8 +219,8 @@ void average_backward(const PoolParams& host, const void* g, void* grad_x) {
         [&](auto t, auto, auto n) {
           using T = decltype(t);
           constexpr int N = decltype(n)::value;
-          each(inputs(p) / N,
-               AverageBackward<T, N>{p, static_cast<const T*>(g), static_cast<T*>(grad_x)});
+          each_input(p, N,
+                     AverageBackward<T, N>{p, static_cast<const T*>(g), static_cast<T*>(grad_x)});
         });
 }
 

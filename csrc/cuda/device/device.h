@@ -71,16 +71,15 @@ FASTNN_DEVICE int64_t first_thread() {
 }
 FASTNN_DEVICE int64_t all_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-template <class F, int kBlocks>
-__global__ void __launch_bounds__(kThreads, kBlocks) each_kernel(int64_t count, F f) {
+template <class F>
+__global__ void __launch_bounds__(kThreads, 4) each_kernel(int64_t count, F f) {
   for (int64_t i = first_thread(); i < count; i += all_threads()) f(i);
 }
 
-// f(i) for i in [0, count), f a device lambda or functor. A multiprocessor can hold kBlocks blocks
-// at least: a thread of four has 64 registers.
-template <int kBlocks = 4, class F>
+// f(i) for i in [0, count), f a device lambda or functor.
+template <class F>
 void each(int64_t count, const F& f) {
-  if (count) launch(each_kernel<F, kBlocks>, dim3(blocks_for(count)), kThreads, 0, count, f);
+  if (count) launch(each_kernel<F>, dim3(blocks_for(count)), kThreads, 0, count, f);
 }
 
 // Calls f with a value of T for a floating dtype: the kernel's element type.
