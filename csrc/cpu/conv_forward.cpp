@@ -14,24 +14,22 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// packed[block][row][width] = w[oc][row] for one group; rows = KH * KW * IC.
-template <class T>
-void pack_weight(const T* w, int64_t outputs, int64_t rows, float* packed) {
-  const int64_t blocks = block_count(outputs), chunk = 32 * LANES, chunks = ceil_div(rows, chunk);
+// packed[block][row][width] = w[oc][row] for one group, or [block][row / 2][width][2]; rows =
+// KH * KW * IC.
+template <class P, class T>
+void pack_weight(const T* w, int64_t outputs, int64_t rows, P* packed) {
+  const int64_t blocks = block_count(outputs), chunk = 32 * LANES * kStep<P>;
+  const int64_t chunks = ceil_div(rows, chunk);
   parallel_for(blocks * chunks, [&](int64_t task) {
     const int64_t block = task / chunks, begin = task % chunks * chunk;
     const int64_t end = clamp(rows, begin, begin + chunk);
     const int width = block_vectors(outputs, block) * LANES;
-    float* const to = packed + block * NR * rows;
+    P* const to = packed + block * NR * rows;
     for (int64_t v = 0; v < width; v += LANES) {
       const int64_t first = block * NR + v;
-      turn_outputs(w + first * rows, outputs - first, rows, begin, end, to + v, width);
+      turn_outputs(w + first * rows, outputs - first, rows, begin, end, to + v * kStep<P>, width);
     }
   });
-}
-inline void pack_weight(const bfloat16* w, int64_t outputs, int64_t rows, bfloat16* packed) {
-  pack_weight(reinterpret_cast<const float*>(w), outputs, rows / 2,
-              reinterpret_cast<float*>(packed));
 }
 
 template <class T>

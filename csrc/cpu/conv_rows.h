@@ -97,15 +97,12 @@ void each_weight_vector(int64_t C, int64_t rows, const Body& body) {
 }
 
 // turned[vector][row][LANES] = w[channel][row], or [row / 2][LANES][2] for pairs of rows.
-template <class T>
-void turn_channels(const T* w, int64_t C, int64_t rows, float* turned) {
+template <class P, class T>
+void turn_channels(const T* w, int64_t C, int64_t rows, P* turned) {
   each_weight_vector(C, rows, [&](int64_t vector) {
     const int64_t c = vector * LANES;
     turn_outputs(w + c * rows, C - c, rows, 0, rows, turned + c * rows, LANES);
   });
-}
-inline void turn_channels(const bfloat16* w, int64_t C, int64_t rows, bfloat16* turned) {
-  turn_channels(reinterpret_cast<const float*>(w), C, rows / 2, reinterpret_cast<float*>(turned));
 }
 
 // Calls body(image, begin, end) for strips of rows of images, in parallel: rows one below the other

@@ -173,14 +173,11 @@ struct ChannelSums {
   using State = OneSum;
   const T* x;
 
-  struct Column {
+  struct Column : OneOperand<T, N> {
     static constexpr int kAhead = 8;
-    using Fetched = Pack<T, N>;
-    const T* x;
     OneSum state[N];
-    FASTNN_MEMBER Column(const ChannelSums& body, int64_t, int64_t) : x(body.x) {}
-    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
-    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+    FASTNN_MEMBER Column(const ChannelSums& body, int64_t, int64_t) : OneOperand<T, N>{body.x} {}
+    FASTNN_MEMBER void use(int64_t, const Pack<T, N>& from) {
       float v[N];
       to_floats(from, v);
       for (int n = 0; n < N; ++n) state[n].sum += v[n];

@@ -9,6 +9,7 @@
 // The gradient of the weight is a sum over pixels for each (tap, channel): with 3 x 3 taps a column
 // reduction (device/columns.h) over spans of pixels, all taps at once; else blocks take 32
 // channels, one tap and a part of the pixels, and a second kernel adds the parts in order.
+#include "cuda/conv_epilogue.h"
 #include "cuda/conv_operands.h"
 #include "cuda/device/columns.h"
 #include "cuda/device/pixels.h"
@@ -61,21 +62,12 @@ struct ByTap {
   }
 };
 
-// Bias, residual, relu, store, for N channels of a pixel from element `at` on.
+// N channels of a pixel, from c on, which begin at element `at`.
 template <class T, int N>
-FASTNN_DEVICE void finish(const ConvEpilogue& e, float (&sum)[N], int64_t c, int64_t at, T* to) {
-  float more[N];
-  if (e.bias) {
-    load_terms(e.bias + c, more);
-    for (int n = 0; n < N; ++n) sum[n] += more[n];
-  }
-  if (e.residual) {
-    load_floats(static_cast<const T*>(e.residual) + at, more);
-    for (int n = 0; n < N; ++n) sum[n] += more[n];
-  }
-  if (e.relu)
-    for (int n = 0; n < N; ++n) sum[n] = sum[n] < 0 ? 0.0f : sum[n];
-  store_floats(to + at, sum);
+FASTNN_DEVICE void finish_channels(const ConvEpilogue& e, float (&sum)[N], int64_t c, int64_t at,
+                                   T* to) {
+  finish(sum, e.bias ? e.bias + c : nullptr,
+         e.residual ? static_cast<const T*>(e.residual) + at : nullptr, e.relu, to + at);
 }
 
 // kForward: from the input to the output; else from the output's gradient to the input's. N
@@ -108,7 +100,7 @@ struct Pixel {
         for (int n = 0; n < N; ++n) sum[n] += v[n] * by[n];
       }
     }
-    finish(e, sum, c, o.at(height, width, p.C / N) * N, to);
+    finish_channels(e, sum, c, o.at(height, width, p.C / N) * N, to);
   }
 };
 
@@ -173,7 +165,7 @@ struct SpanForward {
     const int64_t first = ((at.image * p.OH + at.h) * p.OW + at.w) * p.C + c;
 #pragma unroll
     for (int s = 0; s < kOutputs; ++s)
-      if (at.w + s < p.OW) finish(e, sum[s], c, first + s * p.C, to);
+      if (at.w + s < p.OW) finish_channels(e, sum[s], c, first + s * p.C, to);
   }
 };
 

@@ -1,5 +1,7 @@
 #include "cuda/conv_operands.h"
 
+#include "cuda/device/transpose.h"
+
 namespace fastnn::cuda {
 namespace {
 
@@ -14,37 +16,30 @@ struct Pad {
   }
 };
 
-constexpr int kTile = 32, kLines = static_cast<int>(kThreads) / kTile;
-
 // to[group][column][tap][channel] = from[group][channel][chosen tap][column], channels padded: for
-// every group and tap the transpose of a matrix, in tiles through shared memory, so that both sides
-// are accessed along their rows.
+// every group and tap the transpose of a matrix.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     turn_kernel(const T* from, T* to, const int64_t* chosen, int64_t taps, int64_t all_taps,
                 int64_t channels, int64_t padded, int64_t columns) {
-  using Tile = T[kTile][kTile + 1];
-  FASTNN_SHARED(Tile, tile);
-  const int lane = static_cast<int>(threadIdx.x) % kTile,
-            line = static_cast<int>(threadIdx.x) / kTile;
-  const int64_t across = (padded + kTile - 1) / kTile, down = (columns + kTile - 1) / kTile;
+  const int64_t across = (padded + kTurnedTile - 1) / kTurnedTile,
+                down = (columns + kTurnedTile - 1) / kTurnedTile;
   const int64_t matrix = blockIdx.x / across / down, tap = matrix % taps, group = matrix / taps;
-  const int64_t channel0 = blockIdx.x % across * kTile,
-                column0 = blockIdx.x / across % down * kTile;
+  const int64_t channel0 = blockIdx.x % across * kTurnedTile,
+                column0 = blockIdx.x / across % down * kTurnedTile;
   const int64_t source = chosen ? chosen[tap] : tap;
-  for (int j = line; j < kTile; j += kLines) {
-    const int64_t channel = channel0 + j, column = column0 + lane;
-    tile[j][lane] =
-        channel < channels && column < columns
-            ? from[((group * channels + channel) * all_taps + source) * columns + column]
-            : T{};
-  }
-  __syncthreads();
-  for (int j = line; j < kTile; j += kLines) {
-    const int64_t channel = channel0 + lane, column = column0 + j;
-    if (channel < padded && column < columns)
-      to[((group * columns + column) * taps + tap) * padded + channel] = tile[lane][j];
-  }
+  turn_tile<T>(
+      [&](int j, int lane) {
+        const int64_t channel = channel0 + j, column = column0 + lane;
+        return channel < channels && column < columns
+                   ? from[((group * channels + channel) * all_taps + source) * columns + column]
+                   : T{};
+      },
+      [&](int j, int lane, T value) {
+        const int64_t channel = channel0 + lane, column = column0 + j;
+        if (channel < padded && column < columns)
+          to[((group * columns + column) * taps + tap) * padded + channel] = value;
+      });
 }
 
 template <class T>
@@ -102,8 +97,8 @@ PackedWeight::PackedWeight(const void* weight, const ConvParams& p, bool turned,
   const int64_t inputs = p.group_inputs(), outputs = p.group_outputs();
   const int64_t channels = turned ? outputs : inputs, columns = turned ? inputs : outputs;
   const int64_t padded = vectors_of(channels, p.dtype) * 16 / item_size(p.dtype);
-  const int64_t tiles =
-      p.groups * taps * ((padded + kTile - 1) / kTile) * ((columns + kTile - 1) / kTile);
+  const int64_t tiles = p.groups * taps * ((padded + kTurnedTile - 1) / kTurnedTile) *
+                        ((columns + kTurnedTile - 1) / kTurnedTile);
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(weight);

@@ -5,6 +5,7 @@
 // are read and written in whole lines; all else goes element by element.
 // Floor: one read and one write of the data.
 #include "cuda/device/packs.h"
+#include "cuda/device/transpose.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
@@ -73,28 +74,25 @@ struct StridedCopy {
   }
 };
 
-constexpr int kTile = 32, kRows = 8;
-
 // matrices x rows x columns: dst runs along columns, src along rows.
 template <class D, class S>
-__global__ void __launch_bounds__(kTile* kRows)
+__global__ void __launch_bounds__(kThreads)
     transpose_kernel(D* dst, const S* src, int64_t rows, int64_t columns, int64_t src_matrix,
                      int64_t src_column, int64_t dst_matrix, int64_t dst_row,
                      int64_t column_tiles) {
-  using Tile = D[kTile][kTile + 1];
-  FASTNN_SHARED(Tile, tile);
-  const int x = static_cast<int>(threadIdx.x) % kTile, y = static_cast<int>(threadIdx.x) / kTile;
-  const int64_t row0 = blockIdx.x / column_tiles * kTile,
-                column0 = blockIdx.x % column_tiles * kTile;
+  const int64_t row0 = blockIdx.x / column_tiles * kTurnedTile,
+                column0 = blockIdx.x % column_tiles * kTurnedTile;
   src += blockIdx.y * src_matrix;
   dst += blockIdx.y * dst_matrix;
-  for (int j = y; j < kTile; j += kRows)
-    if (row0 + x < rows && column0 + j < columns)
-      tile[j][x] = converted<D>(src[row0 + x + (column0 + j) * src_column]);
-  __syncthreads();
-  for (int j = y; j < kTile; j += kRows)
-    if (row0 + j < rows && column0 + x < columns)
-      dst[(row0 + j) * dst_row + column0 + x] = tile[x][j];
+  turn_tile<D>(
+      [&](int j, int lane) {
+        const int64_t row = row0 + lane, column = column0 + j;
+        return row < rows && column < columns ? converted<D>(src[row + column * src_column]) : D{};
+      },
+      [&](int j, int lane, D value) {
+        const int64_t row = row0 + j, column = column0 + lane;
+        if (row < rows && column < columns) dst[row * dst_row + column] = value;
+      });
 }
 
 template <class D, class S>
@@ -117,13 +115,13 @@ void copy_typed(const CopyParams& p) {
   const int64_t matrices = p.rank == 3 ? p.shape[0] : 1;
   if (turned && matrices <= 65535) {
     const int64_t rows = p.shape[last - 1], columns = p.shape[last];
-    const int64_t down = (rows + kTile - 1) / kTile, across = (columns + kTile - 1) / kTile;
+    const int64_t down = (rows + kTurnedTile - 1) / kTurnedTile,
+                  across = (columns + kTurnedTile - 1) / kTurnedTile;
     if (down * across <= 0x7fffffff) {
       launch(transpose_kernel<D, S>,
-             dim3(static_cast<unsigned>(down * across), static_cast<unsigned>(matrices)),
-             kTile * kRows, 0, dst, src, rows, columns, p.rank == 3 ? p.src_strides[0] : 0,
-             p.src_strides[last], p.rank == 3 ? p.dst_strides[0] : 0, p.dst_strides[last - 1],
-             across);
+             dim3(static_cast<unsigned>(down * across), static_cast<unsigned>(matrices)), kThreads,
+             0, dst, src, rows, columns, p.rank == 3 ? p.src_strides[0] : 0, p.src_strides[last],
+             p.rank == 3 ? p.dst_strides[0] : 0, p.dst_strides[last - 1], across);
       return;
     }
   }

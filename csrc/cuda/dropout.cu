@@ -64,15 +64,13 @@ struct Units {
   int64_t C;
   Mask mask;
 
-  struct Column {
+  struct Column : OneOperand<T, N> {
     static constexpr int kAhead = 4;
-    using Fetched = Pack<T, N>;
-    const T* x;
     T* y;
     float scale;
     bool kept[N];
     FASTNN_MEMBER Column(const Units& body, int64_t image, int64_t c)
-        : x(body.x), y(body.y), scale(body.mask.scale) {
+        : OneOperand<T, N>{body.x}, y(body.y), scale(body.mask.scale) {
       const int64_t unit = image * body.C + c;  // N = 1, or begins a block of words
       for (int n = 0; n < N; n += 4) {
         const Philox4 four = body.mask.words((unit + n) / 4);
@@ -80,8 +78,7 @@ struct Units {
           kept[n + k] = four.word[N == 1 ? unit % 4 : k] >= body.mask.threshold;
       }
     }
-    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
-    FASTNN_MEMBER void use(int64_t at, const Fetched& from) const {
+    FASTNN_MEMBER void use(int64_t at, const Pack<T, N>& from) const {
       float v[N];
       to_floats(from, v);
       for (int n = 0; n < N; ++n) v[n] = kept[n] ? v[n] * scale : 0.0f;

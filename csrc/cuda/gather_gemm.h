@@ -9,6 +9,7 @@
 // columns and tap, from L2 after the first.
 #pragma once
 
+#include "cuda/conv_epilogue.h"
 #include "cuda/conv_operands.h"
 #include "cuda/device/columns.h"
 #include "cuda/device/tile.h"
@@ -70,25 +71,6 @@ FASTNN_DEVICE int64_t output_pixel(const Gather& p, int64_t row) {
   const GatherRow r(p, row);
   return (r.image * p.out_height + p.phase.first_down + r.i * p.out_down) * p.out_width +
          p.phase.first_across + r.j * p.out_across;
-}
-
-// N neighbouring outputs: bias, residual, relu, store. y becomes what is stored.
-template <class T, int N>
-FASTNN_DEVICE void finish(float (&y)[N], const float* bias, const T* residual, bool relu, T* out) {
-  float r[N];
-  if (bias) {
-    load_terms(bias, r);
-    for (int n = 0; n < N; ++n) y[n] += r[n];
-  }
-  if (residual) {
-    load_floats(residual, r);
-    for (int n = 0; n < N; ++n) y[n] += r[n];
-  }
-  if (relu)
-    for (int n = 0; n < N; ++n) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
-  const Pack<T, N> stored = to_pack<T>(y);
-  store_pack(out, stored);
-  to_floats(stored, y);
 }
 
 // Outputs of a pixel in pairs 8 columns apart from `column` on, pair(j) being the j-th. All are at

@@ -15,14 +15,11 @@ struct ChannelMoments {
   using State = Moments;
   const T* x;
 
-  struct Column {
+  struct Column : OneOperand<T, N> {
     static constexpr int kAhead = 8;
-    using Fetched = Pack<T, N>;
-    const T* x;
     Moments state[N];
-    FASTNN_MEMBER Column(const ChannelMoments& body, int64_t, int64_t) : x(body.x) {}
-    FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
-    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+    FASTNN_MEMBER Column(const ChannelMoments& body, int64_t, int64_t) : OneOperand<T, N>{body.x} {}
+    FASTNN_MEMBER void use(int64_t, const Pack<T, N>& from) {
       float v[N];
       to_floats(from, v);
       const float inverse = 1.0f / (state[0].n + 1.0f);
@@ -66,30 +63,27 @@ struct Apply {
     struct Fetched {
       Pack<T, N> x, residual;
     };
-    const T* x;
-    const T* residual;
-    T* y;
-    bool relu;
+    Apply in;
     float mean[N], scale[N], bias[N];
-    FASTNN_MEMBER Column(const Apply& body, int64_t segment, int64_t c)
-        : x(body.x), residual(body.residual), y(body.y), relu(body.relu) {
-      load_terms(body.mean + segment * body.C + c, mean);
-      load_terms(body.scale + segment * body.C + c, scale);
-      load_terms(body.bias + segment * body.C + c, bias);
+    FASTNN_MEMBER Column(const Apply& body, int64_t segment, int64_t c) : in(body) {
+      const int64_t column = segment * in.C + c;
+      load_terms(in.mean + column, mean);
+      load_terms(in.scale + column, scale);
+      load_terms(in.bias + column, bias);
     }
     FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const {
-      to.x = load_pack<N>(x + at);
-      if (residual) to.residual = load_pack<N>(residual + at);
+      to.x = load_pack<N>(in.x + at);
+      if (in.residual) to.residual = load_pack<N>(in.residual + at);
     }
     FASTNN_MEMBER void use(int64_t at, const Fetched& from) const {
       float v[N], r[N] = {};
       to_floats(from.x, v);
-      if (residual) to_floats(from.residual, r);
+      if (in.residual) to_floats(from.residual, r);
       for (int n = 0; n < N; ++n) {
         v[n] = (v[n] - mean[n]) * scale[n] + bias[n] + r[n];
-        if (relu) v[n] = v[n] < 0 ? 0.0f : v[n];
+        if (in.relu) v[n] = v[n] < 0 ? 0.0f : v[n];
       }
-      store_floats(y + at, v);
+      store_floats(in.y + at, v);
     }
   };
 };
@@ -184,15 +178,6 @@ struct GradSums {
       }
     }
   };
-};
-
-struct TwoSumsWriter {
-  float* a;
-  float* b;
-  FASTNN_MEMBER void write(int64_t at, const TwoSums& state) const {
-    a[at] = state.a;
-    b[at] = state.b;
-  }
 };
 
 void channel_grad_sums(const NormShape& s, const void* g, const void* x, const NormMask& mask,

@@ -138,15 +138,6 @@ struct ParameterSums {
     }
   };
 };
-struct ParameterWriter {
-  float* weight;
-  float* bias;
-  FASTNN_MEMBER void write(int64_t c, const TwoSums& state) const {
-    if (weight) weight[c] = state.a;
-    if (bias) bias[c] = state.b;
-  }
-};
-
 void layer_backward(const void* g, const void* x, int64_t rows, int64_t D, DType dtype,
                     const float* weight, const float* mean, const float* invstd, void* grad_x,
                     float* grad_weight, float* grad_bias) {
@@ -169,7 +160,7 @@ void layer_backward(const void* g, const void* x, int64_t rows, int64_t D, DType
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
           reduce_columns<N>(ParameterSums<T, N>{grad, in, mean, invstd},
-                            ParameterWriter{grad_weight, grad_bias}, 1, rows, D);
+                            TwoSumsWriter{grad_weight, grad_bias}, 1, rows, D);
         },
         grad, in);
   });

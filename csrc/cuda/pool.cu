@@ -154,15 +154,11 @@ void each_input(const PoolParams& p, int N, const F& f) {
 
 // f(T, index type, N) with the channels that a thread takes at a time.
 template <class F>
-void typed(const PoolParams& p, bool packs, const F& f) {
+void typed(const PoolParams& p, const F& f, const void* x, const void* y,
+           const void* indices = nullptr) {
   with_type(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    constexpr int N = kPack<T>;
     const auto indexed = [&](auto index) {
-      if (packs && p.C % N == 0)
-        f(type, index, std::integral_constant<int, N>{});
-      else
-        f(type, index, std::integral_constant<int, 1>{});
+      with_pack<decltype(type)>(p.C, [&](auto pack) { f(type, index, pack); }, x, y, indices);
     };
     p.wide ? indexed(int32_t{}) : indexed(uint8_t{});
   });
@@ -170,30 +166,32 @@ void typed(const PoolParams& p, bool packs, const F& f) {
 
 void max(const PoolParams& host, const void* x, void* y, void* indices) {
   const PoolParams p = on_device(host);
-  typed(p, aligned(static_cast<char*>(y), static_cast<const char*>(x), static_cast<char*>(indices)),
-        [&](auto t, auto i, auto n) {
-          using T = decltype(t);
-          using I = decltype(i);
-          constexpr int N = decltype(n)::value;
-          each_output(p, N,
-                      Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
-                                   static_cast<I*>(indices)});
-        });
+  typed(
+      p,
+      [&](auto t, auto i, auto n) {
+        using T = decltype(t);
+        using I = decltype(i);
+        constexpr int N = decltype(n)::value;
+        each_output(p, N,
+                    Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
+                                 static_cast<I*>(indices)});
+      },
+      x, y, indices);
 }
 
 void max_backward(const PoolParams& host, const void* g, const void* indices, void* grad_x) {
   const PoolParams p = on_device(host);
-  typed(p,
-        aligned(static_cast<char*>(grad_x), static_cast<const char*>(g),
-                static_cast<const char*>(indices)),
-        [&](auto t, auto i, auto n) {
-          using T = decltype(t);
-          using I = decltype(i);
-          constexpr int N = decltype(n)::value;
-          each_input(p, N,
-                     MaxBackward<T, I, N>{p, static_cast<const T*>(g),
-                                          static_cast<const I*>(indices), static_cast<T*>(grad_x)});
-        });
+  typed(
+      p,
+      [&](auto t, auto i, auto n) {
+        using T = decltype(t);
+        using I = decltype(i);
+        constexpr int N = decltype(n)::value;
+        each_input(p, N,
+                   MaxBackward<T, I, N>{p, static_cast<const T*>(g), static_cast<const I*>(indices),
+                                        static_cast<T*>(grad_x)});
+      },
+      g, grad_x, indices);
 }
 
 void flat_indices(const PoolParams& host, const void* indices, int64_t* flat) {
@@ -206,22 +204,27 @@ void flat_indices(const PoolParams& host, const void* indices, int64_t* flat) {
 
 void average(const PoolParams& host, const void* x, void* y) {
   const PoolParams p = on_device(host);
-  typed(p, aligned(static_cast<char*>(y), static_cast<const char*>(x)), [&](auto t, auto, auto n) {
-    using T = decltype(t);
-    constexpr int N = decltype(n)::value;
-    each_output(p, N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
-  });
+  typed(
+      p,
+      [&](auto t, auto, auto n) {
+        using T = decltype(t);
+        constexpr int N = decltype(n)::value;
+        each_output(p, N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
+      },
+      x, y);
 }
 
 void average_backward(const PoolParams& host, const void* g, void* grad_x) {
   const PoolParams p = on_device(host);
-  typed(p, aligned(static_cast<char*>(grad_x), static_cast<const char*>(g)),
-        [&](auto t, auto, auto n) {
-          using T = decltype(t);
-          constexpr int N = decltype(n)::value;
-          each_input(p, N,
-                     AverageBackward<T, N>{p, static_cast<const T*>(g), static_cast<T*>(grad_x)});
-        });
+  typed(
+      p,
+      [&](auto t, auto, auto n) {
+        using T = decltype(t);
+        constexpr int N = decltype(n)::value;
+        each_input(p, N,
+                   AverageBackward<T, N>{p, static_cast<const T*>(g), static_cast<T*>(grad_x)});
+      },
+      g, grad_x);
 }
 
 }  // namespace

@@ -107,6 +107,14 @@ void walk_columns(const Body& body, int64_t segments, int64_t pixels, int64_t C)
   });
 }
 
+// What the columns of one operand fetch.
+template <class T, int N>
+struct OneOperand {
+  using Fetched = Pack<T, N>;
+  const T* x;
+  FASTNN_MEMBER void fetch(int64_t, int64_t at, Fetched& to) const { to = load_pack<N>(x + at); }
+};
+
 // States of column reductions.
 struct OneSum {
   float sum = 0;
@@ -121,6 +129,14 @@ struct TwoSums {
   FASTNN_MEMBER void add(const TwoSums& other) {
     a += other.a;
     b += other.b;
+  }
+};
+struct TwoSumsWriter {
+  float* a;  // null: not wanted
+  float* b;
+  FASTNN_MEMBER void write(int64_t at, const TwoSums& state) const {
+    if (a) a[at] = state.a;
+    if (b) b[at] = state.b;
   }
 };
 
