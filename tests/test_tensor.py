@@ -7,6 +7,7 @@ import pickle
 import warnings
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from harness import PROPERTY
@@ -295,6 +296,29 @@ def test_reshape_and_permute_as_numpy_does(case):
     assert np.array_equal(moved.flatten().numpy(), values.transpose(order).ravel())
     assert np.array_equal(moved.contiguous().numpy(), values.transpose(order))
     assert moved.contiguous().is_contiguous()
+
+
+@PROPERTY
+@given(
+    rows=st.integers(1, 70), columns=st.integers(1, 70), batch=st.integers(1, 3),
+    source=st.sampled_from(["float32", "bfloat16"]), target=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_turned_copies_keep_every_bit(rows, columns, batch, source, target, seed):
+    """NaNs with payloads, infinities and subnormals too, unless they are rounded."""
+    kinds = {"float32": (np.uint32, np.float32), "bfloat16": (np.uint16, ml_dtypes.bfloat16)}
+    word, number = kinds[source]
+    bits = np.random.default_rng(seed).integers(0, 2 ** (8 * word().nbytes), (batch, rows, columns))
+    values = bits.astype(word).view(number)
+    if source != target:
+        values = np.linspace(-3, 3, values.size, dtype=np.float32).reshape(bits.shape).astype(number)
+    word, number = kinds[target]
+    want = values.transpose(0, 2, 1).astype(number)
+    for isa in fastnn.backends.cpu.available_isas():
+        with fastnn.backends.cpu.isa(isa):
+            got = fastnn.empty(batch, columns, rows, dtype=target)
+            got.copy_(fastnn.tensor(values).transpose(1, 2))
+            assert np.array_equal(got.numpy().view(word), np.ascontiguousarray(want).view(word)), isa
 
 
 def test_shapes_of_views():

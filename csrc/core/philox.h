@@ -13,6 +13,10 @@ namespace fastnn {
 struct Philox4 {
   uint32_t word[4];
 };
+// Of the 8 halves of the words, the lower of each first.
+FASTNN_INLINE uint32_t half(const Philox4& words, int i) {
+  return words.word[i / 2] >> 16 * (i % 2) & 0xffff;
+}
 
 // Words 4 * block .. 4 * block + 3 of the stream (seed, offset).
 FASTNN_INLINE Philox4 philox(uint64_t seed, uint64_t offset, uint64_t block) {
@@ -32,7 +36,7 @@ FASTNN_INLINE Philox4 philox(uint64_t seed, uint64_t offset, uint64_t block) {
   return {{c0, c1, c2, c3}};
 }
 
-// Dropout keeps an element where its word is at least this; p in [0, 1].
-FASTNN_INLINE uint64_t drop_threshold(double p) { return static_cast<uint64_t>(p * 4294967296.0); }
+// Dropout drops element i where half i of the stream is less than this; p in [0, 1].
+FASTNN_INLINE uint32_t drop_threshold(double p) { return static_cast<uint32_t>(p * 65536 + 0.5); }
 
 }  // namespace fastnn

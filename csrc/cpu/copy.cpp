@@ -3,9 +3,10 @@
 // ops/copy.cpp sorts and merges the dimensions so that dst's innermost stride is the smallest.
 // Three loop nests follow: (1) both innermost strides are 1: rows are contiguous; (2) another
 // dimension has source stride 1: a transpose, walked in square tiles so that each cache line of
-// both sides is used fully while it is in L1; (3) anything else: a plain strided row. Cost: bytes
-// read plus bytes written; the floor is the streaming copy bandwidth.
-#include "cpu/simd/vec.h"
+// both sides is used fully while it is in L1, and within them, for floating dtypes, in squares that
+// registers hold; (3) anything else: a plain strided row. Cost: bytes read plus bytes written; the
+// floor is the streaming copy bandwidth.
+#include "cpu/simd/transpose.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -42,6 +43,33 @@ FASTNN_INLINE void copy_row(D* dst, int64_t to, const S* src, int64_t from, int6
   }
 }
 
+template <class T>
+constexpr bool kFloating = false;
+template <>
+constexpr bool kFloating<float> = true;
+template <>
+constexpr bool kFloating<bfloat16> = true;
+
+// dst[i * dst_row + j] = src[i + j * src_col] over `rows` x `columns`, each at most LANES.
+template <class D, class S>
+FASTNN_INLINE void turn_square(D* dst, int64_t dst_row, const S* src, int64_t src_col, int rows,
+                               int columns) {
+  vfloat square[LANES];
+#pragma GCC unroll 16
+  for (int j = 0; j < LANES; ++j)
+    square[j] = j < columns ? load_any(src + j * src_col, rows) : vfloat{};
+  transpose(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; ++i) {
+    if (i >= rows) break;
+    if constexpr (sizeof(D) == 2 && sizeof(S) == 2) {  // as it is: rounding would change NaNs
+      store_halves_n(dst + i * dst_row, to_halves(as_uint(square[i]) >> 16), columns);
+    } else {
+      store_any(dst + i * dst_row, square[i], columns);
+    }
+  }
+}
+
 // dst[i][j] = src[i][j] over rows x columns, in tiles.
 template <class D, class S>
 void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t src_row,
@@ -50,6 +78,15 @@ void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t 
     for (int64_t j0 = 0; j0 < columns; j0 += kTile) {
       const int64_t i1 = i0 + kTile < rows ? i0 + kTile : rows;
       const int64_t j1 = j0 + kTile < columns ? j0 + kTile : columns;
+      if constexpr (kFloating<D> && kFloating<S>)
+        if (dst_col == 1 && src_row == 1) {
+          vector_loop(i0, i1, [&](int64_t i, int m) {
+            vector_loop(j0, j1, [&](int64_t j, int n) {
+              turn_square(dst + i * dst_row + j, dst_row, src + i + j * src_col, src_col, m, n);
+            });
+          });
+          continue;
+        }
       for (int64_t i = i0; i < i1; ++i)
         copy_row(dst + i * dst_row + j0 * dst_col, dst_col, src + i * src_row + j0 * src_col,
                  src_col, j1 - j0);

@@ -68,8 +68,13 @@ FASTNN_LEVEL(avx512)
   X(activation)                  \
   X(conv_depthwise)              \
   X(copy)                        \
+  X(dropout)                     \
+  X(elementwise)                 \
+  X(interpolate)                 \
   X(norm)                        \
-  X(pool)
+  X(norm_layer)                  \
+  X(pool)                        \
+  X(softmax)
 #define FASTNN_PAIRED_STEMS(X) \
   X(conv_forward)              \
   X(conv_backward_data)        \

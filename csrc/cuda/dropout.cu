@@ -1,5 +1,5 @@
 // Dropout: one read and one write per element. The mask is regenerated from its counter wherever it
-// is needed, ten rounds of integer arithmetic for four elements, and is the CPU's bit for bit.
+// is needed, ten rounds of integer arithmetic for eight elements, and is the CPU's bit for bit.
 #include "core/philox.h"
 #include "cuda/capture.h"
 #include "cuda/device/columns.h"
@@ -16,12 +16,12 @@ struct Mask {
   __device__ Philox4 words(int64_t block) const {
     return philox(seed, later ? offset + *later : offset, static_cast<uint64_t>(block));
   }
-  __device__ float applied(uint32_t word, float x) const {
-    return word >= threshold ? x * scale : 0.0f;
+  __device__ float applied(uint32_t half, float x) const {
+    return half >= threshold ? x * scale : 0.0f;
   }
 };
 
-// Elements 4 i .. 4 i + 3; all four at once where they are aligned and there.
+// Elements 8 i .. 8 i + 7; in packs where they are aligned and there.
 template <class T, bool kWhole>
 struct Elements {
   const T* x;
@@ -29,15 +29,21 @@ struct Elements {
   int64_t count;
   Mask mask;
   __device__ void operator()(int64_t i) const {
-    const Philox4 four = mask.words(i);
+    const Philox4 drawn = mask.words(i);
     if constexpr (kWhole) {
-      float v[4];
-      load_floats(x + 4 * i, v);
-      for (int k = 0; k < 4; ++k) v[k] = mask.applied(four.word[k], v[k]);
-      store_floats(y + 4 * i, v);
+      constexpr int kSome = kPack<T>;
+      Pack<T, kSome> packs[8 / kSome];
+      for (int part = 0; part < 8 / kSome; ++part)
+        packs[part] = load_pack<kSome>(x + 8 * i + part * kSome);
+      for (int part = 0; part < 8 / kSome; ++part) {
+        float v[kSome];
+        to_floats(packs[part], v);
+        for (int k = 0; k < kSome; ++k) v[k] = mask.applied(half(drawn, part * kSome + k), v[k]);
+        store_floats(y + 8 * i + part * kSome, v);
+      }
     } else {
-      for (int64_t k = 0; k < 4 && 4 * i + k < count; ++k)
-        from_float(y[4 * i + k], mask.applied(four.word[k], to_float(x[4 * i + k])));
+      for (int k = 0; k < 8 && 8 * i + k < count; ++k)
+        from_float(y[8 * i + k], mask.applied(half(drawn, k), to_float(x[8 * i + k])));
     }
   }
 };
@@ -49,14 +55,14 @@ void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed,
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
     T* const to = static_cast<T*>(y);
-    if (count % 4 == 0 && aligned(from, to))
-      each(count / 4, Elements<T, true>{from, to, count, mask});
+    if (count % 8 == 0 && aligned(from, to))
+      each(count / 8, Elements<T, true>{from, to, count, mask});
     else
-      each((count + 3) / 4, Elements<T, false>{from, to, count, mask});
+      each((count + 7) / 8, Elements<T, false>{from, to, count, mask});
   });
 }
 
-// One word per (image, channel): images are segments.
+// One half per (image, channel): images are segments.
 template <class T, int N>
 struct Units {
   const T* x;
@@ -71,12 +77,10 @@ struct Units {
     bool kept[N];
     FASTNN_MEMBER Column(const Units& body, int64_t image, int64_t c)
         : OneOperand<T, N>{body.x}, y(body.y), scale(body.mask.scale) {
-      const int64_t unit = image * body.C + c;  // N = 1, or begins a block of words
-      for (int n = 0; n < N; n += 4) {
-        const Philox4 four = body.mask.words((unit + n) / 4);
-        for (int k = 0; k < 4 && n + k < N; ++k)
-          kept[n + k] = four.word[N == 1 ? unit % 4 : k] >= body.mask.threshold;
-      }
+      const int64_t unit = image * body.C + c;  // a multiple of N, which divides a block's 8
+      const Philox4 drawn = body.mask.words(unit / 8);
+      for (int n = 0; n < N; ++n)
+        kept[n] = half(drawn, static_cast<int>(unit % 8) + n) >= body.mask.threshold;
     }
     FASTNN_MEMBER void use(int64_t at, const Pack<T, N>& from) const {
       float v[N];

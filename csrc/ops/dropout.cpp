@@ -18,7 +18,7 @@ Array dropout(const std::string& kind, const Array& input, double p, uint64_t se
   if (p == 1) return full(x.shape(), 0, x.dtype());
   Array y = empty(x.shape(), x.dtype());
   if (x.count() == 0) return y;
-  const auto threshold = static_cast<uint32_t>(drop_threshold(p));
+  const uint32_t threshold = drop_threshold(p);
   const auto scale = static_cast<float>(1.0 / (1.0 - p));
   if (kind == "dropout") {
     kernels().dropout.elements(x.raw(), y.raw(), x.count(), x.dtype(), seed, offset, threshold,

@@ -7,10 +7,10 @@
 namespace fastnn {
 
 struct DropoutSlots {
-  // y[i] = x[i] * scale where word i of the stream is >= threshold, else 0.
+  // y[i] = x[i] * scale where half word i of the stream is >= threshold, else 0.
   void (*elements)(const void* x, void* y, int64_t count, DType, uint64_t seed, uint64_t offset,
                    uint32_t threshold, float scale);
-  // The same with one word per (image, channel): x is N x P pixels x C channels; with C = 1 one per
+  // The same with one half per (image, channel): x is N x P pixels x C channels; with C = 1 one per
   // image.
   void (*units)(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType, uint64_t seed,
                 uint64_t offset, uint32_t threshold, float scale);

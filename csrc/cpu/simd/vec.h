@@ -256,9 +256,9 @@ FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
   const auto mask = static_cast<__mmask16>((1u << n) - 1);
   return widen(reinterpret_cast<vhalf>(_mm256_maskz_loadu_epi16(mask, p)));
 }
-FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
+FASTNN_INLINE void store_halves_n(bfloat16* p, vhalf h, int n) {
   const auto mask = static_cast<__mmask16>((1u << n) - 1);
-  _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(narrow(v)));
+  _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(h));
 }
 #else
 FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
@@ -266,11 +266,11 @@ FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
   __builtin_memcpy(&h, p, sizeof(uint16_t) * static_cast<size_t>(n));
   return widen(h);
 }
-FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) {
-  const vhalf h = narrow(v);
+FASTNN_INLINE void store_halves_n(bfloat16* p, vhalf h, int n) {
   __builtin_memcpy(p, &h, sizeof(uint16_t) * static_cast<size_t>(n));
 }
 #endif
+FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) { store_halves_n(p, narrow(v), n); }
 
 // How an operator's output is written. An ordinary store fetches its line first, from memory if the
 // output has left the caches; a streaming store writes around them (measured: 18 against 47 GB/s).

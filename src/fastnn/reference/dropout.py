@@ -12,7 +12,9 @@ def _factors(shape, p, seed, offset):
     """0 or 1 / (1 - p) per element of memory order: NHWC for rank 4, else row-major."""
     if p == 1:
         return np.zeros(shape)
-    keep = words(seed, offset, int(np.prod(shape))) >= int(p * 2**32)
+    count = int(np.prod(shape))
+    halves = words(seed, offset, -(-count // 2)).astype("<u4").view("<u2")[:count]
+    keep = halves >= int(p * 2**16 + 0.5)
     factors = keep / (1 - p)
     if len(shape) == 4:
         n, c, h, w = shape
