@@ -1,58 +1,212 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in stages that each take less than ten minutes:
+# Everything that needs a GPU, in stages:
 #
-#     bash benchmarks/gpu_check.sh [build] [primitives] [tests] [sanitizer] [layers] [wgmma] [operators] [networks]
+#     bash benchmarks/gpu_check.sh [STAGE ...]
 #
-# All of them, in this order, if none is named. Needs nvcc and, as the peer, PyTorch for CUDA.
-#   build       pip install with FASTNN_CUDA=ON, for the GPU that is here
-#   primitives  each device primitive against NumPy: run first, for all else builds on them
-#   tests       pytest -m gpu: every operator against its reference, runtime, graphs, large tensors
-#   sanitizer   compute-sanitizer memcheck and racecheck over small cases of every operator
-#   layers      the convolution table of ResNet-50 and VGG-16 in bf16, TF32 and fp32 beside cuDNN
-#   wgmma       the table in bf16 and TF32 by the kernels for sm_90a (only once their primitives have passed)
-#   operators   norms, pools, dropout, activations, optimizers beside PyTorch's
-#   networks    ResNet-50 and VGG-16, training steps and inference, call by call and as graphs
-# Results: gpu-<stage>.json in $OUT (default: benchmarks/results), to be committed.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# All of them, in this order, if none is named. Needs nvcc and, as the peer, PyTorch for CUDA; no network where
+# what pyproject.toml asks for is installed.
+#   build            installs this source for the GPU that is here, unless that was done; or FASTNN_WHEEL=path
+#   primitives       each device primitive against NumPy: run first, for all else builds on them
+#   tests            the tests marked gpu: every operator against its reference, runtime, graphs, large tensors
+#   sanitizer        compute-sanitizer's memcheck and racecheck over small cases of some operators
+#   layers-DTYPE     the convolution table at 64 images beside cuDNN: bfloat16, tf32, float32
+#   wgmma-DTYPE      the same by the kernels for sm_90a (only once their primitives have passed): bfloat16, tf32
+#   operators-DTYPE  norms, pools, dropout, activations, optimizers beside PyTorch's: float32, bfloat16
+#   networks-DTYPE   ResNet-50 and VGG-16, training and inference, call by call and as graphs: bfloat16, tf32
+# A stage is stopped after 570 seconds, all together after LIMIT seconds. Where a command may take ten minutes, set
+# LIMIT=570 and run `build primitives tests`, `build sanitizer`, or `build` and one of the others.
+# $OUT (default: benchmarks/results) gets gpu-<stage>.json, to be committed, gpu-check.log and gpu-sanitizer.log.
+# Only a failed build keeps later stages from running: they would be about another source. The exit code is 1 if a
+# stage failed, else 77 if one did not run.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
 out=${OUT:-benchmarks/results}
-mkdir -p "$out"
+limit=${LIMIT:-1000000}
+most=570
+mkdir -p "$out" && log=$out/gpu-check.log && : >"$log" || exit
 export FASTNN_CUDA_EMULATE=0 PYTHONUNBUFFERED=1
+export PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH:/usr/local/cuda/bin
+known=(build primitives tests sanitizer layers-bfloat16 layers-tf32 layers-float32 wgmma-bfloat16 wgmma-tf32
+  operators-float32 operators-bfloat16 networks-bfloat16 networks-tf32)
 stages=("$@")
-[ $# -gt 0 ] || stages=(build primitives tests sanitizer layers wgmma operators networks)
+[ $# -gt 0 ] || stages=("${known[@]}")
+for stage in "${stages[@]}"; do
+  if [[ " ${known[*]} " != *" $stage "* ]]; then
+    echo "gpu_check.sh: no stage $stage; there are ${known[*]}" >&2
+    exit 2
+  fi
+done
 
-bench() {  # name, then what `fastnn bench` takes
-  local name=$1
-  shift
-  fastnn bench "$@" --device cuda --peer torch --json "$out/gpu-$name.json" --html "$out/gpu-$name.html"
+# What a build without network takes as it is there.
+needs="hypothesis, ml_dtypes, numpy, pybind11, pytest, safetensors, scikit_build_core, tqdm"
+# What the sanitizer looks at: FASTNN_WGMMA, operator, cases.
+small=(
+  "0 conv2d n2c16h8w8_oc24_k3p1_bf16 n2c32h9w8_oc40_k3s2p1_f32 n2c24h7w7_oc24_k3p1g24_bf16"
+  "0 matmul m17k33n65_f32 m15k31n33_bf16"
+  "0 batch_norm n2c16h6w6_relu_res_f32 n2c24h6w6_bf16"
+  "0 layer_norm n9c1000_d1_f32 n6c48_d1_bf16"
+  "0 softmax n4c1000_d1_f32 n2c17h3w3_d1_bf16"
+  "0 sum s3x1000_d1_f32 s300x19_d0_keep_bf16"
+  "0 max_pool2d n2c17h8w8_k3s2p1_f32 n2c24h7w7_k3s2p1_bf16"
+  "0 cross_entropy n4c10_f32 n2c9h3w3_wt_bf16"
+  "0 adam_step images_step1_f32"
+  "1 conv2d n2c64h12w13_oc72_k3p1_relu_res_bf16 n2c128h9w8_oc130_k3s2p1_nobias_bf16"
+)
+
+left() {
+  local all=$((limit - SECONDS)) own=$((begin + most - SECONDS))
+  echo $((all < own ? all : own))
 }
 
-for stage in "${stages[@]}"; do
-  printf '\n== %s\n' "$stage"
-  case $stage in
-    build)
-      # 9.0 has instructions that only code for 9.0a may use.
-      arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
-      [ "$arch" = 90 ] && arch=90a
-      pip install --quiet ".[test]" --config-settings=cmake.define.FASTNN_CUDA=ON \
+within() {  # seconds at most, then the command; the stage ends where no time is left
+  local seconds
+  seconds=$(left)
+  [ "$seconds" -gt 0 ] || exit 124
+  [ "$seconds" -lt "$1" ] || seconds=$1
+  shift
+  timeout --signal=INT --kill-after=10 "$seconds" "$@"
+}
+
+package() {  # where the fastnn is that would be imported
+  python3 -c 'import importlib.util as u; print(*u.find_spec("fastnn").submodule_search_locations)'
+}
+
+digest() {  # of what is installed, the source and the GPU
+  local installed
+  installed=$(package 2>/dev/null) || return 0
+  { echo "$arch"
+    find csrc cmake CMakeLists.txt pyproject.toml src "$installed" -type f ! -name '*.pyc' | sort |
+      xargs -d '\n' sha256sum; } | sha256sum
+}
+
+build() {
+  local arch how=(".[test]") stamp=build/gpu_check.stamp
+  if [ -n "${FASTNN_WHEEL:-}" ]; then
+    within $most python3 -m pip install --quiet --no-index --no-deps --force-reinstall "$FASTNN_WHEEL"
+    diff -rq -x '*.so' -x __pycache__ src/fastnn "$(package)"
+    echo "$FASTNN_WHEEL has the Python code of this source; that it has its kernels is taken on trust"
+  else
+    arch=$(nvidia-smi --id=0 --query-gpu=compute_cap --format=csv,noheader | tr -d .)
+    # 9.0 has instructions that only code for 9.0a may use.
+    [ "$arch" != 90 ] || arch=90a
+    if [ -f $stamp ] && [ "$(digest)" = "$(cat $stamp)" ]; then
+      echo "this source is installed"
+    else
+      if python3 -c "import $needs" 2>/dev/null; then how=(--no-build-isolation --no-deps --no-index .); fi
+      within $most python3 -m pip install --quiet "${how[@]}" --config-settings=cmake.define.FASTNN_CUDA=ON \
         --config-settings=cmake.define.FASTNN_CUDA_ARCHITECTURES="$arch-real"
-      fastnn info ;;
-    primitives) pytest -q tests/test_emulator.py -k primitives -rs ;;
-    tests) pytest -q -m gpu -x --maxfail=20 ;;
-    sanitizer)
-      for tool in memcheck racecheck; do
-        for family in conv norm pool reduce softmax loss optim; do
-          echo "$tool $family"
-          timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            python -m fastnn verify "$family" --device cuda | tail -1
-        done
-      done ;;
-    layers) bench layers conv --dtype bfloat16,tf32,float32 --batch 64 --filter "n64" ;;
-    wgmma) FASTNN_WGMMA=1 bench layers-wgmma conv --dtype bfloat16,tf32 --batch 64 --filter "n64" ;;
-    operators) bench operators norm pool dropout activation softmax loss optim --dtype float32,bfloat16 ;;
-    networks) bench networks train infer --dtype bfloat16,tf32 --compile ;;
-    *)
-      echo "gpu_check.sh: no stage $stage" >&2
-      exit 2 ;;
+      mkdir -p build
+      digest >$stamp
+    fi
+  fi
+  if [ "$(package)" = "$PWD/src/fastnn" ]; then
+    echo "python3 imports src/fastnn, not what was installed (PYTHONPATH, or an editable install)"
+    exit 1
+  fi
+  python3 -m fastnn info
+}
+
+gpu() {  # a sum on it: the module is there, and has code for it
+  within 60 python3 -c 'import fastnn
+x = fastnn.ones(5, device="cuda")
+assert (x + x).sum().item() == 10
+print(fastnn.__path__[0], "on", fastnn.cuda.get_device_name("cuda"))'
+}
+
+tests() {
+  local files
+  mapfile -t files < <(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
+  within $most python3 -m pytest -q -m gpu --maxfail=20 --continue-on-collection-errors "${files[@]}"
+}
+
+sanitizer() {
+  local all=$out/gpu-sanitizer.log one tool line wgmma operator cases what status failed=() missed=()
+  if ! command -v compute-sanitizer; then
+    echo "compute-sanitizer is not here"
+    exit 77
+  fi
+  : >"$all"
+  one=$(mktemp)
+  for tool in memcheck racecheck; do
+    for line in "${small[@]}"; do
+      read -r wgmma operator cases <<<"$line"
+      what="$tool $operator"
+      [ "$wgmma" = 0 ] || what="$what by warpgroups"
+      if [ "$(left)" -lt 20 ]; then
+        missed+=("$what")
+        continue
+      fi
+      status=0
+      # shellcheck disable=SC2086  # each case is a word
+      FASTNN_WGMMA=$wgmma within 100 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+        python3 -m fastnn verify "$operator" $cases --device cuda >"$one" 2>&1 || status=$?
+      { echo "== $what: exit code $status" && cat "$one"; } >>"$all"
+      if grep -q 'Device not supported' "$one"; then
+        echo "compute-sanitizer refuses this device"
+        exit 77
+      fi
+      # Its summary shows that it watched.
+      if [ "$status" -eq 0 ] && grep -q 'SUMMARY: 0 ' "$one"; then
+        echo "$what: clean"
+      else
+        failed+=("$what")
+        echo "$what: exit code $status"
+        tail -n 12 "$one"
+      fi
+    done
+  done
+  rm "$one"
+  for what in "${missed[@]}"; do echo "not run for lack of time: $what"; done
+  for what in "${failed[@]}"; do echo "failed: $what"; done
+  [ ${#failed[@]} -eq 0 ] || exit 1
+  [ ${#missed[@]} -eq 0 ] || exit 77
+}
+
+bench() {  # of the stage's dtype, with the peer
+  within 100 python3 -c 'import torch; assert torch.cuda.is_available(), "this PyTorch has no GPU"'
+  within $most python3 -m fastnn bench "$@" --dtype "${stage#*-}" --device cuda --peer torch \
+    --json "$out/gpu-$stage.json"
+}
+
+run() {
+  printf '\n== %s\n' "$stage"
+  if [ "$built" = no ]; then
+    echo "not run: the build failed"
+    exit 77
+  fi
+  if [ "$(left)" -le 0 ]; then
+    echo "not run: no time is left"
+    exit 77
+  fi
+  [ "$stage" = build ] || gpu
+  case $stage in
+    primitives)
+      FASTNN_NO_SKIP=1 within $most python3 -m pytest -q \
+        'tests/test_emulator.py::test_device_primitives_do_what_numpy_says[gpu]' ;;
+    layers-*) bench conv --batch 64 --filter n64 ;;
+    wgmma-*) FASTNN_WGMMA=1 bench conv --batch 64 --filter n64 ;;
+    operators-*) bench norm pool dropout activation softmax loss optim ;;
+    networks-*) bench train infer --compile ;;
+    *) "$stage" ;;
   esac
+}
+
+built=yes
+worst=0
+table=$(printf '%-20s %-28s %s' stage result seconds)
+for stage in "${stages[@]}"; do
+  begin=$SECONDS
+  (set -e; run) 2>&1 | tee -a "$log"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) result=passed ;;
+    77) result="NOT RUN" ;;
+    124 | 137) result="FAILED: out of time" ;;
+    *) result="FAILED: exit code $status" ;;
+  esac
+  [ "$status" -eq 0 ] || [ "$stage" != build ] || built=no
+  [ "$status" -eq 0 ] || [ "$worst" -eq 1 ] || worst=$((status == 77 ? 77 : 1))
+  table+=$'\n'$(printf '%-20s %-28s %7d' "$stage" "$result" $((SECONDS - begin)))
 done
+printf '\n%s\n' "$table" | tee -a "$log"
+exit "$worst"

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-TYPES = {"float32": "f32", "bfloat16": "bf16"}
+TYPES = {"float32": "f32", "bfloat16": "bf16", "tf32": "tf32"}
 
 Row = dict[str, Any]
 
@@ -64,6 +64,8 @@ def machines(paths: list[Path]) -> Iterator[dict[str, Any]]:
     of: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in paths:
         result = json.loads(path.read_text())
+        if not result.get("complete", True):
+            raise SystemExit(f"{path}: its run was stopped before the end")
         key = result["about"]["processor"], result["about"]["cores"]
         of.setdefault(key, []).append(result)
     for results in of.values():

@@ -57,7 +57,7 @@ def test_gradients_of_float32_weights_are_float32_sums(name, isa):
     check_gradient(name, "cpu")
 
 
-@pytest.mark.skipif(not fastnn.cuda.is_available(), reason="needs a GPU or its emulation")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_on_a_gpu_too(name):
     check_gradient(name, "cuda")

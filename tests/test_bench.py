@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ def ran(tmp_path, capsys, *args):
 
 def test_operators_are_printed_and_written(tmp_path, capsys):
     result, _, text = ran(tmp_path, capsys, "relu", "linear", "sgd_step", "cat")
+    assert result["complete"] is True
     assert result["peaks"]["float32"] > 1 and result["peaks"]["copy_gbs"] > 0.5
     seen = {(row["name"], row["part"], row["dtype"]) for row in result["rows"]}
     for dtype in ("float32", "bfloat16"):
@@ -108,6 +113,49 @@ def test_the_processor_is_left_as_it_was():
 def row(ratio, dtype="float32", part="forward"):
     return Row("conv", "conv2d", "n1c3", part, dtype, 1e-3, 0.02, 1e8, 1e6, 0.5,
                {"torch contiguous": 2e-3 * ratio, "torch channels_last": 1e-3 * ratio})  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1e9])
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_stopped_leaves_what_it_measured(seconds, end, tmp_path, monkeypatch):
+    path = tmp_path / "bench.json"
+
+    def rows(*_):
+        yield row(2.0)
+        if seconds < 0:
+            result = json.loads(path.read_text())
+            assert result["complete"] is False and len(result["rows"]) == 1
+        else:
+            assert not path.exists()
+        yield row(0.5)
+        raise end("stopped")
+
+    monkeypatch.setattr(bench, "bench", rows)
+    monkeypatch.setattr(bench, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(cli, "_BENCH_KEEPS", seconds)
+    code = cli.main(["bench", "relu", "--peer", "none", "--json", str(path)])
+    assert code == (130 if end is KeyboardInterrupt else 2)
+    result = json.loads(path.read_text())
+    assert result["complete"] is False and len(result["rows"]) == 2
+    assert result["about"]["cores"] and result["peaks"]["float32"] == PEAKS.float32
+    assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_the_readme_takes_no_incomplete_results(tmp_path):
+    root = Path(__file__).parent.parent
+    if not (root / "benchmarks/readme_table.py").exists():
+        pytest.skip("no benchmarks here")
+    path = tmp_path / "bench.json"
+    about = {"processor": "p", "cores": 2, "instruction set in use": "avx2", "date": "today"}
+    result = {"about": about, "peaks": asdict(PEAKS), "rows": [asdict(row(2.0))]}
+    said = []
+    for complete in ({}, {"complete": True}, {"complete": False}):
+        path.write_text(json.dumps(complete | result))
+        command = [sys.executable, "benchmarks/readme_table.py", "--check", str(path)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 1
+        said.append(done.stderr)
+    assert said[:2] == ["", ""] and "its run was stopped before the end" in said[2]
 
 
 def test_the_fastest_configuration_of_a_peer_counts():

@@ -110,6 +110,8 @@ def test_verify_prints_a_table_over_every_level():
     assert all(row[4] == "yes" and float(row[3]) <= 1 for row in rows)
     one = fastnn_("verify", "conv2d", "n1c3h5w5_oc4_k3_f32", "--isa", levels[0]).stdout
     assert "1 cases, 0 failed" in one
+    two = fastnn_("verify", "relu", "s7_f32", "s33_bf16", "--isa", levels[0]).stdout
+    assert "2 cases, 0 failed" in two
     family = fastnn_("verify", "pool", "--isa", levels[0]).stdout
     assert "\nmax_pool2d" in family and "\navg_pool2d" in family
 

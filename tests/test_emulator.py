@@ -18,7 +18,7 @@ import pytest
 import fastnn
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "tensor_map")]
+SOURCES = [f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "pinned", "tensor_map")]
 EMULATOR = ["csrc/cuda/emulator/fibers.cpp", "csrc/cuda/emulator/runtime.cpp"]
 
 
@@ -155,6 +155,14 @@ def test_no_kernel_leaves_its_memory(tmp_path):
     assert done.stdout.startswith("cases")
 
 
+def nvcc():
+    """The CUDA compiler, where the build looks for it or where toolkits are put."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    folders = [f"{home}/bin" for home in homes if home]
+    folders += [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(folders))
+
+
 def sample(i):
     return ((i * 37 + 11) % 64 - 32) / 16.0
 
@@ -207,13 +215,16 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
     if where == "emulated":
         program = compiled(tmp_path / "primitives", "primitives.cu")
     else:
-        if shutil.which("nvcc") is None or fastnn.device.cuda_is_emulated():
+        if nvcc() is None or fastnn.device.cuda_is_emulated():
             pytest.skip("no GPU, or no nvcc")
         major, minor = fastnn.cuda.get_device_capability()
         program = tmp_path / "primitives"
-        feature = "a" if major == 9 else ""
-        command = ["nvcc", "-std=c++17", f"-arch=sm_{major}{minor}{feature}", "--expt-relaxed-constexpr",
-                   "-Icsrc", "tests/emulator/primitives.cu", *SOURCES, "-o", str(program)]  # fmt: skip
+        target = f"{major}{minor}{'a' if major == 9 else ''}"
+        command = [
+            nvcc(), "-std=c++17", f"-gencode=arch=compute_{target},code=sm_{target}",
+            "--expt-relaxed-constexpr", "-Icsrc", "tests/emulator/primitives.cu", *SOURCES,
+            "-o", str(program),
+        ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
@@ -226,3 +237,16 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
     for name, values in expected.items():
         values = np.ravel(values).astype(np.float32)
         assert np.array_equal(np.array(found[name], np.float32), values), name
+
+
+def test_the_gpu_check_does_not_pass_where_there_is_no_gpu():
+    """What benchmarks/gpu_check.sh calls."""
+    name = "test_device_primitives_do_what_numpy_says[gpu]"
+    hidden = {"FASTNN_CUDA_EMULATE": "0", "CUDA_VISIBLE_DEVICES": "-1"}
+    for strict, code in ({}, 0), ({"FASTNN_NO_SKIP": "1"}, 1):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{name}"],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+            env={**os.environ, **hidden, **strict},
+        )  # fmt: skip
+        assert done.returncode == code and "no GPU, or no nvcc" in done.stdout, done.stdout

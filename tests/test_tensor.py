@@ -311,14 +311,18 @@ def test_turned_copies_keep_every_bit(rows, columns, batch, source, target, seed
     bits = np.random.default_rng(seed).integers(0, 2 ** (8 * word().nbytes), (batch, rows, columns))
     values = bits.astype(word).view(number)
     if source != target:
-        values = np.linspace(-3, 3, values.size, dtype=np.float32).reshape(bits.shape).astype(number)
+        values = (
+            np.linspace(-3, 3, values.size, dtype=np.float32).reshape(bits.shape).astype(number)
+        )
     word, number = kinds[target]
     want = values.transpose(0, 2, 1).astype(number)
     for isa in fastnn.backends.cpu.available_isas():
         with fastnn.backends.cpu.isa(isa):
             got = fastnn.empty(batch, columns, rows, dtype=target)
             got.copy_(fastnn.tensor(values).transpose(1, 2))
-            assert np.array_equal(got.numpy().view(word), np.ascontiguousarray(want).view(word)), isa
+            assert np.array_equal(got.numpy().view(word), np.ascontiguousarray(want).view(word)), (
+                isa
+            )
 
 
 def test_shapes_of_views():

@@ -65,18 +65,30 @@ DType from_dlpack_dtype(const DLDataType& t) {
            int{t.code}, " with ", int{t.bits}, " bits and ", t.lanes, " lanes"));
 }
 
+constexpr int64_t kUnordered = -1;
+
 struct Exported {
   DLManagedTensor managed;
-  Exposed array;
+  Array array;
+  Exposed exposed;
+  int64_t stream;  // the consumer's, on a GPU; or kUnordered
   Dims shape, strides;
+  ~Exported() {
+    if (array.device() == kCpu) return;
+    // The consumer's kernels may still be reading.
+    if (stream == kUnordered)
+      device_table()->wait(array.device());
+    else
+      device_table()->used(array.device(), array.storage()->data, static_cast<uintptr_t>(stream));
+  }
 };
 
-py::capsule to_dlpack(const Array& x) {
+py::capsule to_dlpack(const Array& x, int64_t stream) {
   if (!x.storage()->writable)
     throw py::buffer_error(
         "__dlpack__: this tensor views read-only memory, which this DLPack version cannot "
         "express; export a .clone()");
-  auto* out = new Exported{{}, Exposed(x), x.shape(), x.strides()};
+  auto* out = new Exported{{}, x, Exposed(x), stream, x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
   t.data = x.raw();
   t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};
@@ -107,6 +119,8 @@ Array from_dlpack(const py::capsule& capsule) {
   check<NotImplementedError>(kind >= 1 && kind <= 3,
                              "from_dlpack: expected a CPU or CUDA tensor, got device type ", kind);
   const int device = kind == 2 ? t.device.device_id : kCpu;
+  check<RuntimeError>(device == kCpu || device_table(),
+                      "from_dlpack: this tensor is on a GPU, and fastnn has none in use");
   const DType dtype = from_dlpack_dtype(t.dtype);
   Dims shape, strides;
   for (int i = 0; i < t.ndim; ++i) shape.push_back(t.shape[i]);

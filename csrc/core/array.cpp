@@ -62,12 +62,14 @@ Dims canonical_strides(const Dims& shape) {
 }
 
 Storage::~Storage() {
-  if (release)
+  if (release) {
     release();
-  else if (data && device == kCpu)
+  } else if (data && device == kCpu) {
     deallocate(data, bytes);
-  else if (data)
+  } else if (data) {
+    if (exposed.load() > 0) device_table()->wait(device);
     device_table()->deallocate(device, data, bytes);
+  }
 }
 
 int64_t Array::count() const {

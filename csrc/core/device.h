@@ -26,7 +26,9 @@ struct DeviceTable {
   bool (*copy)(void* dst, int dst_device, const void* src, int src_device, int64_t bytes,
                bool later);
   void (*select)(int device);  // for the calling thread's next kernels
-  bool (*wait)(int device);    // for all work on the device
+  void (*wait)(int device);    // for all work on the device, other libraries' too
+  // The next user of memory of the device follows what is queued on a stream (a cudaStream_t).
+  void (*used)(int device, const void* block, uintptr_t stream);
   // Ordinary memory that a device copies from and to without staging.
   void* (*pin)(int64_t bytes);
   void (*unpin)(void* block);

@@ -1,5 +1,6 @@
 #include "cuda/capture.h"
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -7,28 +8,22 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cuda/runtime.h"
+#include "cuda/device/device.h"
 
 namespace fastnn::cuda {
 
 constexpr int64_t kLiveBytes = 64 << 10;
 constexpr int64_t kLiveAlignment = 16;
 constexpr int64_t kFirstValue = kLiveAlignment;  // after the random offset
+constexpr int64_t kSentBytes = 2048;             // of live values, by one kernel's arguments
 
-// The memory of one graph; lives until the graph is destroyed and no array uses it.
-struct Pool {
-  std::multimap<int64_t, void*> unused;
-  std::vector<void*> all;
-  ~Pool() {
-    for (void* block : all)
-      if (cudaFree(block) != cudaSuccess) cudaGetLastError();
-  }
-};
+struct Pool;
 
 namespace {
 
 struct Block {
   std::shared_ptr<Pool> pool;
+  cudaStream_t stream;
   int64_t bytes;
 };
 
@@ -44,15 +39,26 @@ Blocks& blocks() {
 
 }  // namespace
 
+// The memory of one graph; lives until the graph is destroyed and no array uses it.
+struct Pool {
+  std::map<cudaStream_t, std::multimap<int64_t, void*>> unused;  // blocks()' mutex guards it
+  std::vector<void*> all;
+  std::vector<std::shared_ptr<void>> kept;
+  ~Pool();
+};
+
 struct Graph {
   cudaGraphExec_t exec = nullptr;
-  int device = 0;
+  uintptr_t number;
+  int device;
+  cudaStream_t before;          // this thread's stream outside the recording
+  cudaStream_t last = nullptr;  // that it was replayed on
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
   // The random offset, then live values one after the other; on the device, and what it gets next.
   char* live = nullptr;
-  std::vector<char> next;
+  std::vector<char> next = std::vector<char>(kLiveBytes);
   int64_t used = kFirstValue;
-  std::vector<void*> freed;  // after the recording
+  std::vector<void*> freed, pools;  // after the recording; `pools`: of graphs that ended meanwhile
 };
 
 namespace {
@@ -65,38 +71,95 @@ int64_t aligned_size(int64_t size) {
   return (size + kLiveAlignment - 1) / kLiveAlignment * kLiveAlignment;
 }
 
-}  // namespace
-
-const void* recorded_graph() { return recording; }
-
-void begin_capture() {
-  if (recording) return note_text("graph: this thread is recording one already");
-  auto graph = std::make_unique<Graph>();
-  graph->device = current_device();
-  graph->live = static_cast<char*>(allocate(current_device(), kLiveBytes));
-  if (!graph->live) return;
-  graph->next.resize(kLiveBytes);
-  const cudaError_t result =
-      cudaStreamBeginCapture(current_stream(), cudaStreamCaptureModeThreadLocal);
-  note(result, "beginning a recording");
-  if (result == cudaSuccess)
-    recording = graph.release();
-  else
-    deallocate(current_device(), graph->live, 0);
+void free_blocks(const std::vector<void*>& all) {
+  for (void* block : all)
+    if (cudaFree(block) != cudaSuccess) cudaGetLastError();
 }
 
-static void end_recording(Graph* graph) {
+// This thread's stream for recordings on a device: what other threads queue on the streams that
+// they share is not recorded.
+cudaStream_t recording_stream() {
+  thread_local std::map<int, cudaStream_t> streams;
+  cudaStream_t& stream = streams[current_device()];
+  if (!stream)
+    note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream to record on");
+  return stream;
+}
+
+struct Sent {
+  alignas(16) unsigned char at[kSentBytes];
+};
+
+__global__ void __launch_bounds__(kThreads) send_kernel(unsigned char* to, Sent values, int bytes) {
+  const int i = static_cast<int>(threadIdx.x) * 8;
+  if (i < bytes)
+    *reinterpret_cast<uint64_t*>(to + i) = *reinterpret_cast<const uint64_t*>(values.at + i);
+}
+
+}  // namespace
+
+// cudaFree waits for the device, which a recording does not survive.
+Pool::~Pool() {
+  if (recording)
+    recording->pools.insert(recording->pools.end(), all.begin(), all.end());
+  else
+    free_blocks(all);
+}
+
+Unrecorded::Unrecorded() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+Unrecorded::~Unrecorded() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+const void* recorded_graph() {
+  return recording ? reinterpret_cast<const void*>(recording->number) : nullptr;
+}
+
+void begin_capture(int device) {
+  static std::atomic<uintptr_t> numbers{0};
+  if (recording) return note_text("graph: this thread is recording one already");
+  select(device);
+  auto graph = std::make_unique<Graph>();
+  graph->number = ++numbers;
+  graph->device = device;
+  graph->before = current_stream();
+  // What the pool has cached is of no use to the graph, which has a pool of its own.
+  cudaMemPool_t cache;
+  if (!synchronize()) return;
+  note(cudaDeviceGetDefaultMemPool(&cache, device), "the memory pool");
+  note(cudaMemPoolTrimTo(cache, 0), "the memory pool");
+  void* live = nullptr;
+  note(cudaMalloc(&live, kLiveBytes), "memory of a graph");
+  cudaStream_t const stream = recording_stream();
+  if (failing()) return;
+  graph->live = static_cast<char*>(live);
+  graph->pool->all.push_back(live);
+  const cudaError_t result = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  note(result, "beginning a recording");
+  if (result != cudaSuccess) return;
+  set_current_stream(stream);
+  recording = graph.release();
+}
+
+// Ends it for the stream, as it does in a thread's other state.
+static cudaGraph_t end_recording(cudaError_t* result) {
+  Graph* const graph = recording;
+  select(graph->device);
+  cudaGraph_t recorded = nullptr;
+  *result = cudaStreamEndCapture(recording_stream(), &recorded);
+  if (*result != cudaSuccess) cudaGetLastError();
   recording = nullptr;
+  set_current_stream(graph->before);
   for (void* block : graph->freed) deallocate(graph->device, block, 0);
+  free_blocks(graph->pools);
   graph->freed.clear();
+  graph->pools.clear();
+  return recorded;
 }
 
 Graph* end_capture() {
   if (!recording) return nullptr;
   Graph* const graph = recording;
-  cudaGraph_t recorded = nullptr;
-  cudaError_t result = cudaStreamEndCapture(current_stream(), &recorded);
-  end_recording(graph);
+  cudaError_t result;
+  cudaGraph_t const recorded = end_recording(&result);
   note(result, "ending a recording");
   if (result == cudaSuccess) {
     result = cudaGraphInstantiate(&graph->exec, recorded, 0);
@@ -111,24 +174,31 @@ Graph* end_capture() {
 void abandon_capture() {
   if (!recording) return;
   Graph* const graph = recording;
-  cudaGraph_t recorded = nullptr;
-  if (cudaStreamEndCapture(current_stream(), &recorded) == cudaSuccess && recorded)
-    cudaGraphDestroy(recorded);
-  cudaGetLastError();
-  end_recording(graph);
+  cudaError_t result;
+  if (cudaGraph_t const recorded = end_recording(&result)) cudaGraphDestroy(recorded);
   destroy(graph);
 }
 
 void replay(Graph* graph) {
-  note(cudaMemcpyAsync(graph->live, graph->next.data(), static_cast<size_t>(graph->used),
-                       cudaMemcpyDefault, current_stream()),
-       "renewing a graph's values");
-  note(cudaGraphLaunch(graph->exec, current_stream()), "replaying a graph");
+  select(graph->device);
+  // As arguments of kernels: a copy from ordinary memory would wait for the stream.
+  for (int64_t at = 0; at < graph->used; at += kSentBytes) {
+    const int64_t bytes = graph->used - at < kSentBytes ? graph->used - at : kSentBytes;
+    Sent values;
+    std::memcpy(values.at, graph->next.data() + at, static_cast<size_t>(bytes));
+    launch(send_kernel, dim3(1), kThreads, 0, reinterpret_cast<unsigned char*>(graph->live) + at,
+           values, static_cast<int>(bytes));
+  }
+  graph->last = current_stream();
+  note(cudaGraphLaunch(graph->exec, graph->last), "replaying a graph");
 }
 
 void destroy(Graph* graph) {
+  if (graph->last && !graph->pool->kept.empty()) {  // which its copies may still be reading
+    const Unrecorded outside;
+    if (cudaStreamSynchronize(graph->last) != cudaSuccess) cudaGetLastError();
+  }
   if (graph->exec && cudaGraphExecDestroy(graph->exec) != cudaSuccess) cudaGetLastError();
-  deallocate(graph->device, graph->live, 0);
   delete graph;
 }
 
@@ -164,31 +234,36 @@ bool end_rehearsal(uint64_t later) {
   return rehearsed_bytes == graph->used;
 }
 
+void keep_with_graph(std::shared_ptr<void> used) {
+  recording->pool->kept.push_back(std::move(used));
+}
+
 void* capture_allocate(int64_t bytes) {
   if (!recording) return nullptr;
   Pool& pool = *recording->pool;
+  cudaStream_t const stream = current_stream();
   const int64_t size = (bytes + 511) / 512 * 512;
+  std::lock_guard<std::mutex> lock(blocks().mutex);
+  auto& unused = pool.unused[stream];
   void* block = nullptr;
   int64_t found = size;
-  const auto fit = pool.unused.lower_bound(size);
-  if (fit != pool.unused.end() && fit->first <= 2 * size) {
+  const auto fit = unused.lower_bound(size);
+  if (fit != unused.end() && fit->first <= 2 * size) {
     found = fit->first;
     block = fit->second;
-    pool.unused.erase(fit);
+    unused.erase(fit);
   } else {
     // Not part of the recording: the block is there before and after it.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    cudaThreadExchangeStreamCaptureMode(&mode);
+    const Unrecorded outside;
     const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(size));
-    cudaThreadExchangeStreamCaptureMode(&mode);
     if (result != cudaSuccess) {
-      note(result, "memory of a graph");
+      cudaGetLastError();
+      note_text("memory of a graph: " + no_memory_for(current_device(), size), true);
       return nullptr;
     }
     pool.all.push_back(block);
   }
-  std::lock_guard<std::mutex> lock(blocks().mutex);
-  blocks().held.emplace(block, Block{recording->pool, found});
+  blocks().held.emplace(block, Block{recording->pool, stream, found});
   return block;
 }
 
@@ -199,7 +274,7 @@ bool capture_deallocate(void* block) {
     const auto found = blocks().held.find(block);
     if (found != blocks().held.end()) {
       last = found->second.pool;
-      last->unused.emplace(found->second.bytes, block);
+      last->unused[found->second.stream].emplace(found->second.bytes, block);
       blocks().held.erase(found);
       return true;
     }

@@ -1,4 +1,4 @@
-// Graphs: work recorded once and replayed.
+// Graphs: work recorded once and replayed, on a stream of the recording thread's own.
 //
 // A graph keeps the addresses that it was recorded with, so what is allocated meanwhile comes from
 // a pool of the graph's own, whose blocks go back to it and not to the driver; what is freed
@@ -7,20 +7,39 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+
+#include "cuda/runtime.h"
 
 namespace fastnn::cuda {
 
 struct Graph;  // with its memory
 
-// Records this thread's work on the current stream until end_capture(). Null where that failed (the
-// reason is noted).
-void begin_capture();
+// Records this thread's work on the device until end_capture(). Null where that failed (the reason
+// is noted).
+void begin_capture(int device);
 Graph* end_capture();
-const void* recorded_graph();  // by this thread, or null
+const void* recorded_graph();  // a number that no other has, of what this thread records, or null
 // Gives up what is being recorded.
 void abandon_capture();
 void replay(Graph* graph);
 void destroy(Graph* graph);
+
+// As long as it lives, the thread may call what it must not while it records, and what that does is
+// no part of the recording.
+class Unrecorded {
+ public:
+  Unrecorded();
+  ~Unrecorded();
+  Unrecorded(const Unrecorded&) = delete;
+  Unrecorded& operator=(const Unrecorded&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// What the recorded work uses lives as long as the graph.
+void keep_with_graph(std::shared_ptr<void> used);
 
 // A device copy of `size` bytes that every replay can renew, if this thread is recording; else
 // null.

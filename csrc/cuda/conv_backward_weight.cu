@@ -108,10 +108,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
   }
 }
 
+// Shared memory of a block.
+template <class Tile>
+constexpr size_t weight_memory() {
+  return Tile::kStages * 2 * Stage<Tile, Tile::kRows, true>::kElements * sizeof(typename Tile::T);
+}
+
 template <class Tile>
 void run(WeightGradient p, DType grad_dtype, void* grad_weight) {
-  using T = typename Tile::T;
-  using A = Stage<Tile, Tile::kRows, true>;
   const int64_t columns = int64_t{p.tap_count} * p.input_vectors * Tile::kVector;
   const int64_t tiles = (p.outputs + Tile::kRows - 1) / Tile::kRows *
                         ((columns + Tile::kColumns - 1) / Tile::kColumns);
@@ -123,14 +127,15 @@ void run(WeightGradient p, DType grad_dtype, void* grad_weight) {
   launch(weight_kernel<Tile>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
               static_cast<unsigned>(p.groups)),
-         Tile::kThreads, Tile::kStages * 2 * A::kElements * sizeof(T), p);
+         Tile::kThreads, weight_memory<Tile>(), p);
   add_parts(p.sums, splits, p.count(), grad_dtype, grad_weight);
 }
 
 template <class T, Math math>
 void run_sized(const WeightGradient& p, DType grad_dtype, void* grad_weight) {
-  if (p.outputs > 64 && int64_t{p.tap_count} * p.inputs > 64)
-    run<Tile<T, math, 128, 128, 64, 32>>(p, grad_dtype, grad_weight);
+  using Large = Tile<T, math, 128, 128, 64, 32>;
+  if (p.outputs > 64 && int64_t{p.tap_count} * p.inputs > 64 && has_shared(weight_memory<Large>()))
+    run<Large>(p, grad_dtype, grad_weight);
   else
     run<Tile<T, math, 64, 64, 32, 32>>(p, grad_dtype, grad_weight);
 }

@@ -267,28 +267,35 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_k
   if (p.moments) keep_moments<Tile>(p, sums, row0, column0);
 }
 
+// Shared memory of a block.
+template <class Tile>
+constexpr size_t gather_memory() {
+  return Tile::kStages * sizeof(typename Tile::T) *
+         (Stage<Tile, Tile::kRows, false>::kElements +
+          Stage<Tile, Tile::kColumns, false>::kElements);
+}
+
 // Runs `phases` phases, of which p.phase has the most rows.
 template <class Tile>
 void gather_with(Gather p, int64_t phases, ConvMoments* moments) {
-  using A = Stage<Tile, Tile::kRows, false>;
-  using B = Stage<Tile, Tile::kColumns, false>;
   const int64_t down = (p.rows() + Tile::kRows - 1) / Tile::kRows;
   const int64_t tiles = down * ((p.columns + Tile::kColumns - 1) / Tile::kColumns);
   const ColumnMoments kept(p, moments, down);
   launch(gather_kernel<Tile>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
               static_cast<unsigned>(phases)),
-         Tile::kThreads, Tile::kStages * (A::kElements + B::kElements) * sizeof(typename Tile::T),
-         p);
+         Tile::kThreads, gather_memory<Tile>(), p);
   kept.merge();
 }
 
-// Large tiles where they fill the device. `moments`, of the one group's one phase, may be null.
+// Large tiles where they fill the device, and a block has the memory for them. `moments`, of the
+// one group's one phase, may be null.
 template <class T, Math math>
 void gather_sized(const Gather& p, int64_t phases, ConvMoments* moments) {
+  using Large = Tile<T, math, 128, 128, 64, 32>;
   const int64_t large = (p.rows() + 127) / 128 * ((p.columns + 127) / 128) * p.groups * phases;
-  if (p.columns > 64 && large >= multiprocessors())
-    gather_with<Tile<T, math, 128, 128, 64, 32>>(p, phases, moments);
+  if (p.columns > 64 && large >= multiprocessors() && has_shared(gather_memory<Large>()))
+    gather_with<Large>(p, phases, moments);
   else
     gather_with<Tile<T, math, 64, 64, 32, 32>>(p, phases, moments);
 }

@@ -11,12 +11,12 @@ namespace py = pybind11;
 
 namespace {
 
-// RuntimeError for what has been noted.
+// MemoryError or RuntimeError for what has been noted.
 void check() {
   bool out_of_memory = false;
   if (const char* message = take_error(&out_of_memory)) {
-    if (out_of_memory) throw std::bad_alloc();
-    throw std::runtime_error(message);
+    py::set_error(out_of_memory ? PyExc_MemoryError : PyExc_RuntimeError, message);
+    throw py::error_already_set();
   }
 }
 
@@ -58,12 +58,14 @@ void bind_streams(py::module_& m) {
         set_current_stream(before);
       },
       py::call_guard<py::gil_scoped_release>());
-  m.def("synchronize", [](int device) { wait(device); }, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "synchronize", [](int device) { synchronize_device(device); },
+      py::call_guard<py::gil_scoped_release>());
   m.def("check", &check);
   // Later work on `later` follows what is queued on `earlier` by now.
   m.def("follow", [](int device, uintptr_t later, uintptr_t earlier) {
     select(device);
-    follow(pointer<cudaStream_t>(later), pointer<cudaStream_t>(earlier));
+    follow(pointer<cudaStream_t>(later), pointer<cudaStream_t>(earlier), device);
     check();
   });
   m.def("wait_event", [](uintptr_t stream, uintptr_t event) {
@@ -98,8 +100,8 @@ void bind_streams(py::module_& m) {
 }
 
 void bind_graphs(py::module_& m) {
-  m.def("begin_capture", [] {
-    begin_capture();
+  m.def("begin_capture", [](int device) {
+    begin_capture(device);
     check();
   });
   m.def("end_capture", [] {
@@ -150,6 +152,7 @@ void bind_memory(py::module_& m) {
         select(device);
         note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
         if (synchronize()) note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
+        free_pinned();
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -174,6 +177,11 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
     out["multiprocessors"] = properties.multiProcessorCount;
     out["memory"] = properties.totalGlobalMem;
     return out;
+  });
+  m.def("device_of", [](uintptr_t memory) {
+    cudaPointerAttributes attributes;
+    checked(cudaPointerGetAttributes(&attributes, pointer<void*>(memory)), "whose memory it is");
+    return attributes.device;
   });
   m.def("allow_tf32", &allow_tf32);
   m.def("set_allow_tf32", &set_allow_tf32);

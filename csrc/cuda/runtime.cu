@@ -1,6 +1,7 @@
 #include "cuda/runtime.h"
 
 #include "cuda/capture.h"
+#include "cuda/device/device.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -16,10 +17,13 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 struct DeviceState {
-  std::once_flag once;
-  cudaStream_t stream = nullptr;  // the one that threads start with
+  std::mutex mutex;
+  std::atomic<bool> ready{false};
+  cudaStream_t stream = nullptr;   // the one that threads start with
+  cudaStream_t uploads = nullptr;  // never recorded
   int multiprocessors = 1;
   int capability = 0;
+  size_t shared_memory = 0;
   Fault* fault = nullptr;
   std::map<std::string, void*> constants;
 };
@@ -42,25 +46,47 @@ thread_local cudaStream_t streams[kMaxDevices] = {};
 thread_local std::string failure;
 thread_local bool failed = false, no_memory = false;
 
-void prepare(DeviceState& d, int device) {
+__global__ void probe_kernel() {}
+
+// Whether the device is ready; what failed is tried again by the next operator.
+bool prepare(DeviceState& d, int device) {
+  const Unrecorded outside;
+  const auto fine = [](cudaError_t result, const char* what) {
+    note(result, what);
+    return result == cudaSuccess;
+  };
   cudaDeviceProp properties;
-  note(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  if (!fine(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties")) return false;
   d.multiprocessors = properties.multiProcessorCount;
-  d.capability = 10 * properties.major + properties.minor;
-  note(cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  d.shared_memory = properties.sharedMemPerBlockOptin;
+  // What the kernels were compiled for: it may be older than the device.
+  cudaFuncAttributes attributes;
+  if (!fine(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&probe_kernel)),
+            "this build's kernels on this GPU"))
+    return false;
+  d.capability = attributes.ptxVersion;
+  for (cudaStream_t* stream : {&d.stream, &d.uploads})
+    if (!*stream &&
+        !fine(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate"))
+      return false;
   cudaMemPool_t pool;
-  note(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
+  if (!fine(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool"))
+    return false;
   uint64_t keep = UINT64_MAX;
   note(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "the memory pool");
   void* fault = nullptr;
-  note(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc");
+  if (!fine(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc"))
+    return false;
   d.fault = static_cast<Fault*>(fault);
-  if (d.fault) *d.fault = {};
+  *d.fault = {};
+  return true;
 }
 
 DeviceState& prepared(int device) {
   DeviceState& d = state().devices[device];
-  std::call_once(d.once, [&] { prepare(d, device); });
+  if (d.ready.load(std::memory_order_acquire)) return d;
+  std::lock_guard<std::mutex> lock(d.mutex);
+  if (!d.ready.load()) d.ready.store(prepare(d, device), std::memory_order_release);
   return d;
 }
 
@@ -97,6 +123,7 @@ void select(int device) {
 
 int multiprocessors() { return prepared(selected).multiprocessors; }
 int capability() { return prepared(selected).capability; }
+bool has_shared(size_t bytes) { return bytes <= prepared(selected).shared_memory; }
 
 static std::atomic<bool> tf32{false};
 bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
@@ -145,11 +172,22 @@ const char* take_error(bool* out_of_memory) {
   return failure.c_str();
 }
 
-void* allocate(int device, int64_t bytes) {
-  if (bytes < 1) bytes = 1;
-  if (void* block = capture_allocate(bytes)) return block;
-  if (failed) return nullptr;
-  cudaStream_t const stream = current_stream();
+std::string no_memory_for(int device, int64_t bytes) {
+  size_t free = 0, total = 0;
+  uint64_t used = 0, reserved = 0;
+  cudaMemPool_t pool;
+  cudaDeviceGetDefaultMemPool(&pool, device);
+  cudaMemGetInfo(&free, &total);
+  cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
+  cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+  return "cannot allocate " + std::to_string(bytes) + " bytes on cuda:" + std::to_string(device) +
+         ": " + std::to_string(free) + " of " + std::to_string(total) +
+         " bytes are free, fastnn uses " + std::to_string(used) + " and caches " +
+         std::to_string(reserved - used);
+}
+
+// Of the pool, in a stream's order.
+static void* allocate_on(cudaStream_t stream, int device, int64_t bytes) {
   void* block = nullptr;
   cudaError_t result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
   if (result == cudaErrorMemoryAllocation) {
@@ -157,20 +195,12 @@ void* allocate(int device, int64_t bytes) {
     cudaGetLastError();
     cudaMemPool_t pool;
     cudaDeviceGetDefaultMemPool(&pool, device);
-    if (cudaStreamSynchronize(stream) == cudaSuccess && cudaMemPoolTrimTo(pool, 0) == cudaSuccess)
-      result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
+    result = cudaStreamSynchronize(stream);
+    if (result == cudaSuccess) result = cudaMemPoolTrimTo(pool, 0);
+    if (result == cudaSuccess) result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      size_t free = 0, total = 0;
-      uint64_t used = 0, reserved = 0;
-      cudaMemGetInfo(&free, &total);
-      cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
-      cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
-      note_text("cannot allocate " + std::to_string(bytes) +
-                    " bytes on cuda:" + std::to_string(device) + ": " + std::to_string(free) +
-                    " of " + std::to_string(total) + " bytes are free, fastnn uses " +
-                    std::to_string(used) + " and caches " + std::to_string(reserved - used),
-                true);
+      note_text(no_memory_for(device, bytes), true);
       return nullptr;
     }
   }
@@ -181,6 +211,12 @@ void* allocate(int device, int64_t bytes) {
   std::lock_guard<std::mutex> lock(state().mutex);
   state().owners[block] = stream;
   return block;
+}
+
+void* allocate(int device, int64_t bytes) {
+  if (bytes < 1) bytes = 1;
+  if (void* block = capture_allocate(bytes)) return block;
+  return failed ? nullptr : allocate_on(current_stream(), device, bytes);
 }
 
 void deallocate(int, void* block, int64_t) {
@@ -196,31 +232,27 @@ void deallocate(int, void* block, int64_t) {
   if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
 }
 
-void* pin(int64_t bytes) {
-  void* block = nullptr;
-  if (cudaHostAlloc(&block, static_cast<size_t>(bytes < 1 ? 1 : bytes), 0) == cudaSuccess)
-    return block;
-  cudaGetLastError();
-  return nullptr;
-}
-
-// Copies that are still under way end first.
-void unpin(void* block) {
-  cudaDeviceSynchronize();
-  if (cudaFreeHost(block) != cudaSuccess) cudaGetLastError();
-}
-
 bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes, bool later) {
   const bool host = dst_device < 0 || src_device < 0;
   const int device = dst_device < 0 ? src_device : dst_device;
   const int before = selected;
+  cudaStream_t theirs = nullptr;
+  const bool between = !host && dst_device != src_device;
+  if (between) {
+    select(src_device);
+    theirs = current_stream();
+  }
   select(device);
+  cudaStream_t const stream = current_stream();
+  if (between) follow(stream, theirs, src_device);
   const cudaError_t result =
-      cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, current_stream());
+      cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, stream);
   note(result, "a copy between devices");
   bool ok = result == cudaSuccess;
+  if (between) follow(theirs, stream, device);
+  if (ok && host && later) copied(dst_device < 0 ? dst : src, stream);
   if (ok && host && !later) ok = synchronize();
-  if (before != device) select(before);
+  if (before != selected) select(before);
   return ok && !failed;
 }
 
@@ -230,21 +262,50 @@ bool synchronize() {
   return !failed;
 }
 
-bool wait(int device) {
+bool synchronize_device(int device) {
   select(device);
   note(cudaDeviceSynchronize(), "waiting for the device");
   report_fault();
   return !failed;
 }
 
-void follow(cudaStream_t later, cudaStream_t earlier) {
+void wait(int device) {
+  const int before = selected;
+  cudaSetDevice(device);
+  // A recording does not survive a wait for the whole device, but one for its other streams.
+  const Unrecorded outside;
+  const cudaError_t result =
+      recorded_graph() ? cudaStreamSynchronize(prepared(device).stream) : cudaDeviceSynchronize();
+  if (result != cudaSuccess) cudaGetLastError();
+  cudaSetDevice(before);
+}
+
+void used(int device, const void* block, uintptr_t stream) {
+  cudaStream_t owner;
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    const auto found = state().owners.find(const_cast<void*>(block));
+    if (found == state().owners.end()) return;
+    owner = found->second;
+  }
+  if (recorded_graph()) return wait(device);
+  const int before = selected;
+  cudaSetDevice(device);
+  follow(owner, reinterpret_cast<cudaStream_t>(stream), device);
+  cudaSetDevice(before);
+}
+
+void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device) {
   if (later == earlier) return;
+  const int before = selected;
+  if (before != earlier_device) cudaSetDevice(earlier_device);  // an event's, and its stream's
   cudaEvent_t event = nullptr;
   cudaError_t result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
   if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
   if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
   note(result, "ordering two streams");
   if (event) cudaEventDestroy(event);
+  if (before != earlier_device) cudaSetDevice(before);
 }
 
 Fault* fault() { return prepared(selected).fault; }
@@ -266,14 +327,22 @@ const void* constant(const void* data, int64_t bytes) {
     const auto found = d.constants.find(key);
     if (found != d.constants.end()) return found->second;
   }
-  void* block = allocate(selected, bytes);
+  if (failed) return nullptr;
+  // By itself, so that a recording neither takes it for its own nor is disturbed by it.
+  const Unrecorded outside;
+  void* block = allocate_on(d.uploads, selected, bytes);
   if (!block) return nullptr;
-  note(
-      cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault, current_stream()),
-      "copying a table to the device");
-  note(cudaStreamSynchronize(current_stream()), "copying a table to the device");
-  std::lock_guard<std::mutex> lock(state().mutex);
-  return d.constants.emplace(key, block).first->second;
+  cudaError_t result =
+      cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault, d.uploads);
+  if (result == cudaSuccess) result = cudaStreamSynchronize(d.uploads);
+  note(result, "copying a table to the device");
+  const void* kept = nullptr;
+  if (result == cudaSuccess) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    kept = d.constants.emplace(key, block).first->second;
+  }
+  if (kept != block) deallocate(selected, block, bytes);
+  return kept;
 }
 
 }  // namespace fastnn::cuda

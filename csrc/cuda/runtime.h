@@ -23,7 +23,9 @@ int device_count();
 int current_device();
 void select(int device);
 int multiprocessors();  // of the current device
-int capability();       // of the current device: 90 for 9.0
+// What the kernels that run on the current device were compiled for: 90 for 9.0.
+int capability();
+bool has_shared(size_t bytes);  // whether a block may have so much shared memory
 
 // Whether float32 products may round their operands to TF32 (10 bits of fraction) for the tensor
 // cores' sake. Off at first.
@@ -51,15 +53,27 @@ void* allocate(int device, int64_t bytes);
 void deallocate(int device, void* block, int64_t bytes);
 bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes,
           bool later = false);
+// "`bytes` are not there on the device, so many are."
+std::string no_memory_for(int device, int64_t bytes);
+// Memory that devices copy from and to without staging (pinned.cu).
 void* pin(int64_t bytes);
 void unpin(void* block);
+// The stream copies from or to such memory from now on, if it is such memory.
+void copied(const void* host, cudaStream_t stream);
+// Gives back what is free of it.
+void free_pinned();
 
 // Waits for the current stream; false where something failed, which is noted.
 bool synchronize();
-// Waits for all of a device's streams.
-bool wait(int device);
+// Waits for all of a device's streams; false where something failed, which is noted.
+bool synchronize_device(int device);
+// The same before memory is let go that other libraries know of, too: failures stay for the next
+// operator to find.
+void wait(int device);
 // Later work on one stream follows what is queued on another by now.
-void follow(cudaStream_t later, cudaStream_t earlier);
+void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device);
+// The next user of a block follows what is queued on a stream by now.
+void used(int device, const void* block, uintptr_t stream);
 
 // What a kernel found wrong, written by the first thread that found anything.
 struct Fault {

@@ -44,8 +44,9 @@ Slots filled() {
 
 const DeviceTable& table() {
   static const Slots slots = filled();
-  static const DeviceTable table{sizeof(Slots), &slots, allocate, deallocate,     copy,      select,
-                                 wait,          pin,    unpin,    recorded_graph, take_error};
+  static const DeviceTable table{sizeof(Slots), &slots, allocate,       deallocate,
+                                 copy,          select, wait,           used,
+                                 pin,           unpin,  recorded_graph, take_error};
   return table;
 }
 

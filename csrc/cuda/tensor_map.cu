@@ -46,10 +46,21 @@ template <class Function>
 Function driver_function(const char* name) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
-  note(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status),
-       "the driver's tensor maps");
-  if (status != cudaDriverEntryPointSuccess) return nullptr;
-  return reinterpret_cast<Function>(found);
+#if CUDART_VERSION >= 12050
+  const cudaError_t result =
+      cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status);
+#else
+  const cudaError_t result = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status);
+#endif
+  if (result != cudaSuccess) cudaGetLastError();
+  const bool there = result == cudaSuccess && status == cudaDriverEntryPointSuccess;
+  return there ? reinterpret_cast<Function>(found) : nullptr;
+}
+
+// Of a function that was not found.
+TensorMap no_map() {
+  note_text("conv2d: this driver makes no tensor maps; update it, or leave FASTNN_WGMMA unset");
+  return TensorMap{};
 }
 
 void check_made(CUresult result) {
@@ -73,8 +84,8 @@ TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
                    const int64_t (&box)[3]) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeTiled");
+  if (!encode) return no_map();
   TensorMap map{};
-  if (!encode) return map;
   cuuint64_t sizes[3], strides[2];
   cuuint32_t boxes[3], steps[3] = {1, 1, 1};
   for (int i = 0; i < 3; ++i) {
@@ -91,8 +102,8 @@ TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
 TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels) {
   using Encode = decltype(&cuTensorMapEncodeIm2col);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeIm2col");
+  if (!encode) return no_map();
   TensorMap map{};
-  if (!encode) return map;
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
   const auto item = static_cast<cuuint64_t>(item_size(dtype));
   cuuint64_t sizes[4], strides[3];

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,12 @@ from typing import TYPE_CHECKING
 import fastnn
 
 if TYPE_CHECKING:
+    from fastnn.bench import Row
     from fastnn.reference.case import Op
     from fastnn.verify import Result
+
+#: Seconds after which ``bench`` writes its rows again: as much is lost where it is killed.
+_BENCH_KEEPS = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     verify.add_argument("op", nargs="?", help="operator or family; all if left out")
-    verify.add_argument("case", nargs="?", help="case line, such as n2c17h3w3_bf16")
+    verify.add_argument("case", nargs="*", help="case lines, such as n2c17h3w3_bf16")
     verify.add_argument(
         "--isa",
         default=None,
@@ -135,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "time every operator beside this machine's measured peaks",
         (
             "Peers that are installed are timed in turns with ours, in all their configurations; the "
-            "ratio is the fastest peer's time over ours."
+            "ratio is the fastest peer's time over ours. The results are written every few seconds, "
+            "and say whether they are complete."
         ),
     )
     bench.add_argument(
@@ -331,7 +337,7 @@ def _verify(args: argparse.Namespace) -> int:
     else:
         known = ", ".join(sorted({*operators, *families}))
         raise ValueError(f"expected an operator or family among {known}; got {args.op!r}")
-    if args.case is not None and names != [args.op]:
+    if args.case and names != [args.op]:
         raise ValueError(f"a case belongs to one operator; {args.op!r} is a family")
     levels = [args.isa] if args.isa else fastnn.backends.cpu.available_isas()
     if fastnn.device.index_of(args.device) >= 0:
@@ -345,7 +351,7 @@ def _verify(args: argparse.Namespace) -> int:
     total = 0
     for name in names:
         op = operators[name]
-        lines = op.cases if args.case is None else (args.case,)
+        lines = args.case or op.cases
         for level in levels:
             with fastnn.backends.cpu.isa(level):
                 results = [_run_case(name, line, op, args.device) for line in lines]
@@ -414,17 +420,31 @@ def _bench(args: argparse.Namespace) -> int:
         f"{peaks.bfloat16:.0f} in bfloat16, {peaks.copy_gbs:.1f} GB/s copying"
     )
     print(header())
-    rows = []
-    for row in bench(peaks, args.suites, options):
-        print(format_row(row), flush=True)
-        rows.append(row)
-    print(*summaries(rows), sep="\n")
     facts = _facts() | {"date": datetime.date.today().isoformat(), "device": where}
-    for peer in options.installed():
-        if peer in sys.modules:
-            facts[peer] = sys.modules[peer].__version__
-    result = {"about": facts, "peaks": asdict(peaks), "rows": [asdict(row) for row in rows]}
-    atomic_write(args.json, (json.dumps(result, indent=1) + "\n").encode())
+    rows: list[Row] = []
+
+    def write(complete: bool) -> None:
+        for peer in options.installed():
+            if peer in sys.modules:
+                facts[peer] = sys.modules[peer].__version__
+        result = {"complete": complete, "about": facts, "peaks": asdict(peaks),
+                  "rows": [asdict(row) for row in rows]}  # fmt: skip
+        atomic_write(args.json, (json.dumps(result, indent=1) + "\n").encode())
+
+    written = time.monotonic()
+    try:
+        for row in bench(peaks, args.suites, options):
+            print(format_row(row), flush=True)
+            rows.append(row)
+            if time.monotonic() - written > _BENCH_KEEPS:
+                write(complete=False)
+                written = time.monotonic()
+    except BaseException:
+        if rows:
+            write(complete=False)
+        raise
+    print(*summaries(rows), sep="\n")
+    write(complete=True)
     print(f"wrote {args.json}")
     if args.html:
         args.html.parent.mkdir(parents=True, exist_ok=True)

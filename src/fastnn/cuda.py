@@ -124,13 +124,15 @@ class Stream:
 
     Args:
         device: the device; the current one if left out.
-        handle: a ``cudaStream_t`` of another library to use.
+        handle: a ``cudaStream_t`` of another library to use, 0 for the default stream. It has to live
+            as long as the tensors that are made on it.
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
         self.device = _index(device)
         # Streams are few and are never destroyed: freed memory may still be queued on them.
-        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
+        # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
+        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle or 1
 
     def synchronize(self) -> None:
         """Waits for the stream's work."""
@@ -180,15 +182,17 @@ class graph:
 
     def __enter__(self) -> graph:
         settle()  # what is computed while recording has no values before the first replay
-        self._module.begin_capture()
+        self._module.begin_capture(_index(None))
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            settle()
-            self._graph = self._module.end_capture()
-        else:
-            self._module.abandon_capture()
+        try:
+            if kind is None:
+                settle()
+                self._graph = self._module.end_capture()
+        finally:
+            if not self._graph:
+                self._module.abandon_capture()
 
     def replay(self) -> None:
         """Queues the recorded work on the current stream."""

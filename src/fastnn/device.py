@@ -36,8 +36,11 @@ def _load() -> Any:
     name = "fastnn._cuda_emulated" if emulate else "fastnn._cuda"
     try:
         module = import_module(name)
-    except ModuleNotFoundError as error:
-        why = "built without FASTNN_CUDA_EMULATE=ON" if emulate else _core.cuda_status
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            why = str(error)
+        else:
+            why = "built without FASTNN_CUDA_EMULATE=ON" if emulate else _core.cuda_status
         raise RuntimeError(f"device 'cuda' is not available: {why}") from error
     if module.device_count() == 0:
         raise RuntimeError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -278,13 +279,15 @@ class Tensor:
         """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
+        settle()  # the consumer can write to it
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
         if self.is_cuda and stream != -1:
             if stream == 0:
                 raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
-            self._followed_by(1 if stream is None else stream)
-        return _core.to_dlpack(self._array)
+            stream = 1 if stream is None else stream
+            self._followed_by(stream)
+        return _core.to_dlpack(self._array, -1 if stream is None else stream)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, self._array.device) if self.is_cuda else (1, 0)
@@ -302,13 +305,14 @@ class Tensor:
         """
         if not self.is_cuda or self._requires_grad:
             raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
+        settle()  # the consumer can write to it
         array, item = self._array, self.element_size()
         array.expose()
         return {
             "shape": self.shape,
             "strides": tuple(step * item for step in array.strides),
             "typestr": _TYPE_STRINGS[array.dtype],
-            "data": (array.pointer, not array.writable),
+            "data": (array.pointer if self.numel() else 0, not array.writable),
             "version": 3,
             "stream": _device.cuda_module().current_stream(array.device),
         }
@@ -478,6 +482,8 @@ def from_dlpack(source: Any) -> Tensor:
     the device is waited for, since its owner does not know of work here.
     """
     if not hasattr(source, "__dlpack__"):
+        with suppress(RuntimeError):
+            _device.cuda_module()  # a capsule does not say where its memory is
         return Tensor._wrap(_core.from_dlpack(source))
     kind, device = source.__dlpack_device__() if hasattr(source, "__dlpack_device__") else (1, 0)
     if kind != 2:
@@ -487,21 +493,23 @@ def from_dlpack(source: Any) -> Tensor:
 
 
 def _from_cuda_array(source: Any) -> Tensor:
-    """A tensor over the memory of an object with NVIDIA's array interface, on the current device."""
+    """A tensor over the memory of an object with NVIDIA's array interface."""
     face = source.__cuda_array_interface__
     names = {text: name for name, text in _TYPE_STRINGS.items()}
     if face["typestr"] not in names or face.get("mask") is not None:
         raise TypeError(f"as_tensor: expected an array of fastnn's dtypes, got {face['typestr']}")
-    module, device = _device.cuda_module(), _device.current()
+    module, (address, read_only) = _device.cuda_module(), face["data"]
+    device = module.device_of(address) if address else _device.current()
     dtype, shape = names[face["typestr"]], tuple(face["shape"])
     item = as_dtype(dtype).itemsize
     if face.get("strides") is None:
         steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     else:
         steps = [step // item for step in face["strides"]]
-    if face.get("stream"):
-        module.follow(device, module.current_stream(device), face["stream"])
-    address, read_only = face["data"]
+    # Before version 3 nothing was said about order: the default stream is what work is queued on.
+    stream = face.get("stream") if face.get("version", 0) >= 3 else 1
+    if stream:
+        module.follow(device, module.current_stream(device), stream)
     array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
     return Tensor._wrap(array)
 
@@ -540,7 +548,8 @@ def as_tensor(data: Any, dtype: Any = None) -> Tensor:
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
     if hasattr(data, "__cuda_array_interface__"):
-        out = _from_cuda_array(data)
+        # DLPack says which stream is to wait for which; not all have it.
+        out = from_dlpack(data) if hasattr(data, "__dlpack__") else _from_cuda_array(data)
         return out if dtype is None else out.to(dtype)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize in (4,):
         out = from_numpy(data)

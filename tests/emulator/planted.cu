@@ -90,7 +90,7 @@ enum class Mistake {
 };
 template <Mistake kMistake>
 __global__ void wgmma_kernel(const __grid_constant__ TensorMap ones, float* y) {
-  auto* const tile = reinterpret_cast<bfloat16*>(dynamic_shared());
+  auto* const tile = reinterpret_cast<bfloat16*>(tiles_memory());
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
   if (threadIdx.x == 0) make_barriers(full, 1, 1);
@@ -134,7 +134,7 @@ int main(int, char** argv) {
   cuda::copy(matrix.as<float>(), 0, ones.data(), -1, 64 * 64 * 2);
   const TensorMap map = boxes_of(matrix.as<char>(), kElement<bfloat16>, {64, 64, 1}, {64, 64, 1});
   const auto wgmma = [&](auto kernel) {
-    launch(kernel, one, kWarpgroup, 64 * kBoxBytes, map, out);
+    launch(kernel, one, kWarpgroup, 64 * kBoxBytes + kTileAlignment, map, out);
     expected.assign(kN, 64.0f);
   };
   if (is("reverse")) launch(reverse_kernel<true>, one, kN, 0, in, out);

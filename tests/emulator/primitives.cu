@@ -109,7 +109,7 @@ __device__ static float tile_value_at(const bfloat16* tile, int row, int column)
 constexpr int kPixels = 64;
 __global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
                              const __grid_constant__ TensorMap pixels, float* y) {
-  auto* const tiles = reinterpret_cast<bfloat16*>(dynamic_shared());
+  auto* const tiles = reinterpret_cast<bfloat16*>(tiles_memory());
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
   if (threadIdx.x == 0) make_barriers(full, 1, 1);
@@ -135,7 +135,7 @@ __global__ void boxes_kernel(const __grid_constant__ TensorMap boxes,
 template <int N, bool kTurned, class T = bfloat16>
 __global__ void wgmma_kernel(const __grid_constant__ TensorMap a,
                              const __grid_constant__ TensorMap b, float* y) {
-  auto* const tile_a = reinterpret_cast<bfloat16*>(dynamic_shared());
+  auto* const tile_a = reinterpret_cast<bfloat16*>(tiles_memory());
   bfloat16* const tile_b = tile_a + 64 * kBoxValues;
   using One = Barrier[1];
   FASTNN_SHARED(One, full);
@@ -204,22 +204,27 @@ int main() {
     const TensorMap boxes = boxes_of(data.as<char>(), half, {72, 4, 5}, {kBoxValues, 1, 8});
     const TensorMap pixels =
         pixels_of(data.as<char>(), half, {3, 5, 6, 72, {-1, -2}, {-2, -1}, {2, 1}}, kPixels);
-    launch(boxes_kernel, one, 32, kPixels * kBoxBytes, boxes, pixels, y.as<float>());
+    launch(boxes_kernel, one, 32, kPixels * kBoxBytes + kTileAlignment, boxes, pixels,
+           y.as<float>());
     print("load_box_and_pixels", y, (8 + kPixels) * kBoxValues);
     const TensorMap a = boxes_of(data.as<char>(), half, {64, 64, 1}, {kBoxValues, 64, 1});
     const TensorMap b =
         boxes_of(data.as<bfloat16>() + 4096, half, {64, 128, 1}, {kBoxValues, 64, 1});
     const TensorMap c =
         boxes_of(data.as<bfloat16>() + 4096, half, {64, 128, 1}, {kBoxValues, 128, 1});
-    launch(wgmma_kernel<64, false>, one, kWarpgroup, 128 * kBoxBytes, a, b, y.as<float>());
+    launch(wgmma_kernel<64, false>, one, kWarpgroup, 128 * kBoxBytes + kTileAlignment, a, b,
+           y.as<float>());
     print("wgmma_64", y, 64 * 64);
-    launch(wgmma_kernel<128, false>, one, kWarpgroup, 192 * kBoxBytes, a, c, y.as<float>());
+    launch(wgmma_kernel<128, false>, one, kWarpgroup, 192 * kBoxBytes + kTileAlignment, a, c,
+           y.as<float>());
     print("wgmma_128", y, 64 * 128);
     const TensorMap d =
         boxes_of(data.as<bfloat16>() + 4096, half, {128, 64, 1}, {kBoxValues, 64, 1});
-    launch(wgmma_kernel<64, true>, one, kWarpgroup, 128 * kBoxBytes, a, d, y.as<float>());
+    launch(wgmma_kernel<64, true>, one, kWarpgroup, 128 * kBoxBytes + kTileAlignment, a, d,
+           y.as<float>());
     print("wgmma_64_turned", y, 64 * 64);
-    launch(wgmma_kernel<128, true>, one, kWarpgroup, 192 * kBoxBytes, a, d, y.as<float>());
+    launch(wgmma_kernel<128, true>, one, kWarpgroup, 192 * kBoxBytes + kTileAlignment, a, d,
+           y.as<float>());
     print("wgmma_128_turned", y, 64 * 128);
     // TF32: the left operand is rounded, from nowhere halfway; sums are exact nevertheless.
     std::vector<float> fine(6144);
@@ -233,9 +238,11 @@ int main() {
     const TensorMap e = boxes_of(floats.as<float>(), whole, {32, 64, 1}, {32, 64, 1});
     const TensorMap f = boxes_of(second, whole, {32, 128, 1}, {32, 64, 1});
     const TensorMap g = boxes_of(second, whole, {32, 128, 1}, {32, 128, 1});
-    launch(wgmma_kernel<64, false, float>, one, kWarpgroup, 128 * kBoxBytes, e, f, y.as<float>());
+    launch(wgmma_kernel<64, false, float>, one, kWarpgroup, 128 * kBoxBytes + kTileAlignment, e, f,
+           y.as<float>());
     print("wgmma_tf32_64", y, 64 * 64);
-    launch(wgmma_kernel<128, false, float>, one, kWarpgroup, 192 * kBoxBytes, e, g, y.as<float>());
+    launch(wgmma_kernel<128, false, float>, one, kWarpgroup, 192 * kBoxBytes + kTileAlignment, e, g,
+           y.as<float>());
     print("wgmma_tf32_128", y, 64 * 128);
   }
   bool out_of_memory = false;

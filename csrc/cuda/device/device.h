@@ -28,7 +28,7 @@ static inline unsigned char* dynamic_shared() {
   return static_cast<unsigned char*>(emulator::dynamic_shared());
 }
 #else
-#define FASTNN_SHARED(Type, name) __shared__ Type name
+#define FASTNN_SHARED(Type, name) __shared__ __align__(16) Type name
 FASTNN_DEVICE unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char fastnn_dynamic_shared[];
   return fastnn_dynamic_shared;
@@ -48,8 +48,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t s
   });
 #else
   if (shared > kStaticShared)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared));
+    note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared)),
+         "asking for shared memory");
   // clang-format off
   kernel<<<grid, threads, shared, current_stream()>>>(static_cast<Parameters>(arguments)...);
   // clang-format on

@@ -29,6 +29,7 @@ constexpr int kBoxValues = kBoxOf<bfloat16>;
 // From the terms of one product, 32 bytes of every row, to the next ones, in the units of tile
 // addresses; and in a turned tile, where they are 16 rows.
 constexpr uint64_t kTermsStep = 32 / 16, kTurnedStep = 16 * kBoxBytes / 16;
+constexpr size_t kTileAlignment = 1024;
 
 // Completes a phase, 0 then 1 then 0 ..., when as many arrivals as it was made for and all expected
 // bytes are there.
@@ -44,6 +45,8 @@ FASTNN_DEVICE void make_barriers(Barrier* b, int count, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b + i)),
                  "r"(arrivals));
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 // Arrives, and expects so many bytes of copies more.
@@ -52,11 +55,15 @@ FASTNN_DEVICE void barrier_expect(Barrier* b, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
                "r"(bytes)
                : "memory");
+#else
+  __trap();
 #endif
 }
 FASTNN_DEVICE void barrier_arrive(Barrier* b) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+#else
+  __trap();
 #endif
 }
 // Until the phase of this parity is complete; before the first phase, that of parity 1 is.
@@ -73,6 +80,8 @@ FASTNN_DEVICE void barrier_wait(Barrier* b, unsigned parity) {
         : "=r"(done)
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -84,6 +93,8 @@ FASTNN_DEVICE void load_box(void* shared, const TensorMap* map, Barrier* b, int 
       "[%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(shared)),
       "l"(map), "r"(shared_address(b)), "r"(x), "r"(y), "r"(z)
       : "memory");
+#else
+  __trap();
 #endif
 }
 // Pixels of `map`, one after the other from base pixel (across, down, image) on, each displaced by
@@ -97,6 +108,8 @@ FASTNN_DEVICE void load_pixels(void* shared, const TensorMap* map, Barrier* b, i
       "l"(map), "r"(shared_address(b)), "r"(channel), "r"(across), "r"(down), "r"(image),
       "h"(static_cast<uint16_t>(tap_across)), "h"(static_cast<uint16_t>(tap_down))
       : "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -114,11 +127,15 @@ FASTNN_DEVICE uint64_t tile_at(const void* p) { return turned_tile_at(p, 16); }
 FASTNN_DEVICE void begin_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 FASTNN_DEVICE void commit_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 template <int kLeft, int N>
@@ -128,6 +145,8 @@ FASTNN_DEVICE void wait_products(float (&d)[N]) {
   if constexpr (kLeft == 0)  // nothing that reads d moves before this
 #pragma unroll
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#else
+  __trap();
 #endif
 }
 
@@ -159,6 +178,8 @@ FASTNN_DEVICE void multiply_async(float (&d)[32], uint64_t a, uint64_t b) {
                  "}, %32, %33, 1, 1, 1;"
                  : FASTNN_SUMS_32
                  : "l"(a), "l"(b));
+#else
+  __trap();
 #endif
 }
 template <class T, bool kTurned = false>
@@ -174,6 +195,8 @@ FASTNN_DEVICE void multiply_async(float (&d)[64], uint64_t a, uint64_t b) {
                  "}, %64, %65, 1, 1, 1;"
                  : FASTNN_SUMS_64
                  : "l"(a), "l"(b));
+#else
+  __trap();
 #endif
 }
 #undef FASTNN_EIGHT
@@ -187,12 +210,16 @@ template <int kRegisters>
 FASTNN_DEVICE void keep_registers() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#else
+  __trap();
 #endif
 }
 template <int kRegisters>
 FASTNN_DEVICE void take_registers() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#else
+  __trap();
 #endif
 }
 
@@ -255,11 +282,12 @@ static inline void load_pixels(void* shared, const TensorMap* map, Barrier* b, i
 
 // Within the block's dynamic shared memory.
 static inline uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - dynamic_shared());
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - dynamic_shared() +
+                               emulator::kDynamicAt);
 }
 static inline uint64_t tile_at(const void* p) {
   const uint64_t at = shared_address(p);
-  if (at % 1024) emulator::fail("a tile that does not begin at a multiple of 1024 bytes");
+  if (at % kTileAlignment) emulator::fail("a tile that does not begin at a multiple of 1024 bytes");
   return at >> 4;
 }
 static inline uint64_t turned_tile_at(const void* p, uint64_t apart = 0) {
@@ -276,7 +304,7 @@ static inline float tile_value(uint64_t tile, int row, int k) {
                                   static_cast<size_t>(k * kBoxBytes + row % kBoxValues * kItem)
                             : start + static_cast<size_t>(row * kBoxBytes + kItem * k);
   T value;
-  memcpy(&value, dynamic_shared() + swizzled(at), sizeof(T));
+  memcpy(&value, dynamic_shared() + swizzled(at) - emulator::kDynamicAt, sizeof(T));
   return to_float(value);
 }
 
@@ -307,5 +335,12 @@ template <int kRegisters>
 static inline void take_registers() {}
 
 #endif
+
+// The block's dynamic shared memory from where a tile may begin; launches ask for kTileAlignment
+// bytes more than are used.
+FASTNN_DEVICE unsigned char* tiles_memory() {
+  unsigned char* const memory = dynamic_shared();
+  return memory + (kTileAlignment - shared_address(memory) % kTileAlignment) % kTileAlignment;
+}
 
 }  // namespace fastnn::cuda

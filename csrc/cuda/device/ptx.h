@@ -33,6 +33,9 @@ FASTNN_DEVICE void store_words(void* global, const Words& words) {
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
 }
 
+// Tensor cores' instructions in code that was compiled for a GPU without them trap: a fault, which
+// is reported, instead of zeros.
+
 // Two floats rounded to bfloat16, ties to even; the first in the lower half.
 FASTNN_DEVICE uint32_t round_two(float first, float second) {
 #if __CUDA_ARCH__ >= 800
@@ -87,6 +90,8 @@ FASTNN_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
 #endif
 }
 FASTNN_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -96,6 +101,8 @@ FASTNN_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
 #endif
 }
 // The nearest number with 10 bits of fraction, ties away from zero.
@@ -103,6 +110,8 @@ FASTNN_DEVICE uint32_t to_tf32(float x) {
   uint32_t bits = 0;
 #if __CUDA_ARCH__ >= 800
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#else
+  __trap();
 #endif
   return bits;
 }

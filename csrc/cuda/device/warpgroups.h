@@ -2,7 +2,7 @@
 // (device/hopper.h).
 //
 //   warpgroup 0: one thread waits until a stage is empty and starts its copies
-//   warpgroups 1, 2: wait until it is full, multiply; a step behind, give it back
+//   warpgroups 1, 2: wait until it is full, multiply; a step behind, each warp gives it back
 //
 // The copies run on into the next outputs while these are finished.
 #pragma once
@@ -17,7 +17,7 @@ constexpr int kWarpgroupsThreads = (1 + kMultipliers) * kWarpgroup;
 // Shared memory to launch with.
 template <class Stage>
 constexpr size_t warpgroups_memory() {
-  return kWarpgroupStages * sizeof(Stage) + 1024;
+  return kWarpgroupStages * sizeof(Stage) + kTileAlignment;
 }
 
 // For every tile of the block: steps(tile); copies(tile) gives a function that has the copies of a
@@ -29,13 +29,10 @@ FASTNN_DEVICE void run_warpgroups(int64_t tiles, const Steps& steps, const Copie
   using Barriers = Barrier[kWarpgroupStages];
   FASTNN_SHARED(Barriers, full);
   FASTNN_SHARED(Barriers, empty);
-  // The tiles' swizzle wants 1024 bytes; there is room for the difference.
-  unsigned char* const memory = dynamic_shared();
-  auto* const stages =
-      reinterpret_cast<Stage*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
+  auto* const stages = reinterpret_cast<Stage*>(tiles_memory());
   if (threadIdx.x == 0) {
     make_barriers(full, kWarpgroupStages, 1);
-    make_barriers(empty, kWarpgroupStages, kMultipliers);
+    make_barriers(empty, kWarpgroupStages, kMultipliers * kWarpgroup / 32);
   }
   __syncthreads();
 
@@ -74,11 +71,11 @@ FASTNN_DEVICE void run_warpgroups(int64_t tiles, const Steps& steps, const Copie
       multiply(stages[stage], multiplier, sums);
       commit_products();
       wait_products<1>(sums);
-      if (before >= 0 && thread == 0) barrier_arrive(&empty[before]);
+      if (before >= 0 && thread % 32 == 0) barrier_arrive(&empty[before]);
       before = stage;
     }
     wait_products<0>(sums);
-    if (before >= 0 && thread == 0) barrier_arrive(&empty[before]);
+    if (before >= 0 && thread % 32 == 0) barrier_arrive(&empty[before]);
     finish(tile, multiplier, thread, sums);
   }
 }

@@ -61,6 +61,8 @@ int lane();
 
 // Storage shared by the threads of a block, the same for the same key.
 void* shared(size_t bytes, const void* key);
+// Behind the block's other storage: not where a multiple of 1024 bytes begins.
+constexpr size_t kDynamicAt = 128;
 void* dynamic_shared();
 
 void async_copy(void* dst, const void* src, size_t bytes, size_t src_bytes);

@@ -65,11 +65,14 @@ struct Free {
 };
 using Block = std::unique_ptr<char, Free>;
 
-// Aligned as shared memory is, exact-sized, all NaN.
-Block poisoned(size_t bytes) {
+// Ends exactly with the last of `bytes`, which begin `at` bytes behind a multiple of 1024; all NaN.
+Block poisoned(size_t bytes, size_t at = 0) {
   void* block = nullptr;
-  if (bytes && posix_memalign(&block, 1024, bytes)) abort();
-  if (bytes) memset(block, 0xff, bytes);
+  if (bytes && posix_memalign(&block, 1024, at + bytes)) abort();
+  if (bytes) memset(block, 0xff, at + bytes);
+#if defined(__SANITIZE_ADDRESS__)
+  if (bytes) __asan_poison_memory_region(block, at);
+#endif
   return Block(static_cast<char*>(block));
 }
 
@@ -298,7 +301,7 @@ void run(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<v
   Machine& m = machine();
   m.error.clear();
   if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-      grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > (227u << 10)) {
+      grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > shared_limit()) {
     report("invalid launch configuration");
     return;
   }
@@ -310,7 +313,7 @@ void run(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<v
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
-        m.dynamic = poisoned(shared_bytes);
+        m.dynamic = poisoned(shared_bytes, kDynamicAt);
         if (!run_block()) {
           report((m.error + where()).c_str());
           return;
@@ -356,7 +359,7 @@ void* shared(size_t bytes, const void* key) {
   return block.get();
 }
 
-void* dynamic_shared() { return machine().dynamic.get(); }
+void* dynamic_shared() { return machine().dynamic.get() + kDynamicAt; }
 
 void async_copy(void* dst, const void* src, size_t bytes, size_t src_bytes) {
   Machine& m = machine();

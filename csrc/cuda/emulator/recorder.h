@@ -10,6 +10,9 @@ namespace fastnn::cuda::emulator {
 // Does it now, or at every launch of the graph that the stream is captured into.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 
+// Bytes of shared memory that a block may have.
+size_t shared_limit();
+
 // Makes cudaGetLastError fail with this message.
 void report(const char* message);
 

@@ -3,10 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/emulator/recorder.h"
@@ -17,6 +19,8 @@ struct EmulatedGraph {
 };
 struct EmulatedStream {
   EmulatedGraph* capture = nullptr;
+  bool valid = true;
+  std::thread::id by;
 };
 struct EmulatedEvent {
   std::chrono::steady_clock::time_point at;
@@ -30,6 +34,7 @@ struct Runtime {
   std::string message;
   bool failed = false;
   std::map<void*, size_t> blocks;
+  std::vector<EmulatedStream*> captured;
   size_t used = 0, highest = 0;
 };
 
@@ -44,11 +49,49 @@ size_t memory() {
   return given ? strtoull(given, nullptr, 10) : size_t{4} << 30;
 }
 
+// FASTNN_EMULATED_CAPABILITY: 90 for 9.0.
+int capability() {
+  const char* given = getenv("FASTNN_EMULATED_CAPABILITY");
+  return given ? atoi(given) : 90;
+}
+
+// cudaStreamLegacy and its like are numbers.
+bool captures(cudaStream_t stream) {
+  return reinterpret_cast<uintptr_t>(stream) > 2 && stream->capture;
+}
+
+thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal;
+
+// What this thread's recordings, or, `all`, those of all threads do not survive.
+cudaError_t unsafe(bool all = false) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  bool hit = false;
+  for (EmulatedStream* stream : runtime().captured)
+    if (all || (stream->by == std::this_thread::get_id() && mode != cudaStreamCaptureModeRelaxed))
+      stream->valid = false, hit = true;
+  return hit ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
 }  // namespace
+
+// CUDA C++ programming guide, technical specifications per compute capability.
+size_t shared_limit() {
+  switch (capability()) {
+    case 75:
+      return size_t{64} << 10;
+    case 80:
+      return size_t{163} << 10;
+    case 86:
+    case 89:
+      return size_t{99} << 10;
+    default:
+      return size_t{227} << 10;
+  }
+}
 
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  if (stream && stream->capture)
+  if (captures(stream))
     stream->capture->work.push_back(std::move(work));
   else
     work();
@@ -62,9 +105,14 @@ void report(const char* message) {
 
 }  // namespace fastnn::cuda::emulator
 
+using fastnn::cuda::emulator::capability;
+using fastnn::cuda::emulator::captures;
 using fastnn::cuda::emulator::enqueue;
 using fastnn::cuda::emulator::memory;
+using fastnn::cuda::emulator::mode;
 using fastnn::cuda::emulator::runtime;
+using fastnn::cuda::emulator::shared_limit;
+using fastnn::cuda::emulator::unsafe;
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
@@ -77,13 +125,22 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   strcpy(properties->name, "emulated");
-  properties->major = 9;
-  properties->minor = 0;
+  properties->major = capability() / 10;
+  properties->minor = capability() % 10;
   properties->multiProcessorCount = 4;
   properties->totalGlobalMem = memory();
+  properties->sharedMemPerBlockOptin = shared_limit();
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = capability();
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
+  attributes->device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return unsafe(true); }
 
 cudaError_t cudaGetLastError() {
   const bool failed = runtime().failed;
@@ -100,6 +157,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorStreamCaptureUnsupported:
       return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid argument";
   }
@@ -107,7 +166,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 // Blocks are exact-sized and start as NaN.
 cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
-  if (stream && stream->capture) return cudaErrorStreamCaptureUnsupported;
+  if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
   if (bytes > memory() - r.used) return cudaErrorMemoryAllocation;
@@ -119,7 +178,7 @@ cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
-  if (stream && stream->capture) return cudaErrorStreamCaptureUnsupported;
+  if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
   const auto found = r.blocks.find(block);
@@ -130,15 +189,22 @@ cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** block, size_t bytes) {
-  return cudaMallocAsync(block, bytes, nullptr);
+  const cudaError_t result = unsafe();
+  return result ? result : cudaMallocAsync(block, bytes, nullptr);
 }
-cudaError_t cudaFree(void* block) { return cudaFreeAsync(block, nullptr); }
+cudaError_t cudaFree(void* block) {
+  const cudaError_t result = unsafe();
+  return result ? result : cudaFreeAsync(block, nullptr);
+}
 cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
+  const cudaError_t result = unsafe();
+  if (result) return result;
   return posix_memalign(block, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
-  free(block);
-  return cudaSuccess;
+  const cudaError_t result = unsafe();
+  if (!result) free(block);
+  return result;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = memory();
@@ -179,19 +245,31 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return stream && stream->capture ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+  if (!captures(stream)) return cudaSuccess;
+  stream->valid = false;
+  return cudaErrorStreamCaptureUnsupported;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (!stream || stream->capture) return cudaErrorInvalidValue;
+  if (reinterpret_cast<uintptr_t>(stream) <= 2 || stream->capture) return cudaErrorInvalidValue;
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   stream->capture = new EmulatedGraph;
+  stream->valid = true;
+  stream->by = std::this_thread::get_id();
+  runtime().captured.push_back(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  if (!stream || !stream->capture) return cudaErrorInvalidValue;
+  if (!captures(stream) || stream->by != std::this_thread::get_id()) return cudaErrorInvalidValue;
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  auto& all = runtime().captured;
+  all.erase(std::find(all.begin(), all.end(), stream));
   *graph = stream->capture;
   stream->capture = nullptr;
-  return cudaSuccess;
+  if (stream->valid) return cudaSuccess;
+  delete *graph;
+  *graph = nullptr;
+  return cudaErrorStreamCaptureInvalidated;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new EmulatedEvent;
@@ -205,7 +283,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   event->at = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return unsafe(); }
+cudaError_t cudaEventQuery(cudaEvent_t) { return unsafe(); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
   return cudaSuccess;
@@ -220,7 +299,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   for (const auto& work : exec->work) work();
   return cudaSuccess;
 }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
+  std::swap(*other, mode);
+  return cudaSuccess;
+}
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;

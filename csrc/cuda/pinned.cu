@@ -1,0 +1,128 @@
+// Ordinary memory that a device copies from and to without staging. Getting it takes the driver up
+// to milliseconds, so blocks are kept and used again; copies may still be under way when a block is
+// let go, so it waits for them, as an event on each of their streams, and nobody else does.
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "cuda/capture.h"
+#include "cuda/runtime.h"
+
+namespace fastnn::cuda {
+namespace {
+
+constexpr int64_t kPage = 4096;
+
+struct Pinned {
+  void* data;
+  int64_t bytes;
+  std::vector<std::pair<cudaStream_t, cudaEvent_t>> copies;
+  ~Pinned();
+};
+
+struct Pins {
+  std::mutex mutex;
+  std::map<const char*, std::shared_ptr<Pinned>> used;  // by their first byte
+  std::vector<std::unique_ptr<Pinned>> leaving;         // with copies under way, maybe
+  std::multimap<int64_t, void*> free;
+};
+Pins& pins() {
+  static Pins* const instance = new Pins;  // arrays may outlive static destructors
+  return *instance;
+}
+
+// The last owner is gone, an array or a graph; what waits gets a life of its own.
+Pinned::~Pinned() {
+  if (!data) return;
+  auto left = std::make_unique<Pinned>();
+  left->data = std::exchange(data, nullptr);
+  left->bytes = bytes;
+  left->copies = std::move(copies);
+  std::lock_guard<std::mutex> lock(pins().mutex);
+  pins().leaving.push_back(std::move(left));
+}
+
+// Makes those free whose copies are done. The caller holds the mutex.
+void collect(Pins& all) {
+  const Unrecorded outside;
+  auto kept = all.leaving.begin();
+  for (auto& block : all.leaving) {
+    auto& copies = block->copies;
+    while (!copies.empty() && cudaEventQuery(copies.back().second) != cudaErrorNotReady) {
+      cudaEventDestroy(copies.back().second);
+      copies.pop_back();
+    }
+    cudaGetLastError();
+    if (copies.empty())
+      all.free.emplace(block->bytes, std::exchange(block->data, nullptr));
+    else
+      *kept++ = std::move(block);
+  }
+  all.leaving.erase(kept, all.leaving.end());
+}
+
+}  // namespace
+
+void* pin(int64_t bytes) {
+  const int64_t size = bytes < 1 ? kPage : (bytes + kPage - 1) / kPage * kPage;
+  Pins& all = pins();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  collect(all);
+  auto block = std::make_shared<Pinned>();
+  const auto fit = all.free.lower_bound(size);
+  if (fit != all.free.end() && fit->first <= 2 * size) {
+    block->bytes = fit->first, block->data = fit->second;
+    all.free.erase(fit);
+  } else {
+    const Unrecorded outside;
+    block->bytes = size, block->data = nullptr;
+    if (cudaHostAlloc(&block->data, static_cast<size_t>(size), 0) != cudaSuccess) {
+      cudaGetLastError();
+      block->data = nullptr;
+      return nullptr;
+    }
+  }
+  void* const data = block->data;
+  all.used.emplace(static_cast<const char*>(data), std::move(block));
+  return data;
+}
+
+void unpin(void* data) {
+  std::shared_ptr<Pinned> last;  // declared before the lock: its end takes the mutex too
+  Pins& all = pins();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.used.find(static_cast<const char*>(data));
+  if (found == all.used.end()) return;
+  last = std::move(found->second);
+  all.used.erase(found);
+}
+
+void copied(const void* host, cudaStream_t stream) {
+  Pins& all = pins();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  auto found = all.used.upper_bound(static_cast<const char*>(host));
+  if (found == all.used.begin()) return;
+  const std::shared_ptr<Pinned>& block = (--found)->second;
+  if (static_cast<const char*>(host) >= found->first + block->bytes) return;
+  if (recorded_graph()) return keep_with_graph(block);
+  for (const auto& [on, event] : block->copies)
+    if (on == stream) return note(cudaEventRecord(event, stream), "a copy's end");
+  cudaEvent_t event = nullptr;
+  note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a copy's end");
+  if (!event) return;
+  note(cudaEventRecord(event, stream), "a copy's end");
+  block->copies.emplace_back(stream, event);
+}
+
+void free_pinned() {
+  Pins& all = pins();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  collect(all);
+  for (const auto& [bytes, data] : all.free)
+    if (cudaFreeHost(data) != cudaSuccess) cudaGetLastError();
+  all.free.clear();
+}
+
+}  // namespace fastnn::cuda

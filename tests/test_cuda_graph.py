@@ -1,0 +1,196 @@
+"""Graphs, streams and exchanged memory: what the CUDA runtime forbids while recording, and what has to
+wait for what. Without a GPU these run on the emulated one, which ends a recording as a GPU does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn.device import cuda_module
+
+pytestmark = pytest.mark.gpu
+
+
+def on_cuda(*shape):
+    return fastnn.randn(*shape).to("cuda")
+
+
+def is_conv(y, x, weight):
+    want = F.conv2d(x.cpu(), weight.cpu(), padding=1).numpy()
+    return np.allclose(y.cpu().numpy(), want, atol=1e-4)
+
+
+def test_tables_made_while_recording_are_there_in_it_and_after():
+    x, weight = on_cuda(1, 3, 11, 13), on_cuda(5, 3, 3, 3)  # a shape of this test's own
+    with fastnn.cuda.graph() as recorded:
+        y = F.conv2d(x, weight, padding=1)
+    assert is_conv(F.conv2d(x, weight, padding=1), x, weight)
+    recorded.replay()
+    assert is_conv(y, x, weight)
+
+
+def test_a_graph_may_end_while_the_next_one_is_recorded():
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3)
+    for _ in range(3):  # the names let go of the graph before, and of its memory, in the recording
+        with fastnn.cuda.graph() as recorded:
+            y = F.conv2d(x, weight, padding=1)
+        recorded.replay()
+        assert is_conv(y, x, weight)
+
+
+def test_a_recording_that_fails_is_over():
+    x = on_cuda(3, 3)
+    for wait in (lambda: (x @ x).sum().item(), fastnn.cuda.synchronize):
+        with pytest.raises(RuntimeError, match="captur"), fastnn.cuda.graph() as recorded:
+            wait()
+        with pytest.raises(RuntimeError, match="nothing was recorded"):
+            recorded.replay()
+        assert np.allclose((x @ x).cpu().numpy(), x.cpu().numpy() @ x.cpu().numpy(), atol=1e-5)
+    with fastnn.cuda.graph() as recorded:
+        y = x + 1
+    recorded.replay()
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() + 1)
+
+
+def test_a_recording_that_runs_out_of_memory_at_its_end_is_over():
+    """Convolutions wait until they are needed: here for the end of the block."""
+    x, weight = on_cuda(1, 8, 4, 4), on_cuda(8, 8, 1, 1)
+    huge = x.expand(1 << 40, 8, 4, 4)
+    with pytest.raises(MemoryError), fastnn.cuda.graph():
+        F.conv2d(huge, weight)
+    assert (x + x).sum().item() == pytest.approx(2 * x.sum().item(), rel=1e-4)
+
+
+def test_pinned_memory_let_go_while_recording_is_the_graphs():
+    x = fastnn.randn(1000)
+    with fastnn.cuda.graph() as recorded:
+        y = x.pin_memory().to("cuda", non_blocking=True) * 2
+    for _ in range(3):  # of the same size: not the graph's
+        fastnn.zeros(1000).pin_memory()
+    recorded.replay()
+    assert np.array_equal(y.cpu().numpy(), x.numpy() * 2)
+
+
+def test_pinned_memory_is_used_again():
+    addresses = set()
+    for i in range(4):
+        pinned = fastnn.full((5000,), i).pin_memory()
+        addresses.add(pinned._array.pointer)
+        there = pinned.to("cuda", non_blocking=True)
+        fastnn.cuda.synchronize()
+        del pinned
+        assert (there.cpu().numpy() == i).all()
+    assert len(addresses) == 1
+    fastnn.cuda.empty_cache()
+    assert (fastnn.ones(5000).pin_memory().numpy() == 1).all()
+
+
+def test_what_other_threads_do_is_not_recorded():
+    x, kept = on_cuda(4, 4), {}
+
+    def elsewhere():
+        kept["sum"] = (x + 1).sum().item()
+
+    with fastnn.cuda.graph() as recorded:
+        y = x * 2
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert kept["sum"] == pytest.approx(x.sum().item() + 16, abs=1e-4)
+    x.fill_(3)
+    recorded.replay()
+    assert (y.cpu().numpy() == 6).all()
+
+
+def test_the_default_stream_has_no_handle():
+    stream = fastnn.cuda.Stream(handle=0)
+    assert stream.cuda_stream == 1
+    x = on_cuda(8)
+    fastnn.cuda.synchronize()
+    with fastnn.cuda.stream(stream):
+        assert fastnn.cuda.current_stream().cuda_stream == 1
+        total = (x + x).cpu().numpy()
+    assert np.array_equal(total, x.cpu().numpy() * 2)
+
+
+class Recorded:
+    """The CUDA module, with a note of which streams are made to follow which."""
+
+    def __init__(self, notes):
+        self.module, self.notes = cuda_module(), notes
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def follow(self, device, later, earlier):
+        self.notes.append((later, earlier))
+
+
+def test_old_array_interfaces_are_followed_on_the_default_stream(monkeypatch):
+    x, notes = on_cuda(3, 2), []
+    face = dict(x.__cuda_array_interface__)
+    mine = face.pop("stream")
+    monkeypatch.setattr(fastnn.device, "_module", Recorded(notes))
+
+    class Foreign:
+        __cuda_array_interface__ = face | {"version": 2}
+
+    assert np.array_equal(fastnn.as_tensor(Foreign()).cpu().numpy(), x.cpu().numpy())
+    assert notes == [(mine, 1)]
+    Foreign.__cuda_array_interface__ = face | {"version": 3, "stream": 2}
+    fastnn.as_tensor(Foreign())
+    assert notes[1:] == [(mine, 2)]
+    Foreign.__cuda_array_interface__ = face | {"version": 3, "stream": None}
+    fastnn.as_tensor(Foreign())
+    assert len(notes) == 2
+
+
+def test_dlpack_is_preferred_to_the_array_interface():
+    x = on_cuda(3, 2)
+
+    class Foreign:
+        def __dlpack__(self, stream=None):
+            assert stream == fastnn.cuda.current_stream().cuda_stream
+            return x.__dlpack__(stream=stream)
+
+        def __dlpack_device__(self):
+            return x.__dlpack_device__()
+
+        @property
+        def __cuda_array_interface__(self):
+            return x.__cuda_array_interface__
+
+    assert fastnn.as_tensor(Foreign())._array.pointer == x._array.pointer
+
+
+def test_memory_that_was_exported_is_let_go_after_its_reader():
+    for stream in (None, 2, -1):
+        x = on_cuda(100)
+        values = x.cpu().numpy()
+        y = fastnn.from_dlpack(x.__dlpack__(stream=stream))
+        del x
+        assert np.array_equal(y.cpu().numpy(), values)
+    x = on_cuda(0, 3)
+    assert x.__cuda_array_interface__["data"][0] == 0
+
+
+@pytest.mark.skipif(
+    not fastnn.device.cuda_is_emulated(), reason="the emulated GPU changes its kind"
+)
+@pytest.mark.parametrize("capability", ["75", "80", "89"])
+def test_smaller_gpus_get_what_fits_them(capability):
+    """Shared memory for the large tiles is there from compute capability 8.0 on."""
+    cases = ["n8c64h16w16_oc128_k3p1_f32", "n8c64h16w16_oc128_k3p1_bf16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastnn", "verify", "conv2d", *cases, "--device", "cuda"],
+        env=os.environ | {"FASTNN_CUDA_EMULATE": "1", "FASTNN_EMULATED_CAPABILITY": capability},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
