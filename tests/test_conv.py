@@ -136,13 +136,19 @@ def test_inputs_of_any_strides(view, isa):
     assert np.array_equal(got, want)
 
 
-def test_a_nan_stays_within_its_windows(isa):
-    x = fastnn.zeros(1, 3, 8, 8)
-    x[0, 1, 4, 4] = float("nan")
-    bad = np.isnan(F.conv2d(x, fastnn.ones(17, 3, 3, 3), padding=1).numpy())
-    want = np.zeros((1, 17, 8, 8), bool)
-    want[:, :, 3:6, 3:6] = True
-    assert np.array_equal(bad, want)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_within_its_windows(value, dtype, isa):
+    """And stays what it is: no zero that stands for nothing is multiplied by it."""
+    for channels in (1, 3, 5):
+        for c in range(channels):
+            x = fastnn.zeros(1, channels, 8, 8)
+            x[0, c, 4, 4] = value
+            weight = fastnn.ones(17, channels, 3, 3)
+            y = F.conv2d(x.to(dtype), weight.to(dtype), padding=1).float().numpy()
+            want = np.zeros((1, 17, 8, 8), np.float32)
+            want[:, :, 3:6, 3:6] = value
+            assert np.array_equal(y, want, equal_nan=True), (channels, c)
 
 
 def test_many_groups_are_many_convolutions(isa):

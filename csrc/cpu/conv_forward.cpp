@@ -36,25 +36,29 @@ template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
   using P = Operand<T>;
-  const int64_t real = p.group_inputs(), missing = real % kStep<P>, ic = real + missing;
-  const int64_t oc = p.group_outputs(), taps = p.KH * p.KW, rows = taps * ic;
+  const int64_t real = p.group_inputs(), oc = p.group_outputs(), taps = p.KH * p.KW;
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < taps; ++t) {
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
+  InputGrid in{x,    p.N,  p.H,  p.W,        p.C,        0,
+               real, p.OH, p.OW, p.stride_h, p.stride_w, static_cast<int>(taps),
+               dh,   dw};
+  const int64_t run = common_run(in), values = run * real;
+  in.missing = kStep<P> > 1 && values == 1;
+  in.K += in.missing;
+  in.odd = in.K % kStep<P>;
+  const int64_t odd = values % kStep<P>, rows = taps / run * (values + odd);
   const Route route = conv_route(p, oc, y);
   const int64_t size = packed_columns(oc) * rows;
   KeptWorkspace packed(p.kept, hash(0, LANES, kStep<P>, oc, rows),
                        p.groups * size * int64_t{sizeof(P)});
   P* const b = reinterpret_cast<P*>(packed.floats());
-  const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        0,
-                     ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
-                     dh, dw,   missing};
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
   if (!packed.filled()) {
-    const EvenWeights even(w, p.OC * taps, real, missing);
+    const EvenWeights even(w, p.OC * taps / run, values, !odd, in.odd != 0);
     each_group(p, [&](int64_t group) {
       pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
     });

@@ -57,6 +57,9 @@ struct InputGrid {
   const int64_t* dh;
   const int64_t* dw;
   int64_t missing = 0;  // 1 if the last of the K channels is not in the tensor: zero in a panel
+  // 1 if the channels do not fall into pairs: those of neighbouring taps are read as one run then,
+  // always whole, whose last two pairs overlap if its length is odd too.
+  int64_t odd = 0;
 
   // The first channel of a group, if a_channel is that of the first.
   int64_t channel_of(int64_t group) const { return a_channel + group * (K - missing); }
@@ -93,6 +96,7 @@ struct InputTiles {
   int64_t width;       // channels of a pixel that lie together: all K, or a panel's planes of fewer
   int64_t plane;       // values from one plane to the next
   int64_t k, tap_count;  // contiguous values of one tap, and taps, after merging
+  int64_t packed_k() const { return k + (in.odd && k % 2); }
   int64_t taps[kMaxTaps];
 
   // Values between neighbouring pixels of a padded panel's plane.
@@ -188,7 +192,8 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   const bool inside = t.low_h >= 0 && t.low_w >= 0 && (in.GH - 1) * in.step_h + t.high_h < in.H &&
                       (in.GW - 1) * in.step_w + t.high_w < in.W;
   t.run = common_run(in);
-  const bool as_it_is = inside && kSame<T, P> && direct && in.missing == 0;
+  const bool as_it_is = inside && kSame<T, P> && direct && in.missing == 0 &&
+                        (!in.odd || t.run == 1 || in.a_pixel == in.K);
   const bool whole = !stepped || even_steps(in.K * (in.a_pixel == in.K || !as_it_is ? t.run : 1));
   t.source = as_it_is && whole ? Source::direct : Source::padded;
   set_tile(t, pixels);
@@ -220,11 +225,12 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.panel_rows = (t.rows - 1) * in.step_h + span_h;
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
   if (t.source == Source::gathered) {
-    t.k = stepped ? padded_to_steps(in.K * in.tap_count) : in.K * in.tap_count;
-    t.tap_count = 1;
-    t.taps[0] = 0;
-    t.col_stride = t.k;
-    t.row_stride = t.cols * t.k;
+    const int64_t together = in.odd ? t.run : in.tap_count;
+    t.k = stepped ? padded_to_steps(in.K * in.tap_count) : in.K * together;
+    t.tap_count = in.tap_count / together;
+    for (int64_t i = 0; i < t.tap_count; ++i) t.taps[i] = i * t.k;
+    t.col_stride = t.tap_count * t.k;
+    t.row_stride = t.cols * t.col_stride;
     t.image_stride = t.rows * t.row_stride;
     t.panel_size = t.images * t.image_stride;
     return;
@@ -338,7 +344,7 @@ void gathered_line(const InputTiles& t, int64_t image, int64_t row, int64_t col,
   const InputGrid& in = t.in;
   const T* a = static_cast<const T*>(in.a) + channel + image * in.H * in.W * in.a_pixel;
   const bool joined = in.a_pixel == in.K && !in.missing;
-  const int64_t padding = t.k - in.K * in.tap_count;
+  const int64_t padding = t.col_stride - in.K * in.tap_count;
   for (int64_t j = col; j < col + cols; ++j) {
     for (int64_t i = 0, run; i < in.tap_count; i += run, to += run * in.K) {
       const int64_t h = row * in.step_h + in.dh[i], w = j * in.step_w + in.dw[i];

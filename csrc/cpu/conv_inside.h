@@ -67,8 +67,9 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
              (tile.row + row) * in.step_h + dh >= in.H;
     };
     const auto is_beside = [&](int64_t tap) {
-      return joined > 1 && ((tile.col + col_end - 1) * in.step_w + in.dw[tap] < 0 ||
-                            (tile.col + col) * in.step_w + in.dw[tap] >= in.W);
+      return joined > 1 && !in.odd &&
+             ((tile.col + col_end - 1) * in.step_w + in.dw[tap] < 0 ||
+              (tile.col + col) * in.step_w + in.dw[tap] >= in.W);
     };
     while (first < end && is_above_or_below(first)) ++first;
     while (first < end && is_above_or_below(end - 1)) --end;
@@ -76,9 +77,10 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
     while (left < right && is_beside(right - 1)) --right;
   }
   const int64_t skipped = left * in.K, k = t.k - (joined - right + left) * in.K;
+  const int64_t pitch = t.packed_k();
   to.piece[to.count++] = {
-      row,     row_end - row,        col, col_end - col, {t.taps + first, end - first, k, t.k},
-      skipped, first * t.k + skipped};
+      row,     row_end - row,          col, col_end - col, {t.taps + first, end - first, k, pitch},
+      skipped, first * pitch + skipped};
 }
 
 FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
@@ -87,7 +89,7 @@ FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
   const auto least = [&](int64_t pixels) { return ceil_div(MR / 2, pixels * tile.images); };
   if (t.source == Source::padded) {
     down = middle(tile.row, tile.rows, in.step_h, t.low_h, t.high_h, in.H, least(tile.cols));
-    if (joined_taps(t) > 1 && down.begin < down.end)
+    if (joined_taps(t) > 1 && !in.odd && down.begin < down.end)
       across = middle(tile.col, tile.cols, in.step_w, t.low_w, t.high_w, in.W,
                       least(down.end - down.begin));
   }

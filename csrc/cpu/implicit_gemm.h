@@ -218,7 +218,7 @@ void run_grid(TapGrid all) {
                       : ceil_div(NR * int64_t{sizeof(float)}, calls);
     int64_t where[MR];
     const auto packed_block = [&](int64_t block) {
-      return static_cast<const P*>(g.b) + block * NR * g.in.K * g.in.tap_count;
+      return static_cast<const P*>(g.b) + block * NR * t.packed_k() * t.tap_count;
     };
     for (int64_t start = first_block; start < last_block; start += group) {
       Ahead next = Ahead::nothing(sums);

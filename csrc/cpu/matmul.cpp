@@ -31,7 +31,7 @@ template <class P, int M>
 FASTNN_INLINE void accumulate(const P* const* rows, const Terms& terms, const P* b, Ahead ahead,
                               vfloat (&acc)[M][NV]) {
   constexpr int64_t step = kStep<P>;
-  const int64_t k = terms.k, rest = (terms.pitch - k) * NR;
+  const int64_t k = terms.k, rest = (terms.pitch - k - k % step) * NR;
   for (int64_t t = 0; t < terms.tap_count; ++t, b += rest) {
     const P* a[M];
     for (int m = 0; m < M; ++m) a[m] = rows[m] + terms.taps[t];
@@ -41,7 +41,7 @@ FASTNN_INLINE void accumulate(const P* const* rows, const Terms& terms, const P*
       ahead.from = static_cast<const char*>(ahead.from) + 2 * ahead.step;
       steps<M, 2>(a, i, b, acc);
     }
-    if (i < k) steps<M, 1>(a, i, b, acc), b += NR * step;
+    for (; i < k; i += step, b += NR * step) steps<M, 1>(a, i + step <= k ? i : k - step, b, acc);
   }
 }
 
@@ -72,7 +72,7 @@ template <class P, int M>
 void narrow_product(const P* const* rows, const Terms& terms, const P* b, float* tile,
                     Ahead ahead) {
   constexpr int64_t step = kStep<P>;
-  const int64_t k = terms.k, rest = (terms.pitch - k) * LANES;
+  const int64_t k = terms.k, rest = (terms.pitch - k - k % step) * LANES;
   vfloat acc[M][2] = {};
   const auto add = [&](int m, vfloat value, vfloat low, vfloat high) FASTNN_INLINED {
     add_step(acc[m][0], value, low, P{});
@@ -90,12 +90,12 @@ void narrow_product(const P* const* rows, const Terms& terms, const P* b, float*
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) add(m, set1_two(a[m] + i), low, high);
     }
-    if (i < k) {
+    for (; i < k; i += step, b += LANES * step) {
+      const int64_t at = i + step <= k ? i : k - step;
       const vfloat last = load_steps(b), none{};
       const vfloat low = interleave_low(last, none), high = interleave_high(last, none);
-      b += LANES * step;
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) add(m, interleave_low(set1_step(a[m] + i), none), low, high);
+      for (int m = 0; m < M; ++m) add(m, interleave_low(set1_step(a[m] + at), none), low, high);
     }
   }
 #pragma GCC unroll 16

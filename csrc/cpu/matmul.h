@@ -51,14 +51,15 @@ struct NextPixels {
 };
 
 // What a product sums up: k values from each tap on. B has `pitch` rows for a tap, of which the
-// first k are read.
+// first k are read. Of an odd k, at least 3, the last pair begins with the value that ends the pair
+// before: B has half its factor in both.
 struct Terms {
   const int64_t* taps;
   int64_t tap_count, k, pitch;
 };
 
 // Writes an M x (V * LANES) tile with row pitch V * LANES. B is packed [tap][k][V * LANES], or, in
-// pairs, [tap][k / 2][V * LANES][2]; k is even then.
+// pairs, [tap][k / 2][V * LANES][2].
 template <class P>
 using ProductKernel = void (*)(const P* const* rows, const Terms& terms, const P* b, float* tile,
                                Ahead ahead);

@@ -119,7 +119,7 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
   KeptWorkspace packed(p.kept, hash(1, oc, rows, plan.tap_count, plan.k, plan.width),
                        p.groups * size * 4);
   if (!packed.filled()) {
-    const EvenWeights even(static_cast<const bfloat16*>(w), p.OC * taps, real, missing);
+    const EvenWeights even(static_cast<const bfloat16*>(w), p.OC * taps, real, !missing);
     each_group(p, [&](int64_t group) {
       pack_weight(even.at() + group * oc * rows, rows, oc, plan,
                   reinterpret_cast<bfloat16*>(packed.floats() + group * size));
