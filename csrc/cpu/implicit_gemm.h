@@ -239,9 +239,9 @@ void run_grid(TapGrid all) {
             const P* const b = packed_block(block) + piece.b_row * vectors * LANES;
             const int64_t left = g.columns - block * NR;
             const int64_t channel = g.y_channel + block * NR;
-            if (left >= NR && !moments) {
+            if (left >= vectors * LANES && !moments) {
               const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
-              Finished<P, T>::product[m - 1](at, piece.terms, b, out, next);
+              Finished<P, T>::product[m - 1][vectors - 1](at, piece.terms, b, out, next);
             } else {
               Kernels<P>::product[m - 1][vectors - 1](at, piece.terms, b, sums, next);
               store_tile(sums, vectors * LANES, m, where, channel, left < NR ? left : NR,

@@ -69,11 +69,10 @@ void finished_product(const P* const* rows, const Terms& terms, const P* b, cons
 // of a row brings both, in alternating lanes, for two vectors of B with both steps of half the
 // columns each. The two sums of a column are added at the end.
 template <class P, int M>
-void narrow_product(const P* const* rows, const Terms& terms, const P* b, float* tile,
-                    Ahead ahead) {
+FASTNN_INLINE void accumulate_narrow(const P* const* rows, const Terms& terms, const P* b,
+                                     Ahead ahead, vfloat (&acc)[M][2]) {
   constexpr int64_t step = kStep<P>;
   const int64_t k = terms.k, rest = (terms.pitch - k - k % step) * LANES;
-  vfloat acc[M][2] = {};
   const auto add = [&](int m, vfloat value, vfloat low, vfloat high) FASTNN_INLINED {
     add_step(acc[m][0], value, low, P{});
     add_step(acc[m][1], value, high, P{});
@@ -98,8 +97,26 @@ void narrow_product(const P* const* rows, const Terms& terms, const P* b, float*
       for (int m = 0; m < M; ++m) add(m, interleave_low(set1_step(a[m] + at), none), low, high);
     }
   }
+}
+
+template <class P, int M>
+void narrow_product(const P* const* rows, const Terms& terms, const P* b, float* tile,
+                    Ahead ahead) {
+  vfloat acc[M][2] = {};
+  accumulate_narrow(rows, terms, b, ahead, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) store(tile + m * LANES, add_interleaved(acc[m][0], acc[m][1]));
+}
+
+template <class P, class T, int M>
+void finished_narrow_product(const P* const* rows, const Terms& terms, const P* b,
+                             const Output<T>& to, Ahead ahead) {
+  vfloat acc[M][2] = {};
+  accumulate_narrow(rows, terms, b, ahead, acc);
+  const Rows<T> out(to.epilogue, to.channel, LANES, to.y,
+                    to.around ? Route::around : Route::through);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) out.store(add_interleaved(acc[m][0], acc[m][1]), to.where[m]);
 }
 
 template <class P, int M, int V>
@@ -131,7 +148,7 @@ void outer(const OuterStrip<P>& s, float* tile, int64_t pitch, int last, bool ad
 }  // namespace
 
 #define FASTNN_PRODUCTS(M) {narrow_product<P, M>, FASTNN_ISA::product<P, M>}
-#define FASTNN_FINISHED(M) finished_product<P, T, M>
+#define FASTNN_FINISHED(M) {finished_narrow_product<P, T, M>, finished_product<P, T, M>}
 #define FASTNN_OUTERS(M) {FASTNN_ISA::outer<P, M, 1>, FASTNN_ISA::outer<P, M, NV>}
 #define FASTNN_SMALL_TILES(TILES) TILES(1), TILES(2), TILES(3), TILES(4), TILES(5), TILES(6)
 #if defined(FASTNN_ISA_avx512)
@@ -147,7 +164,7 @@ const ProductKernel<P> Kernels<P>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_PR
 template <class P>
 const OuterKernel<P> Kernels<P>::outer[MR][NV] = {FASTNN_ALL_TILES(FASTNN_OUTERS)};
 template <class P, class T>
-const FinishedKernel<P, T> Finished<P, T>::product[MR] = {FASTNN_ALL_TILES(FASTNN_FINISHED)};
+const FinishedKernel<P, T> Finished<P, T>::product[MR][NV] = {FASTNN_ALL_TILES(FASTNN_FINISHED)};
 template struct Kernels<float>;
 template struct Finished<float, float>;
 template struct Finished<Operand<bfloat16>, bfloat16>;

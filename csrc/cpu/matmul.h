@@ -64,7 +64,7 @@ template <class P>
 using ProductKernel = void (*)(const P* const* rows, const Terms& terms, const P* b, float* tile,
                                Ahead ahead);
 
-// The same for whole blocks of columns, finished: row r of the tile, from `channel` on, goes to
+// The same for whole vectors of columns, finished: row r of the tile, from `channel` on, goes to
 // y + where[r].
 template <class T>
 struct Output {
@@ -104,7 +104,7 @@ struct Kernels {
 };
 template <class P, class T>
 struct Finished {
-  static const FinishedKernel<P, T> product[MR];
+  static const FinishedKernel<P, T> product[MR][NV];
 };
 extern const OuterKernel<float> outer_square;  // LANES rows of one vector
 
