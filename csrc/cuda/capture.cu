@@ -128,10 +128,11 @@ void begin_capture(int device) {
   note(cudaMemPoolTrimTo(cache, 0), "the memory pool");
   void* live = nullptr;
   note(cudaMalloc(&live, kLiveBytes), "memory of a graph");
-  cudaStream_t const stream = recording_stream();
   if (failing()) return;
   graph->live = static_cast<char*>(live);
   graph->pool->all.push_back(live);
+  cudaStream_t const stream = recording_stream();
+  if (!stream) return;
   const cudaError_t result = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
   note(result, "beginning a recording");
   if (result != cudaSuccess) return;
@@ -139,7 +140,7 @@ void begin_capture(int device) {
   recording = graph.release();
 }
 
-// Ends it for the stream, as it does in a thread's other state.
+// Null, or not valid, where *result is a failure.
 static cudaGraph_t end_recording(cudaError_t* result) {
   Graph* const graph = recording;
   select(graph->device);

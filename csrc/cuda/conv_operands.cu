@@ -11,8 +11,8 @@ struct Pad {
   T* to;
   int64_t channels, padded;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % padded;
-    to[i] = c < channels ? from[i / padded * channels + c] : T{};
+    const auto [pixel, c] = divide(i, padded);
+    to[i] = c < channels ? from[pixel * channels + c] : T{};
   }
 };
 

@@ -188,7 +188,7 @@ struct ResponseForward {
   const T* x;
   T* y;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % r.C;
+    const int64_t c = divide(i, r.C).rest;
     from_float(y[i], to_float(x[i]) * powf(r.base(x + i - c, c), -r.beta));
   }
 };
@@ -202,7 +202,7 @@ struct ResponseTerms {
   float* terms;
   float* kept;
   __device__ void operator()(int64_t i) const {
-    const int64_t c = i % r.C;
+    const int64_t c = divide(i, r.C).rest;
     const float base = r.base(x + i - c, c), power = powf(base, -r.beta), grad = to_float(g[i]);
     terms[i] = grad * to_float(x[i]) * power / base;
     kept[i] = grad * power;

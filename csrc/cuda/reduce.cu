@@ -233,8 +233,8 @@ struct PickColumn {
   PickParams p;
   __device__ void operator()(int64_t at) const {
     using V = ValueOf<T>;
-    const T* const x =
-        static_cast<const T*>(p.input) + at / p.inner * p.count * p.inner + at % p.inner;
+    const auto [outer, inner] = divide(at, p.inner);
+    const T* const x = static_cast<const T*>(p.input) + outer * p.count * p.inner + inner;
     Candidate<V> best{V{}, -1};
     for (int64_t i = 0; i < p.count; ++i)
       best = better(best, Candidate<V>{value_of<V>(x[i * p.inner]), i}, p.largest);
@@ -274,7 +274,8 @@ struct Scatter {
   T* to;
   int64_t count, inner;
   __device__ void operator()(int64_t at) const {
-    to[(at / inner * count + indices[at]) * inner + at % inner] = g[at];
+    const auto [row, column] = divide(at, inner);
+    to[(row * count + indices[at]) * inner + column] = g[at];
   }
 };
 
@@ -302,7 +303,8 @@ struct ProdBackward {
   float* before;  // like x
   int64_t count, inner;
   __device__ void operator()(int64_t at) const {
-    const int64_t base = at / inner * count * inner + at % inner;
+    const auto [row, column] = divide(at, inner);
+    const int64_t base = row * count * inner + column;
     float product = g[at];
     for (int64_t r = 0; r < count; ++r) {
       before[base + r * inner] = product;

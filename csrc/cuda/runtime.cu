@@ -280,6 +280,15 @@ void wait(int device) {
   cudaSetDevice(before);
 }
 
+static cudaError_t order(cudaStream_t later, cudaStream_t earlier) {
+  cudaEvent_t event = nullptr;
+  cudaError_t result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
+  if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
+  if (event) cudaEventDestroy(event);
+  return result;
+}
+
 void used(int device, const void* block, uintptr_t stream) {
   cudaStream_t owner;
   {
@@ -288,23 +297,19 @@ void used(int device, const void* block, uintptr_t stream) {
     if (found == state().owners.end()) return;
     owner = found->second;
   }
-  if (recorded_graph()) return wait(device);
   const int before = selected;
   cudaSetDevice(device);
-  follow(owner, reinterpret_cast<cudaStream_t>(stream), device);
+  const bool ordered =
+      !recorded_graph() && order(owner, reinterpret_cast<cudaStream_t>(stream)) == cudaSuccess;
   cudaSetDevice(before);
+  if (!ordered) wait(device);
 }
 
 void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device) {
   if (later == earlier) return;
   const int before = selected;
   if (before != earlier_device) cudaSetDevice(earlier_device);  // an event's, and its stream's
-  cudaEvent_t event = nullptr;
-  cudaError_t result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-  if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
-  if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
-  note(result, "ordering two streams");
-  if (event) cudaEventDestroy(event);
+  note(order(later, earlier), "ordering two streams");
   if (before != earlier_device) cudaSetDevice(before);
 }
 

@@ -16,7 +16,8 @@ struct Take {
   U* out;
   int64_t units;
   __device__ void operator()(int64_t i) const {
-    out[i] = x[positions[i / units] * units + i % units];
+    const auto [row, unit] = divide(i, units);
+    out[i] = x[positions[row] * units + unit];
   }
 };
 

@@ -44,7 +44,8 @@ struct ForwardColumn {
   int64_t D, inner;
   bool log;
   __device__ void operator()(int64_t at) const {
-    const int64_t base = at / inner * D * inner + at % inner;
+    const auto [row, column] = divide(at, inner);
+    const int64_t base = row * D * inner + column;
     float top = -INFINITY, total = 0;
     for (int64_t i = 0; i < D; ++i) top = fmaxf(top, to_float(x[base + i * inner]));
     for (int64_t i = 0; i < D; ++i) total += expf(to_float(x[base + i * inner]) - top);
@@ -86,7 +87,8 @@ struct BackwardColumn {
   int64_t D, inner;
   bool log;
   __device__ void operator()(int64_t at) const {
-    const int64_t base = at / inner * D * inner + at % inner;
+    const auto [row, column] = divide(at, inner);
+    const int64_t base = row * D * inner + column;
     float total = 0;
     for (int64_t i = 0; i < D; ++i) {
       const float v = to_float(g[base + i * inner]);
