@@ -514,6 +514,9 @@ def test_pinned_memory():
     back = (there * 2).to("cpu", non_blocking=True)
     fastnn.cuda.synchronize()
     assert back.is_pinned() and np.array_equal(back.numpy(), x.numpy() * 2)
+    turned = there.permute(1, 3, 0, 2).to("cpu", non_blocking=True)
+    fastnn.cuda.synchronize()
+    assert turned.is_pinned() and np.array_equal(turned.numpy(), x.numpy().transpose(1, 3, 0, 2))
     with pytest.raises(RuntimeError, match="pin_memory: expected a tensor on the CPU"):
         there.pin_memory()
 

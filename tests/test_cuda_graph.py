@@ -53,10 +53,14 @@ def test_a_recording_that_fails_is_over():
         with pytest.raises(RuntimeError, match="nothing was recorded"):
             recorded.replay()
         assert np.allclose((x @ x).cpu().numpy(), x.cpu().numpy() @ x.cpu().numpy(), atol=1e-5)
-    with fastnn.cuda.graph() as recorded:
-        y = x + 1
-    recorded.replay()
-    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() + 1)
+    for _ in range(2):  # the same object, with and without a graph from before
+        with recorded:
+            y = x + 1
+        recorded.replay()
+        assert np.allclose(y.cpu().numpy(), x.cpu().numpy() + 1)
+        with pytest.raises(ZeroDivisionError), recorded:
+            x / (1 // 0)
+        assert (x + x).sum().item() == pytest.approx(2 * x.sum().item(), abs=1e-4)
 
 
 def test_a_recording_that_runs_out_of_memory_at_its_end_is_over():
@@ -93,10 +97,15 @@ def test_pinned_memory_is_used_again():
 
 
 def test_what_other_threads_do_is_not_recorded():
-    x, kept = on_cuda(4, 4), {}
+    x, kept = on_cuda(4, 4), {"imported": fastnn.from_dlpack(on_cuda(3))}
+    kept["exported"] = on_cuda(3)
+    kept["face"] = kept["exported"].__cuda_array_interface__
 
     def elsewhere():
         kept["sum"] = (x + 1).sum().item()
+        del kept["imported"], kept["exported"]  # which have to wait for the device
+        on_cuda(3).__dlpack__(stream=2)
+        fastnn.cuda.synchronize()
 
     with fastnn.cuda.graph() as recorded:
         y = x * 2
@@ -150,6 +159,9 @@ def test_old_array_interfaces_are_followed_on_the_default_stream(monkeypatch):
     Foreign.__cuda_array_interface__ = face | {"version": 3, "stream": None}
     fastnn.as_tensor(Foreign())
     assert len(notes) == 2
+    Foreign.__cuda_array_interface__ = face | {"data": (np.ones(6).ctypes.data, False)}
+    with pytest.raises(ValueError, match="as_tensor: expected memory of a GPU"):
+        fastnn.as_tensor(Foreign())
 
 
 def test_dlpack_is_preferred_to_the_array_interface():

@@ -50,6 +50,17 @@ def test_ones_become_zero_or_four(isa):
     assert abs((y > 0).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 10_000)
 
 
+@pytest.mark.parametrize("p", [0.9999, 1 - 2**-16, 1 - 2**-18, 2**-18])
+def test_rare_survivors_are_scaled_by_how_rare_they_are(p):
+    y = F.dropout(fastnn.ones(4_000_000), p).numpy()
+    rounded = round(p * 2**16) / 2**16
+    kept = 1 - rounded
+    assert set(np.unique(y)) <= {0.0, np.float32(1 / kept) if kept else 0.0}
+    expected = 1.0 if kept else 0.0
+    spread = np.sqrt(rounded / kept / y.size) if kept else 0.0
+    assert abs(y.mean(dtype=np.float64) - expected) <= 5 * spread + 1e-6
+
+
 def test_gradient_of_the_norm_after_dropout_depends_on_the_survivors():
     """Row norm 4 sqrt(k) for k survivors: each has gradient 4 / sqrt(k): 4, 2.8284, 2.3094, ..."""
     x = fastnn.ones(200, 8, requires_grad=True)

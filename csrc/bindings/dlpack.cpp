@@ -65,30 +65,29 @@ DType from_dlpack_dtype(const DLDataType& t) {
            int{t.code}, " with ", int{t.bits}, " bits and ", t.lanes, " lanes"));
 }
 
-constexpr int64_t kUnordered = -1;
-
 struct Exported {
   DLManagedTensor managed;
   Array array;
   Exposed exposed;
-  int64_t stream;  // the consumer's, on a GPU; or kUnordered
+  bool
+      on_default_stream;  // is what the consumer does with it; other streams may end before it does
   Dims shape, strides;
   ~Exported() {
     if (array.device() == kCpu) return;
     // The consumer's kernels may still be reading.
-    if (stream == kUnordered)
-      device_table()->wait(array.device());
+    if (on_default_stream)
+      device_table()->used(array.device(), array.storage()->data);
     else
-      device_table()->used(array.device(), array.storage()->data, static_cast<uintptr_t>(stream));
+      device_table()->wait(array.device());
   }
 };
 
-py::capsule to_dlpack(const Array& x, int64_t stream) {
+py::capsule to_dlpack(const Array& x, bool on_default_stream) {
   if (!x.storage()->writable)
     throw py::buffer_error(
         "__dlpack__: this tensor views read-only memory, which this DLPack version cannot "
         "express; export a .clone()");
-  auto* out = new Exported{{}, x, Exposed(x), stream, x.shape(), x.strides()};
+  auto* out = new Exported{{}, x, Exposed(x), on_default_stream, x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
   t.data = x.raw();
   t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};

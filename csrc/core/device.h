@@ -27,8 +27,8 @@ struct DeviceTable {
                bool later);
   void (*select)(int device);  // for the calling thread's next kernels
   void (*wait)(int device);    // for all work on the device, other libraries' too
-  // The next user of memory of the device follows what is queued on a stream (a cudaStream_t).
-  void (*used)(int device, const void* block, uintptr_t stream);
+  // The next user of memory of the device follows what others have queued on the default stream.
+  void (*used)(int device, const void* block);
   // Ordinary memory that a device copies from and to without staging.
   void* (*pin)(int64_t bytes);
   void (*unpin)(void* block);

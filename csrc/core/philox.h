@@ -37,6 +37,9 @@ FASTNN_INLINE Philox4 philox(uint64_t seed, uint64_t offset, uint64_t block) {
 }
 
 // Dropout drops element i where half i of the stream is less than this; p in [0, 1].
-FASTNN_INLINE uint32_t drop_threshold(double p) { return static_cast<uint32_t>(p * 65536 + 0.5); }
+constexpr uint32_t kDropAll = 1u << 16;
+FASTNN_INLINE uint32_t drop_threshold(double p) {
+  return static_cast<uint32_t>(p * kDropAll + 0.5);
+}
 
 }  // namespace fastnn

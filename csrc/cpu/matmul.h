@@ -51,8 +51,8 @@ struct NextPixels {
 };
 
 // What a product sums up: k values from each tap on. B has `pitch` rows for a tap, of which the
-// first k are read. Of an odd k, at least 3, the last pair begins with the value that ends the pair
-// before: B has half its factor in both.
+// first k are read. Of an odd k in pairs, at least 3, the last pair begins with the value that ends
+// the pair before: B has half its factor in both, a row more.
 struct Terms {
   const int64_t* taps;
   int64_t tap_count, k, pitch;

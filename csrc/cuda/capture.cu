@@ -51,8 +51,9 @@ struct Graph {
   cudaGraphExec_t exec = nullptr;
   uintptr_t number;
   int device;
-  cudaStream_t before;          // this thread's stream outside the recording
-  cudaStream_t last = nullptr;  // that it was replayed on
+  cudaStream_t stream = nullptr;  // it is recorded on
+  cudaStream_t before;            // this thread's stream outside the recording
+  cudaStream_t last = nullptr;    // that it was replayed on
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
   // The random offset, then live values one after the other; on the device, and what it gets next.
   char* live = nullptr;
@@ -76,14 +77,30 @@ void free_blocks(const std::vector<void*>& all) {
     if (cudaFree(block) != cudaSuccess) cudaGetLastError();
 }
 
-// This thread's stream for recordings on a device: what other threads queue on the streams that
-// they share is not recorded.
-cudaStream_t recording_stream() {
-  thread_local std::map<int, cudaStream_t> streams;
-  cudaStream_t& stream = streams[current_device()];
-  if (!stream)
+// Streams for recordings, used again: what other threads queue on the streams that they share is
+// not recorded.
+struct Streams {
+  std::mutex mutex;
+  std::map<int, std::vector<cudaStream_t>> free;
+  std::atomic<int> recorded{0};
+};
+Streams& streams() {
+  static Streams* const instance = new Streams;
+  return *instance;
+}
+cudaStream_t take_stream(int device) {
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  auto& free = streams().free[device];
+  cudaStream_t stream = nullptr;
+  if (free.empty())
     note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream to record on");
+  else
+    stream = free.back(), free.pop_back();
   return stream;
+}
+void give_back(int device, cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  streams().free[device].push_back(stream);
 }
 
 struct Sent {
@@ -113,6 +130,10 @@ const void* recorded_graph() {
   return recording ? reinterpret_cast<const void*>(recording->number) : nullptr;
 }
 
+int recordings() { return streams().recorded.load(); }
+
+cudaStream_t stream_outside() { return recording ? recording->before : current_stream(); }
+
 void begin_capture(int device) {
   static std::atomic<uintptr_t> numbers{0};
   if (recording) return note_text("graph: this thread is recording one already");
@@ -131,12 +152,17 @@ void begin_capture(int device) {
   if (failing()) return;
   graph->live = static_cast<char*>(live);
   graph->pool->all.push_back(live);
-  cudaStream_t const stream = recording_stream();
-  if (!stream) return;
-  const cudaError_t result = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  graph->stream = take_stream(device);
+  if (!graph->stream) return;
+  ++streams().recorded;
+  const cudaError_t result =
+      cudaStreamBeginCapture(graph->stream, cudaStreamCaptureModeThreadLocal);
   note(result, "beginning a recording");
-  if (result != cudaSuccess) return;
-  set_current_stream(stream);
+  if (result != cudaSuccess) {
+    --streams().recorded;
+    return give_back(device, graph->stream);
+  }
+  set_current_stream(graph->stream);
   recording = graph.release();
 }
 
@@ -145,8 +171,10 @@ static cudaGraph_t end_recording(cudaError_t* result) {
   Graph* const graph = recording;
   select(graph->device);
   cudaGraph_t recorded = nullptr;
-  *result = cudaStreamEndCapture(recording_stream(), &recorded);
+  *result = cudaStreamEndCapture(graph->stream, &recorded);
   if (*result != cudaSuccess) cudaGetLastError();
+  --streams().recorded;
+  give_back(graph->device, graph->stream);
   recording = nullptr;
   set_current_stream(graph->before);
   for (void* block : graph->freed) deallocate(graph->device, block, 0);
@@ -190,15 +218,14 @@ void replay(Graph* graph) {
     launch(send_kernel, dim3(1), kThreads, 0, reinterpret_cast<unsigned char*>(graph->live) + at,
            values, static_cast<int>(bytes));
   }
-  graph->last = current_stream();
-  note(cudaGraphLaunch(graph->exec, graph->last), "replaying a graph");
+  if (!recording) graph->last = current_stream();
+  note(cudaGraphLaunch(graph->exec, current_stream()), "replaying a graph");
 }
 
 void destroy(Graph* graph) {
-  if (graph->last && !graph->pool->kept.empty()) {  // which its copies may still be reading
-    const Unrecorded outside;
+  const Unrecorded outside;
+  if (graph->last && !graph->pool->kept.empty())  // which its copies may still be reading
     if (cudaStreamSynchronize(graph->last) != cudaSuccess) cudaGetLastError();
-  }
   if (graph->exec && cudaGraphExecDestroy(graph->exec) != cudaSuccess) cudaGetLastError();
   delete graph;
 }

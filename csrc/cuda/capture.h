@@ -19,7 +19,9 @@ struct Graph;  // with its memory
 // is noted).
 void begin_capture(int device);
 Graph* end_capture();
-const void* recorded_graph();  // a number that no other has, of what this thread records, or null
+const void* recorded_graph();   // a number that no other has, of what this thread records, or null
+int recordings();               // under way, of all threads
+cudaStream_t stream_outside();  // this thread's current one, but for the recording's own
 // Gives up what is being recorded.
 void abandon_capture();
 void replay(Graph* graph);

@@ -43,9 +43,8 @@ void bind_streams(py::module_& m) {
     check();
   });
   m.def("new_stream", [](int device) {
-    select(device);
-    cudaStream_t stream = nullptr;
-    checked(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    cudaStream_t const stream = new_stream(device);
+    check();
     return handle(stream);
   });
   m.def(
@@ -151,7 +150,8 @@ void bind_memory(py::module_& m) {
         cudaMemPool_t pool;
         select(device);
         note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
-        if (synchronize()) note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
+        if (!synchronize()) return;
+        note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
         free_pinned();
       },
       py::call_guard<py::gil_scoped_release>());
@@ -181,6 +181,8 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
   m.def("device_of", [](uintptr_t memory) {
     cudaPointerAttributes attributes;
     checked(cudaPointerGetAttributes(&attributes, pointer<void*>(memory)), "whose memory it is");
+    if (attributes.type == cudaMemoryTypeUnregistered)
+      throw py::value_error("as_tensor: expected memory of a GPU, got other memory");
     return attributes.device;
   });
   m.def("allow_tf32", &allow_tf32);

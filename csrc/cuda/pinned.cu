@@ -110,8 +110,8 @@ void copied(const void* host, cudaStream_t stream) {
   for (const auto& [on, event] : block->copies)
     if (on == stream) return note(cudaEventRecord(event, stream), "a copy's end");
   cudaEvent_t event = nullptr;
-  note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a copy's end");
-  if (!event) return;
+  if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess)
+    return note(cudaStreamSynchronize(stream), "a copy's end");
   note(cudaEventRecord(event, stream), "a copy's end");
   block->copies.emplace_back(stream, event);
 }

@@ -21,6 +21,7 @@ struct DeviceState {
   std::atomic<bool> ready{false};
   cudaStream_t stream = nullptr;   // the one that threads start with
   cudaStream_t uploads = nullptr;  // never recorded
+  std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards it
   int multiprocessors = 1;
   int capability = 0;
   size_t shared_memory = 0;
@@ -116,8 +117,10 @@ int device_count() {
 int current_device() { return selected; }
 
 void select(int device) {
+  const cudaError_t result = cudaSetDevice(device);
+  note(result, "cudaSetDevice");
+  if (result != cudaSuccess) return;
   selected = device;
-  note(cudaSetDevice(device), "cudaSetDevice");
   prepared(device);
 }
 
@@ -262,22 +265,48 @@ bool synchronize() {
   return !failed;
 }
 
+cudaStream_t new_stream(int device) {
+  select(device);
+  cudaStream_t stream = nullptr;
+  note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  if (!stream) return nullptr;
+  std::lock_guard<std::mutex> lock(state().mutex);
+  prepared(device).made.push_back(stream);
+  return stream;
+}
+
+// All streams of the selected device. Recordings, which do not survive a wait for the device, do
+// survive one for the streams that are known: ours, this thread's, and the default one.
+static cudaError_t wait_for_streams() {
+  if (!recordings()) return cudaDeviceSynchronize();
+  DeviceState& d = prepared(selected);
+  std::vector<cudaStream_t> all{d.stream, cudaStreamLegacy, stream_outside()};
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    all.insert(all.end(), d.made.begin(), d.made.end());
+  }
+  const Unrecorded outside;
+  cudaError_t result = cudaSuccess;
+  for (cudaStream_t stream : all) {
+    const cudaError_t one = cudaStreamSynchronize(stream);
+    if (one != cudaSuccess) result = one;
+  }
+  return result;
+}
+
 bool synchronize_device(int device) {
   select(device);
-  note(cudaDeviceSynchronize(), "waiting for the device");
+  // This thread's recording is not to go on as if nothing had been asked.
+  note(recorded_graph() ? cudaDeviceSynchronize() : wait_for_streams(), "waiting for the device");
   report_fault();
   return !failed;
 }
 
 void wait(int device) {
   const int before = selected;
-  cudaSetDevice(device);
-  // A recording does not survive a wait for the whole device, but one for its other streams.
-  const Unrecorded outside;
-  const cudaError_t result =
-      recorded_graph() ? cudaStreamSynchronize(prepared(device).stream) : cudaDeviceSynchronize();
-  if (result != cudaSuccess) cudaGetLastError();
-  cudaSetDevice(before);
+  select(device);
+  if (wait_for_streams() != cudaSuccess) cudaGetLastError();
+  select(before);
 }
 
 static cudaError_t order(cudaStream_t later, cudaStream_t earlier) {
@@ -289,7 +318,7 @@ static cudaError_t order(cudaStream_t later, cudaStream_t earlier) {
   return result;
 }
 
-void used(int device, const void* block, uintptr_t stream) {
+void used(int device, const void* block) {
   cudaStream_t owner;
   {
     std::lock_guard<std::mutex> lock(state().mutex);
@@ -298,10 +327,10 @@ void used(int device, const void* block, uintptr_t stream) {
     owner = found->second;
   }
   const int before = selected;
-  cudaSetDevice(device);
-  const bool ordered =
-      !recorded_graph() && order(owner, reinterpret_cast<cudaStream_t>(stream)) == cudaSuccess;
-  cudaSetDevice(before);
+  select(device);
+  const bool ordered = order(owner, cudaStreamLegacy) == cudaSuccess;
+  if (!ordered) cudaGetLastError();
+  select(before);
   if (!ordered) wait(device);
 }
 

@@ -70,10 +70,12 @@ bool synchronize_device(int device);
 // The same before memory is let go that other libraries know of, too: failures stay for the next
 // operator to find.
 void wait(int device);
+// A stream of ours, for good: waits for the device wait for it.
+cudaStream_t new_stream(int device);
 // Later work on one stream follows what is queued on another by now.
 void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device);
-// The next user of a block follows what is queued on a stream by now.
-void used(int device, const void* block, uintptr_t stream);
+// The next user of a block follows what is queued on the default stream by now.
+void used(int device, const void* block);
 
 // What a kernel found wrong, written by the first thread that found anything.
 struct Fault {

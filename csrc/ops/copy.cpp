@@ -124,18 +124,22 @@ Array full_whole(const Dims& shape, int64_t value, DType dtype) {
   return filled(shape, dtype, static_cast<uint64_t>(value));
 }
 
-Array pinned(const Array& x) {
-  if (x.storage()->pinned) return x;
-  check<RuntimeError>(x.device() == kCpu, "pin_memory: expected a tensor on the CPU, got one on ",
-                      device_name(x.device()));
+static Array empty_pinned(const Dims& shape, const Dims& strides, DType dtype) {
   auto storage = std::make_shared<Storage>();
-  const int64_t bytes = x.count() * item_size(x.dtype());
+  const int64_t bytes = element_count(shape) * item_size(dtype);
   storage->data = device_table()->pin(bytes);
   check<MemoryError>(storage->data != nullptr, "pin_memory: cannot pin ", bytes, " bytes");
   storage->bytes = bytes;
   storage->pinned = true;
   storage->release = [block = storage->data] { device_table()->unpin(block); };
-  Array out(std::move(storage), 0, x.shape(), canonical_strides(x.shape()), x.dtype());
+  return Array(std::move(storage), 0, shape, strides, dtype);
+}
+
+Array pinned(const Array& x) {
+  if (x.storage()->pinned) return x;
+  check<RuntimeError>(x.device() == kCpu, "pin_memory: expected a tensor on the CPU, got one on ",
+                      device_name(x.device()));
+  const Array out = empty_pinned(x.shape(), canonical_strides(x.shape()), x.dtype());
   copy_into(out, x);
   return out;
 }
@@ -149,8 +153,8 @@ Array to_device(const Array& x, int device, bool later) {
   }
   const DeviceScope scope(device);
   later = later && (source.storage()->pinned || device == kCpu);
-  Array out = empty_strided(x.shape(), source.strides(), x.dtype());
-  if (later && device == kCpu) out = pinned(out);
+  const Array out = later && device == kCpu ? empty_pinned(x.shape(), source.strides(), x.dtype())
+                                            : empty_strided(x.shape(), source.strides(), x.dtype());
   const int64_t bytes = x.count() * item_size(x.dtype());
   if (bytes && !device_table()->copy(out.raw(), device, source.raw(), x.device(), bytes, later)) {
     const DeviceScope told(device == kCpu ? x.device() : device);

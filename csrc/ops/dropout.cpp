@@ -15,11 +15,11 @@ Array dropout(const std::string& kind, const Array& input, double p, uint64_t se
   check(kind != "drop_path" || input.rank() >= 1, kind,
         ": input expects a batch dimension, got a scalar");
   const Array x = canonical(input);
-  if (p == 1) return full(x.shape(), 0, x.dtype());
+  const uint32_t threshold = drop_threshold(p);
+  if (threshold == kDropAll) return full(x.shape(), 0, x.dtype());
   Array y = empty(x.shape(), x.dtype());
   if (x.count() == 0) return y;
-  const uint32_t threshold = drop_threshold(p);
-  const auto scale = static_cast<float>(1.0 / (1.0 - p));
+  const auto scale = static_cast<float>(kDropAll) / static_cast<float>(kDropAll - threshold);
   if (kind == "dropout") {
     kernels().dropout.elements(x.raw(), y.raw(), x.count(), x.dtype(), seed, offset, threshold,
                                scale);

@@ -125,7 +125,7 @@ class Stream:
     Args:
         device: the device; the current one if left out.
         handle: a ``cudaStream_t`` of another library to use, 0 for the default stream. It has to live
-            as long as the tensors that are made on it.
+            as long as the tensors that are made on it, and the graphs that are replayed on it.
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
@@ -182,6 +182,7 @@ class graph:
 
     def __enter__(self) -> graph:
         settle()  # what is computed while recording has no values before the first replay
+        self.reset()
         self._module.begin_capture(_index(None))
         return self
 
@@ -191,8 +192,7 @@ class graph:
                 settle()
                 self._graph = self._module.end_capture()
         finally:
-            if not self._graph:
-                self._module.abandon_capture()
+            self._module.abandon_capture()  # if it has not ended
 
     def replay(self) -> None:
         """Queues the recorded work on the current stream."""
@@ -200,9 +200,15 @@ class graph:
             raise RuntimeError("replay: nothing was recorded")
         self._module.replay(self._graph)
 
+    def reset(self) -> None:
+        """Lets go of the recorded work, and of its memory that no tensor uses."""
+        graph, self._graph = self._graph, 0
+        if graph:
+            self._module.destroy_graph(graph)
+
     def __del__(self) -> None:
-        if getattr(self, "_graph", 0):
-            self._module.destroy_graph(self._graph)
+        if hasattr(self, "_graph"):
+            self.reset()
 
 
 class graphed:

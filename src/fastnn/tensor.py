@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -287,7 +286,7 @@ class Tensor:
                 raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
             stream = 1 if stream is None else stream
             self._followed_by(stream)
-        return _core.to_dlpack(self._array, -1 if stream is None else stream)
+        return _core.to_dlpack(self._array, stream == 1)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, self._array.device) if self.is_cuda else (1, 0)
@@ -482,9 +481,11 @@ def from_dlpack(source: Any) -> Tensor:
     the device is waited for, since its owner does not know of work here.
     """
     if not hasattr(source, "__dlpack__"):
-        with suppress(RuntimeError):
-            _device.cuda_module()  # a capsule does not say where its memory is
-        return Tensor._wrap(_core.from_dlpack(source))
+        try:
+            return Tensor._wrap(_core.from_dlpack(source))
+        except RuntimeError:  # on a GPU, and none was used yet
+            _device.cuda_module()
+            return Tensor._wrap(_core.from_dlpack(source))
     kind, device = source.__dlpack_device__() if hasattr(source, "__dlpack_device__") else (1, 0)
     if kind != 2:
         return Tensor._wrap(_core.from_dlpack(source.__dlpack__()))
@@ -549,7 +550,10 @@ def as_tensor(data: Any, dtype: Any = None) -> Tensor:
         return data if dtype is None else data.to(dtype)
     if hasattr(data, "__cuda_array_interface__"):
         # DLPack says which stream is to wait for which; not all have it.
-        out = from_dlpack(data) if hasattr(data, "__dlpack__") else _from_cuda_array(data)
+        try:
+            out = from_dlpack(data) if hasattr(data, "__dlpack__") else _from_cuda_array(data)
+        except BufferError:  # read-only, for one
+            out = _from_cuda_array(data)
         return out if dtype is None else out.to(dtype)
     if isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize in (4,):
         out = from_numpy(data)

@@ -136,8 +136,14 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = capability();
   return cudaSuccess;
 }
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
-  attributes->device = 0;
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  auto& blocks = runtime().blocks;
+  auto block = blocks.upper_bound(const_cast<void*>(pointer));
+  const bool ours =
+      block != blocks.begin() && pointer < static_cast<char*>((--block)->first) + block->second;
+  attributes->type = ours ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  attributes->device = ours ? 0 : -2;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() { return unsafe(true); }

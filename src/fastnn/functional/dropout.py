@@ -28,8 +28,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     Notes:
         The mask is a function of the seed and of the number of random calls before this one alone
         (Philox4x32-10): the same bits on every ISA level and for any number of threads. It is not
-        stored but regenerated in the backward. Each element is decided by 16 random bits: what
-        is dropped has the probability ``p`` rounded to a multiple of 2**-16.
+        stored but regenerated in the backward. Each element is decided by 16 random bits, so ``p``
+        counts as the nearest multiple of 2**-16, in the factor too.
 
     References:
         Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.

@@ -9,13 +9,13 @@ from fastnn.reference.random import words
 
 
 def _factors(shape, p, seed, offset):
-    """0 or 1 / (1 - p) per element of memory order: NHWC for rank 4, else row-major."""
-    if p == 1:
+    """0 or 1 / (1 - p), with p in 16 bits, per element of memory order: NHWC for rank 4, else row-major."""
+    dropped = int(p * 2**16 + 0.5)
+    if dropped == 2**16:
         return np.zeros(shape)
     count = int(np.prod(shape))
     halves = words(seed, offset, -(-count // 2)).astype("<u4").view("<u2")[:count]
-    keep = halves >= int(p * 2**16 + 0.5)
-    factors = keep / (1 - p)
+    factors = (halves >= dropped) / (1 - dropped / 2**16)
     if len(shape) == 4:
         n, c, h, w = shape
         return np.moveaxis(factors.reshape(n, h, w, c), 3, 1)
