@@ -59,7 +59,7 @@ struct Graph {
   char* live = nullptr;
   std::vector<char> next = std::vector<char>(kLiveBytes);
   int64_t used = kFirstValue;
-  std::vector<void*> freed, pools;  // after the recording; `pools`: of graphs that ended meanwhile
+  std::vector<void*> freed;  // after the recording
 };
 
 namespace {
@@ -77,30 +77,39 @@ void free_blocks(const std::vector<void*>& all) {
     if (cudaFree(block) != cudaSuccess) cudaGetLastError();
 }
 
-// Streams for recordings, used again: what other threads queue on the streams that they share is
-// not recorded.
-struct Streams {
+// Recordings of all threads. Their streams are used again, and for nothing else: what other threads
+// queue on the streams that they share is not recorded.
+struct Recordings {
   std::mutex mutex;
-  std::map<int, std::vector<cudaStream_t>> free;
-  std::atomic<int> recorded{0};
+  std::map<int, std::vector<cudaStream_t>> streams;  // free ones, of each device
+  std::atomic<int> count{0};
+  std::vector<void*> left;  // by graphs that ended meanwhile
 };
-Streams& streams() {
-  static Streams* const instance = new Streams;
+Recordings& all_recordings() {
+  static Recordings* const instance = new Recordings;
   return *instance;
 }
 cudaStream_t take_stream(int device) {
-  std::lock_guard<std::mutex> lock(streams().mutex);
-  auto& free = streams().free[device];
+  std::lock_guard<std::mutex> lock(all_recordings().mutex);
+  auto& free = all_recordings().streams[device];
   cudaStream_t stream = nullptr;
   if (free.empty())
     note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream to record on");
   else
     stream = free.back(), free.pop_back();
+  if (stream) ++all_recordings().count;
   return stream;
 }
+// The last one frees what graphs have left: cudaFree waits for the device, which a recording does
+// not survive.
 void give_back(int device, cudaStream_t stream) {
-  std::lock_guard<std::mutex> lock(streams().mutex);
-  streams().free[device].push_back(stream);
+  std::vector<void*> left;
+  {
+    std::lock_guard<std::mutex> lock(all_recordings().mutex);
+    all_recordings().streams[device].push_back(stream);
+    if (--all_recordings().count == 0) left.swap(all_recordings().left);
+  }
+  free_blocks(left);
 }
 
 struct Sent {
@@ -115,12 +124,13 @@ __global__ void __launch_bounds__(kThreads) send_kernel(unsigned char* to, Sent 
 
 }  // namespace
 
-// cudaFree waits for the device, which a recording does not survive.
 Pool::~Pool() {
-  if (recording)
-    recording->pools.insert(recording->pools.end(), all.begin(), all.end());
-  else
-    free_blocks(all);
+  {
+    std::lock_guard<std::mutex> lock(all_recordings().mutex);
+    auto& left = all_recordings().left;
+    if (recordings()) left.insert(left.end(), all.begin(), all.end()), all.clear();
+  }
+  free_blocks(all);
 }
 
 Unrecorded::Unrecorded() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -130,7 +140,7 @@ const void* recorded_graph() {
   return recording ? reinterpret_cast<const void*>(recording->number) : nullptr;
 }
 
-int recordings() { return streams().recorded.load(); }
+int recordings() { return all_recordings().count.load(); }
 
 cudaStream_t stream_outside() { return recording ? recording->before : current_stream(); }
 
@@ -154,14 +164,10 @@ void begin_capture(int device) {
   graph->pool->all.push_back(live);
   graph->stream = take_stream(device);
   if (!graph->stream) return;
-  ++streams().recorded;
   const cudaError_t result =
       cudaStreamBeginCapture(graph->stream, cudaStreamCaptureModeThreadLocal);
   note(result, "beginning a recording");
-  if (result != cudaSuccess) {
-    --streams().recorded;
-    return give_back(device, graph->stream);
-  }
+  if (result != cudaSuccess) return give_back(device, graph->stream);
   set_current_stream(graph->stream);
   recording = graph.release();
 }
@@ -173,14 +179,11 @@ static cudaGraph_t end_recording(cudaError_t* result) {
   cudaGraph_t recorded = nullptr;
   *result = cudaStreamEndCapture(graph->stream, &recorded);
   if (*result != cudaSuccess) cudaGetLastError();
-  --streams().recorded;
-  give_back(graph->device, graph->stream);
   recording = nullptr;
   set_current_stream(graph->before);
   for (void* block : graph->freed) deallocate(graph->device, block, 0);
-  free_blocks(graph->pools);
   graph->freed.clear();
-  graph->pools.clear();
+  give_back(graph->device, graph->stream);
   return recorded;
 }
 
