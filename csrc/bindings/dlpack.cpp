@@ -67,18 +67,17 @@ DType from_dlpack_dtype(const DLDataType& t) {
 
 struct Exported {
   DLManagedTensor managed;
-  Array array;
   Exposed exposed;
-  bool
-      on_default_stream;  // is what the consumer does with it; other streams may end before it does
+  bool on_default_stream;  // the consumer's work; another stream of its may be gone by the end
   Dims shape, strides;
   ~Exported() {
-    if (array.device() == kCpu) return;
+    const Array& x = exposed.array();
+    if (x.device() == kCpu) return;
     // The consumer's kernels may still be reading.
     if (on_default_stream)
-      device_table()->used(array.device(), array.storage()->data);
+      device_table()->used(x.device(), x.storage()->data);
     else
-      device_table()->wait(array.device());
+      device_table()->wait(x.device());
   }
 };
 
@@ -87,7 +86,7 @@ py::capsule to_dlpack(const Array& x, bool on_default_stream) {
     throw py::buffer_error(
         "__dlpack__: this tensor views read-only memory, which this DLPack version cannot "
         "express; export a .clone()");
-  auto* out = new Exported{{}, x, Exposed(x), on_default_stream, x.shape(), x.strides()};
+  auto* out = new Exported{{}, Exposed(x), on_default_stream, x.shape(), x.strides()};
   DLTensor& t = out->managed.dl_tensor;
   t.data = x.raw();
   t.device = x.device() == kCpu ? DLDevice{1, 0} : DLDevice{2, x.device()};

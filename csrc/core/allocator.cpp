@@ -22,6 +22,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+
 // Size classes: multiples of 64 bytes to 1 KiB, then eight steps per power of two (at most 12.5%
 // waste), then whole huge pages. Equal sizes recur, so exact classes reuse blocks almost always.
 int64_t size_class(int64_t bytes) {

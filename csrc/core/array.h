@@ -129,6 +129,7 @@ class Exposed {
   ~Exposed() { --array_.storage()->exposed; }
   Exposed(const Exposed&) = delete;
   Exposed& operator=(const Exposed&) = delete;
+  const Array& array() const { return array_; }
 
  private:
   Array array_;

@@ -49,7 +49,7 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   in.missing = kStep<P> > 1 && values == 1;
   in.K += in.missing;
   in.odd = in.K % kStep<P>;
-  const int64_t odd = values % kStep<P>, rows = taps / run * (values + odd);
+  const int64_t more = values % kStep<P>, rows = taps / run * (values + more);
   const Route route = conv_route(p, oc, y);
   const int64_t size = packed_columns(oc) * rows;
   KeptWorkspace packed(p.kept, hash(0, LANES, kStep<P>, oc, rows),
@@ -58,7 +58,7 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   const TapGrid grid{in, b, oc, y, p.OH,     p.OW,  p.OC,     0,
                      0,  1, 0,  1, epilogue, route, p.groups, size * int64_t{sizeof(P)}};
   if (!packed.filled()) {
-    const EvenWeights even(w, p.OC * taps / run, values, !odd, in.odd != 0);
+    const EvenWeights even(w, p.OC * taps / run, values, !more, in.odd != 0);
     each_group(p, [&](int64_t group) {
       pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
     });

@@ -65,8 +65,7 @@ struct StridedCopy {
   __device__ void operator()(int64_t i) const {
     int64_t from = 0, to = 0;
     for (int d = at.rank - 1; d >= 0; --d) {
-      const auto [rest, index] = d ? divide(i, at.shape[d]) : Divided{0, i};
-      i = rest;
+      const int64_t index = take_index(i, at.shape, d);
       from += index * at.src[d];
       to += index * at.dst[d];
     }

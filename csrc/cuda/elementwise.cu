@@ -218,8 +218,7 @@ struct Offsets {
   int64_t in[kMaxOperands] = {}, out = 0;
   __device__ Offsets(const ElementwiseParams& p, int64_t i) {
     for (int d = p.rank - 1; d >= 0; --d) {
-      const auto [rest, index] = d ? divide(i, p.shape[d]) : Divided{0, i};
-      i = rest;
+      const int64_t index = take_index(i, p.shape, d);
       out += index * p.out_steps[d];
 #pragma unroll
       for (int k = 0; k < kMaxOperands; ++k)

@@ -19,13 +19,12 @@ struct Pinned {
   void* data;
   int64_t bytes;
   std::vector<std::pair<cudaStream_t, cudaEvent_t>> copies;
-  ~Pinned();
 };
 
 struct Pins {
   std::mutex mutex;
   std::map<const char*, std::shared_ptr<Pinned>> used;  // by their first byte
-  std::vector<std::unique_ptr<Pinned>> leaving;         // with copies under way, maybe
+  std::vector<std::unique_ptr<Pinned>> leaving;         // let go, maybe with copies under way
   std::multimap<int64_t, void*> free;
 };
 Pins& pins() {
@@ -33,15 +32,10 @@ Pins& pins() {
   return *instance;
 }
 
-// The last owner is gone, an array or a graph; what waits gets a life of its own.
-Pinned::~Pinned() {
-  if (!data) return;
-  auto left = std::make_unique<Pinned>();
-  left->data = std::exchange(data, nullptr);
-  left->bytes = bytes;
-  left->copies = std::move(copies);
+// When the last owner is gone, an array or a graph.
+void let_go(Pinned* block) {
   std::lock_guard<std::mutex> lock(pins().mutex);
-  pins().leaving.push_back(std::move(left));
+  pins().leaving.emplace_back(block);
 }
 
 // Makes those free whose copies are done. The caller holds the mutex.
@@ -56,7 +50,7 @@ void collect(Pins& all) {
     }
     cudaGetLastError();
     if (copies.empty())
-      all.free.emplace(block->bytes, std::exchange(block->data, nullptr));
+      all.free.emplace(block->bytes, block->data);
     else
       *kept++ = std::move(block);
   }
@@ -70,22 +64,21 @@ void* pin(int64_t bytes) {
   Pins& all = pins();
   std::lock_guard<std::mutex> lock(all.mutex);
   collect(all);
-  auto block = std::make_shared<Pinned>();
+  int64_t found = size;
+  void* data = nullptr;
   const auto fit = all.free.lower_bound(size);
   if (fit != all.free.end() && fit->first <= 2 * size) {
-    block->bytes = fit->first, block->data = fit->second;
+    found = fit->first, data = fit->second;
     all.free.erase(fit);
   } else {
     const Unrecorded outside;
-    block->bytes = size, block->data = nullptr;
-    if (cudaHostAlloc(&block->data, static_cast<size_t>(size), 0) != cudaSuccess) {
+    if (cudaHostAlloc(&data, static_cast<size_t>(size), 0) != cudaSuccess) {
       cudaGetLastError();
-      block->data = nullptr;
       return nullptr;
     }
   }
-  void* const data = block->data;
-  all.used.emplace(static_cast<const char*>(data), std::move(block));
+  all.used.emplace(static_cast<const char*>(data),
+                   std::shared_ptr<Pinned>(new Pinned{data, found, {}}, let_go));
   return data;
 }
 

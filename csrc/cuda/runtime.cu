@@ -235,17 +235,36 @@ void deallocate(int, void* block, int64_t) {
   if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
 }
 
+namespace {
+
+// Another device for a while.
+class Selected {
+ public:
+  explicit Selected(int device) : before_(selected) {
+    if (device != before_) select(device);
+  }
+  ~Selected() {
+    if (selected != before_) select(before_);
+  }
+  Selected(const Selected&) = delete;
+  Selected& operator=(const Selected&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace
+
 bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes, bool later) {
   const bool host = dst_device < 0 || src_device < 0;
   const int device = dst_device < 0 ? src_device : dst_device;
-  const int before = selected;
-  cudaStream_t theirs = nullptr;
   const bool between = !host && dst_device != src_device;
+  cudaStream_t theirs = nullptr;
   if (between) {
-    select(src_device);
+    const Selected there(src_device);
     theirs = current_stream();
   }
-  select(device);
+  const Selected here(device);
   cudaStream_t const stream = current_stream();
   if (between) follow(stream, theirs, src_device);
   const cudaError_t result =
@@ -255,7 +274,6 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
   if (between) follow(theirs, stream, device);
   if (ok && host && later) copied(dst_device < 0 ? dst : src, stream);
   if (ok && host && !later) ok = synchronize();
-  if (before != selected) select(before);
   return ok && !failed;
 }
 
@@ -303,10 +321,8 @@ bool synchronize_device(int device) {
 }
 
 void wait(int device) {
-  const int before = selected;
-  select(device);
+  const Selected there(device);
   if (wait_for_streams() != cudaSuccess) cudaGetLastError();
-  select(before);
 }
 
 static cudaError_t order(cudaStream_t later, cudaStream_t earlier) {
@@ -326,20 +342,16 @@ void used(int device, const void* block) {
     if (found == state().owners.end()) return;
     owner = found->second;
   }
-  const int before = selected;
-  select(device);
-  const bool ordered = order(owner, cudaStreamLegacy) == cudaSuccess;
-  if (!ordered) cudaGetLastError();
-  select(before);
-  if (!ordered) wait(device);
+  const Selected there(device);
+  if (order(owner, cudaStreamLegacy) == cudaSuccess) return;
+  cudaGetLastError();
+  wait(device);
 }
 
 void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device) {
   if (later == earlier) return;
-  const int before = selected;
-  if (before != earlier_device) cudaSetDevice(earlier_device);  // an event's, and its stream's
+  const Selected there(earlier_device);  // an event's, and its stream's
   note(order(later, earlier), "ordering two streams");
-  if (before != earlier_device) cudaSetDevice(before);
 }
 
 Fault* fault() { return prepared(selected).fault; }

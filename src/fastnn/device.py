@@ -37,10 +37,9 @@ def _load() -> Any:
     try:
         module = import_module(name)
     except ImportError as error:
+        why = "built without FASTNN_CUDA_EMULATE=ON" if emulate else _core.cuda_status
         if not isinstance(error, ModuleNotFoundError):
             why = str(error)
-        else:
-            why = "built without FASTNN_CUDA_EMULATE=ON" if emulate else _core.cuda_status
         raise RuntimeError(f"device 'cuda' is not available: {why}") from error
     if module.device_count() == 0:
         raise RuntimeError(

@@ -278,9 +278,9 @@ class Tensor:
         """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
-        settle()  # the consumer can write to it
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
+        settle()  # the consumer can write to it
         if self.is_cuda and stream != -1:
             if stream == 0:
                 raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")

@@ -94,6 +94,12 @@ FASTNN_DEVICE Divided divide(int64_t i, int64_t size) {
   const uint32_t quotient = small / by;
   return {quotient, small - quotient * by};
 }
+// For dimensions d from the last to the first: element i's index along d, which i is divided by.
+FASTNN_DEVICE int64_t take_index(int64_t& i, const int64_t* shape, int d) {
+  const Divided at = d ? divide(i, shape[d]) : Divided{0, i};
+  i = at.quotient;
+  return at.rest;
+}
 
 // Calls f with a value of T for a floating dtype: the kernel's element type.
 template <class F>
