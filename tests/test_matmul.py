@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,15 +37,21 @@ def test_linear_of_random_shapes(n, i, o, bias, dtype):
 
 @PROPERTY
 @given(
-    n=st.integers(1, 34),
-    i=st.sampled_from([512, 523, 544, 576]),
-    o=st.sampled_from([512, 544, 555, 608]),
+    n=st.integers(1, 34) | st.sampled_from([45, 64, 130]),
+    i=st.sampled_from([17, 512, 523, 544, 1030]),
+    o=st.sampled_from([16, 512, 544, 555, 1040]),
     bias=st.sampled_from(["", "_nobias"]),
     dtype=DTYPE,
 )
-def test_a_few_rows_by_a_large_matrix(n, i, o, bias, dtype):
-    """Kernels of their own, which read the matrix as it lies, up to 32 rows."""
+def test_some_rows_by_a_large_matrix(n, i, o, bias, dtype):
+    """Kernels of their own: up to 32 rows read the matrix as it lies, more pack pieces of it."""
     check_everywhere("linear", f"n{n}i{i}o{o}{bias}_{dtype}")
+
+
+@pytest.mark.parametrize("case", ["n33i2050o2060_f32", "n47i2050o2060_bf16", "n35i4098o1030_bf16"])
+def test_some_rows_by_a_very_large_matrix(case):
+    """Of so many weights, pieces are packed in the forward pass too."""
+    check_everywhere("linear", case)
 
 
 def test_weight_gradient_in_several_rounds():

@@ -136,10 +136,12 @@ OuterKernel<P> kernel_of(const Plan& a, int64_t m, int vectors) {
   return Kernels<P>::outer[m - 1][vectors - 1];
 }
 
-// Adds one unit's product to a partial sum, for blocks [first, last) of x columns.
+// Adds one unit's product to a partial sum, for blocks [first, last) of x columns; `finished`, if
+// any, gets the sums then, and the first unit's go nowhere else.
 template <class P>
 void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t first, int64_t last,
-              bool add, float* sum, const NextPixels& next) {
+              bool add, float* sum, const WeightGradient* finished, const NextPixels& next) {
+  alignas(64) float only[MR * NR];
   int64_t call = 0;
   const int64_t per_tap = ceil_div(a.x.k, a.width), m_blocks = ceil_div(a.oc, a.block_m);
   // Blocks of x outside keeps x in cache, and g of this many channels. Of few pixels, that much of
@@ -176,8 +178,12 @@ void add_unit(const Plan& a, const Tile& u, const P* x, const P* g, int64_t firs
             rows,
             u.cols,
             next.piece(call++, 64)};
-        float* const tile = sum + channel * a.row + tap * a.x.k + n;
-        kernel_of<P>(a, m, vectors)(strip, tile, a.row, tail, add);
+        const int64_t at = channel * a.row + tap * a.x.k + n;
+        const bool once = finished && !add;
+        float* const tile = once ? only : sum + at;
+        const int64_t pitch = once ? NR : a.row;
+        kernel_of<P>(a, m, vectors)(strip, tile, pitch, tail, add);
+        if (finished) finished->store(at, a.row, tile, pitch, m, (vectors - 1) * LANES + tail);
       }
     }
   }
@@ -203,15 +209,16 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   const Plan a = plan<T, P>(p, x, dh, dw);
   const int64_t units = a.x.count(), pieces = a.in_place ? 0 : ceil_div(a.g_pixels, kPackPixels);
   const int64_t lines = panel_lines(a.x), x_size = a.x.panel_size + LANES;
-  const bool at_once = a.partials == 1 && gw.dtype == DType::float32;
+  const bool in_float = gw.dtype == DType::float32, finishes = a.partials == 1 && !in_float;
   // Groups of a range go through a unit one after the other.
   each_range_of_groups(p, kSharedChannels / ic, [&](int64_t first, int64_t last) {
     Workspace room(a.partials * (x_size + a.g_size) * int64_t{sizeof(P)});
     P* const panels = reinterpret_cast<P*>(room.floats());
-    Workspace own(at_once ? 0 : (last - first) * a.partials * a.size * 4);
+    const bool sums_needed = a.partials > 1 || (!in_float && units > 1);
+    Workspace own(sums_needed ? (last - first) * a.partials * a.size * 4 : 0);
     const auto sums_of = [&](int64_t group) {
-      return at_once ? static_cast<float*>(gw.from(group * a.size).at)
-                     : own.floats() + (group - first) * a.partials * a.size;
+      return a.partials == 1 && in_float ? static_cast<float*>(gw.from(group * a.size).at)
+                                         : own.floats() + (group - first) * a.partials * a.size;
     };
 
     const auto fill = [&](int64_t group, int64_t partial, int64_t unit, int64_t piece) {
@@ -244,8 +251,10 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
       // The pixels of a unit lie in one piece.
       const T* const own = g + ((u.image * p.OH + u.row) * p.OW + u.col) * p.OC;
       const P* const factors = a.in_place ? reinterpret_cast<const P*>(own) : panel + x_size;
+      const WeightGradient of_group = gw.from(group * a.size);
       add_unit(a, u, from, factors, a.x_blocks * part / a.parts, a.x_blocks * (part + 1) / a.parts,
-               add, sums_of(group) + partial * a.size, next);
+               add, sums_of(group) + partial * a.size,
+               finishes && unit + 1 == units ? &of_group : nullptr, next);
     };
     const auto begin = [&](int64_t partial) { return units * partial / a.partials; };
     if (a.parts == 1) {
@@ -271,7 +280,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
           });
         }
     }
-    for (int64_t group = first; group < last && !at_once; ++group)
+    for (int64_t group = first; group < last && a.partials > 1; ++group)
       add_partials(sums_of(group), a.partials, a.size, gw.from(group * a.size));
   });
 }

@@ -13,7 +13,7 @@ constexpr int64_t kFarGradient = 1 << 20;  // bytes; nobody reads it before the 
 struct WeightGradient {
   void* at;
   DType dtype;
-  Route route;  // of whole vectors of float32
+  Route route;  // of whole vectors of float32, and pairs of them as bfloat16
 
   FASTNN_INLINED inline WeightGradient(const ConvParams& p, void* grad_weight)
       : at(grad_weight), dtype(p.grad_dtype), route(Route::through) {
@@ -30,6 +30,17 @@ struct WeightGradient {
       store_any(static_cast<float*>(at) + i, v, n, route);
     else
       store_any(static_cast<bfloat16*>(at) + i, v, n);
+  }
+  // m rows of a tile of sums, n values each, to every `row`th value from i on.
+  FASTNN_INLINED inline void store(int64_t i, int64_t row, const float* tile, int64_t pitch,
+                                   int64_t m, int64_t n) const {
+    for (int64_t r = 0; r < m; ++r, i += row, tile += pitch)
+      if (dtype == DType::bfloat16 && n == 2 * LANES)
+        store_two(static_cast<bfloat16*>(at) + i, load(tile), load(tile + LANES), route);
+      else
+        vector_loop(0, n, [&](int64_t v, int lanes) FASTNN_INLINED {
+          store(i + v, load_any(tile + v, lanes), lanes);
+        });
   }
   FASTNN_INLINED inline void store(int64_t i, float v) const {
     if (dtype == DType::float32)

@@ -1,107 +1,122 @@
-// Products of a few rows with a large matrix: fully connected layers of small batches. Each number
-// of the matrix serves so few multiply-adds that packing it would cost more than they do: it is
-// read once, in its own order, by vectors of its type, and multiplied in steps (simd/steps.h).
+// Products of a few rows with a matrix: fully connected layers of small batches. Each number of the
+// matrix serves so few multiply-adds that packing it would cost more than they do: it is read once,
+// in its own order, by vectors of its type, and multiplied in steps (simd/steps.h).
 //
-//   out = a w^T + bias   a row of w at a time: LANES / 2 rows of a by two rows of w are LANES sums,
-//                        one vector each, which one transposition adds up. a is cut into pieces
-//                        that stay in L1 while all rows of a task pass over them.
+//   out = a w^T + bias   R rows of a by W = LANES / R rows of w are LANES sums, one vector each,
+//                        whose lanes are added up at the end of a piece (W + R loads for LANES
+//                        multiply-adds). A piece of W rows of w stays in L1 for all rows of a,
+//                        which fetch the next meanwhile.
 //   out = a w            a task owns some columns, whose sums stay in L1; it adds eight rows of w
 //                        at a time.
 //
 // Floor: w over the bandwidth of memory.
 #include "core/allocator.h"
+#include "cpu/matmul_rows.h"
 #include "cpu/simd/transpose.h"
-#include "cpu/simd/steps.h"
-#include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int kTogether = LANES / 2;  // rows of a
-constexpr int64_t kPiece = 512;       // of the reduction, of a w^T
-constexpr int64_t kTaskRows = 32;     // of w
-constexpr int kDeep = 8;              // rows of w at a time, of a w
-constexpr int64_t kSums = 8192;       // of a task, of a w
+constexpr int64_t kPieceSteps = 512;      // of a w^T, where pieces are used more than once
+constexpr int64_t kTaskRows = 2 * LANES;  // of w, of a w^T
+constexpr int kDeep = 8;                  // rows of w at a time, of a w
+constexpr int64_t kSums = 8192;           // of a task, of a w
 
-FASTNN_INLINE int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-
-// a as [piece][row][kPiece], rows padded to whole groups and all of it with zeros.
+// a as [piece][row][depth], rows padded to whole groups and all of it with zeros.
 template <class T, class P>
-void spread(const FewRows& p, const T* a, P* to, int64_t rows) {
-  parallel_for(ceil_div(p.inner, kPiece), [&](int64_t piece) {
-    const int64_t from = piece * kPiece, count = at_most(p.inner - from, kPiece);
-    P* const out = to + piece * rows * kPiece;
-    __builtin_memset(static_cast<void*>(out), 0, sizeof(P) * static_cast<size_t>(rows * kPiece));
-    for (int64_t r = 0; r < p.rows; ++r)
-      vector_loop(0, count, [&](int64_t i, int n) {
-        store_any(out + r * kPiece + i, load_any(a + r * p.inner + from + i, n), n);
+void spread(const MatmulParams& p, const T* a, int64_t rows, int64_t depth, P* to) {
+  parallel_for(ceil_div(p.inner, depth), [&](int64_t piece) {
+    const int64_t from = piece * depth, count = at_most(p.inner - from, depth);
+    P* const out = to + piece * rows * depth;
+    for (int64_t r = 0; r < rows; ++r)
+      vector_loop(0, depth, [&](int64_t i, int) FASTNN_INLINED {
+        const int n = r < p.rows && i < count ? static_cast<int>(at_most(count - i, LANES)) : 0;
+        store_any(out + r * depth + i, load_any(a + r * p.inner + from + i, n), LANES);
       });
   });
 }
 
-// sums[s * kTogether + r] += a piece of row r of a times that of row s of w, s in {0, 1}.
-template <class P, class T>
-FASTNN_INLINE void multiply(const P* a, const T* w0, const T* w1, int64_t count, const T* next0,
-                            const T* next1, float* sums) {
-  vfloat acc[LANES] = {};
+// sums[r][s] += a piece of row r of a times that of row s of w, for R of the one and LANES / R of
+// the other; `first`: = instead. Brings as much of F rows from `next` on.
+template <int R, int F, class P, class T>
+FASTNN_INLINE void multiply(const P* a, int64_t a_row, const T* w, int64_t w_row, int64_t count,
+                            const T* next, bool first, float* sums) {
+  constexpr int W = LANES / R;
   constexpr int64_t kValues = LANES * kStep<P>;
+  vfloat acc[LANES] = {};
   const auto steps = [&](int64_t i, int64_t n) FASTNN_INLINED {
-    __builtin_prefetch(next0 + i);
-    __builtin_prefetch(next1 + i);
-    const vfloat first = load_steps_any(w0 + i, n, P{});
-    const vfloat second = load_steps_any(w1 + i, n, P{});
-#pragma GCC unroll 8
-    for (int r = 0; r < kTogether; ++r) {
-      const vfloat value = load_steps(a + r * kPiece + i);  // zeros beyond the end
-      add_step(acc[r], value, first, P{});
-      add_step(acc[kTogether + r], value, second, P{});
+    vfloat value[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) value[r] = load_steps(a + r * a_row + i);  // zeros beyond the end
+#pragma GCC unroll 16
+    for (int s = 0; s < W; ++s) {
+      if (s < F) __builtin_prefetch(next + s * w_row + i);
+      const vfloat row = load_steps_any(w + s * w_row + i, n, P{});
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) add_step(acc[r * W + s], value[r], row, P{});
     }
   };
   int64_t i = 0;
   for (; i + kValues <= count; i += kValues) steps(i, kValues);
   if (i < count) steps(i, count - i);
-  transpose(acc);
-  vfloat total = acc[0];
-  for (int i = 1; i < LANES; ++i) total += acc[i];
-  store(sums, load(sums) + total);
+  const vfloat total = sum_lanes(acc);
+  store(sums, first ? total : load(sums) + total);
 }
 
-template <class T>
-void rows_typed(const FewRows& p, const T* a, const T* w, const float* bias, T* out) {
-  const int64_t groups = ceil_div(p.rows, kTogether), rows = groups * kTogether;
-  const int64_t pieces = ceil_div(p.inner, kPiece);
+template <int R, class T>
+void rows_typed(const MatmulParams& p, const T* a, const T* w, const float* bias, T* out) {
   using P = Operand<T>;
-  Workspace room(pieces * rows * kPiece * int64_t{sizeof(P)});
+  constexpr int64_t W = LANES / R, kValues = LANES * kStep<P>;
+  const int64_t groups = ceil_div(p.rows, R), rows = groups * R;
+  const int64_t whole = ceil_div(p.inner, kValues) * kValues;
+  const int64_t depth = groups == 1 ? whole : at_most(whole, kPieceSteps * kStep<P>);
+  const int64_t pieces = ceil_div(p.inner, depth);
+  const bool many = groups >= W;  // one row fetched by each of W groups, or all by the first
+  Workspace room(pieces * rows * depth * int64_t{sizeof(P)});
   P* const spread_a = reinterpret_cast<P*>(room.floats());
-  spread(p, a, spread_a, rows);
+  spread(p, a, rows, depth, spread_a);
   parallel_ranges(p.columns, kTaskRows, [&](int64_t begin, int64_t end) {
-    // [pair of rows of w][group of rows of a][LANES]
-    alignas(64) float sums[kTaskRows / 2 * kFewRows / kTogether * LANES] = {};
+    // The last W rows of w may overlap the ones before.
+    const auto row_of = [&](int64_t o) { return at_most(o, p.columns - W); };
+    alignas(64) float sums[kTaskRows * kFewRows];  // [W rows of w][group][R][W]
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t from = piece * kPiece, count = at_most(p.inner - from, kPiece);
-      for (int64_t o = begin; o < end; o += 2) {
-        const T* const w0 = w + o * p.inner + from;
-        const T* const w1 = o + 1 < end ? w0 + p.inner : w0;
-        const T* const next = o + 2 < end ? w0 + 2 * p.inner : w + begin * p.inner + from + kPiece;
-        for (int64_t group = 0; group < groups; ++group)
-          multiply(spread_a + (piece * rows + group * kTogether) * kPiece, w0, w1, count, next,
-                   next + p.inner, sums + ((o - begin) / 2 * groups + group) * LANES);
+      const int64_t from = piece * depth, count = at_most(p.inner - from, depth);
+      float* to = sums;
+      for (int64_t o = begin; o < end; o += W) {
+        const T* const of_w = w + row_of(o) * p.inner + from;
+        const T* const next = o + W < end ? w + row_of(o + W) * p.inner + from
+                                          : w + row_of(begin) * p.inner + from + depth;
+        const P* of_a = spread_a + from * rows;
+        for (int64_t group = 0; group < groups; ++group, of_a += R * depth, to += LANES) {
+          const bool fetches = group < (many ? W : 1);
+          (many ? multiply<R, 1, P, T>
+                : multiply<R, W, P, T>)(of_a, depth, of_w, p.inner, count,
+                                        fetches ? next + group * p.inner : of_w, piece == 0, to);
+        }
       }
     }
+    // Whole rows before any is read again: a vector of parts just written would wait for them.
+    alignas(64) float turned[kFewRows * kTaskRows];
     for (int64_t r = 0; r < p.rows; ++r)
-      for (int64_t o = begin; o < end; ++o) {
-        const int64_t place = ((o - begin) / 2 * groups + r / kTogether) * LANES;
-        const float sum = sums[place + (o - begin) % 2 * kTogether + r % kTogether];
-        from_float(out[r * p.columns + o], bias ? sum + bias[o] : sum);
+      for (int64_t o = begin; o < end; o += W) {
+        const int64_t again = o - row_of(o);
+        __builtin_memcpy(turned + r * kTaskRows + o - begin,
+                         sums + (o - begin) * rows + r / R * LANES + r % R * W + again,
+                         sizeof(float) * static_cast<size_t>(W - again));
       }
+    for (int64_t r = 0; r < p.rows; ++r)
+      vector_loop(begin, end, [&](int64_t o, int n) {
+        const vfloat sum = load(turned + r * kTaskRows + o - begin);
+        store_any(out + r * p.columns + o, bias ? sum + load_any(bias + o, n) : sum, n);
+      });
   });
 }
 
 // sums[r] += the kDeep numbers of row r of a times as many rows of w, of which `left` exist, over
 // `count` columns.
 template <class P, class T>
-FASTNN_INLINE void add_rows(const FewRows& p, const P* a, const T* w, int64_t left, int64_t count,
-                            float* sums, int64_t pitch) {
+FASTNN_INLINE void add_rows(const MatmulParams& p, const P* a, const T* w, int64_t left,
+                            int64_t count, float* sums, int64_t pitch) {
   constexpr int64_t step = kStep<P>;
   vector_loop(0, count, [&](int64_t i, int n) FASTNN_INLINED {
     const auto row = [&](int64_t k) FASTNN_INLINED {
@@ -123,7 +138,7 @@ FASTNN_INLINE void add_rows(const FewRows& p, const P* a, const T* w, int64_t le
 }
 
 template <class T>
-void columns_typed(const FewRows& p, const T* a, const T* w, T* out) {
+void columns_typed(const MatmulParams& p, const T* a, const T* w, T* out) {
   // a as [eight of the reduction][row][8], padded with zeros.
   using P = Operand<T>;
   const int64_t depth = ceil_div(p.inner, kDeep);
@@ -157,26 +172,26 @@ void columns_typed(const FewRows& p, const T* a, const T* w, T* out) {
   });
 }
 
-void few_rows(const FewRows& p, const void* a, const void* w, const float* bias, void* out) {
-  if (p.dtype == DType::float32)
-    rows_typed(p, static_cast<const float*>(a), static_cast<const float*>(w), bias,
-               static_cast<float*>(out));
-  else
-    rows_typed(p, static_cast<const bfloat16*>(a), static_cast<const bfloat16*>(w), bias,
-               static_cast<bfloat16*>(out));
+template <class T>
+void rows_of(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
+  const auto kernel = p.rows == 1   ? rows_typed<1, T>
+                      : p.rows == 2 ? rows_typed<2, T>
+                                    : rows_typed<4, T>;
+  kernel(p, static_cast<const T*>(a), static_cast<const T*>(w), bias, static_cast<T*>(out));
 }
-
-void few_rows_turned(const FewRows& p, const void* a, const void* w, void* out) {
-  if (p.dtype == DType::float32)
-    columns_typed(p, static_cast<const float*>(a), static_cast<const float*>(w),
-                  static_cast<float*>(out));
-  else
-    columns_typed(p, static_cast<const bfloat16*>(a), static_cast<const bfloat16*>(w),
-                  static_cast<bfloat16*>(out));
+template <class T>
+void columns_of(const MatmulParams& p, const void* a, const void* w, void* out) {
+  columns_typed(p, static_cast<const T*>(a), static_cast<const T*>(w), static_cast<T*>(out));
 }
 
 }  // namespace
 
-void fill_matmul_few_rows(Slots& slots) { slots.matmul = {few_rows, few_rows_turned}; }
+void few_rows(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
+  (p.dtype == DType::float32 ? rows_of<float> : rows_of<bfloat16>)(p, a, w, bias, out);
+}
+
+void few_rows_turned(const MatmulParams& p, const void* a, const void* w, void* out) {
+  (p.dtype == DType::float32 ? columns_of<float> : columns_of<bfloat16>)(p, a, w, out);
+}
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -32,7 +32,7 @@
   X(elementwise_unary)    \
   X(interpolate)          \
   X(loss)                 \
-  X(matmul_few_rows)      \
+  X(matmul_rows)          \
   X(norm)                 \
   X(norm_finish)          \
   X(norm_layer)           \
@@ -79,7 +79,7 @@ FASTNN_LEVEL(avx512)
   X(conv_forward)              \
   X(conv_backward_data)        \
   X(conv_backward_weight)      \
-  X(matmul_few_rows)
+  X(matmul_rows)
 namespace fastnn::cpu::avx512_bf16 {
 FASTNN_ROUNDING_STEMS(FASTNN_DECLARE)
 FASTNN_PAIRED_STEMS(FASTNN_DECLARE)
@@ -99,7 +99,7 @@ static Slots fill() {
 // What tiles do not take, float32 vectors do: Intel's processors multiply pairs no faster.
 #define FASTNN_AMX_STEMS(X) \
   X(conv)                   \
-  X(matmul_few_rows)        \
+  X(matmul_rows)            \
   X(conv_backward_weight)
 namespace fastnn::cpu::amx {
 FASTNN_AMX_STEMS(FASTNN_DECLARE)

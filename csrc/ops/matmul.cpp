@@ -42,11 +42,10 @@ Array matrices(const Array& like, int64_t rows, int64_t columns, DType dtype) {
                           : empty({rows, columns}, dtype);
 }
 
-// Whether a matrix serves its rows too few products each to be worth packing.
-bool few_rows(int64_t rows, const Array& w) {
-  constexpr int64_t kManyWeights = 256 << 10;
-  return current_device() == kCpu && rows > 0 && rows <= kFewRows && w.rank() == 2 &&
-         w.count() >= kManyWeights;
+// Whether kernels().matmul takes a product of a with w.
+bool takes(const MatmulParams& p, const Array& w, bool turned) {
+  return current_device() == kCpu && w.rank() == 2 && p.rows * p.inner * p.columns > 0 &&
+         kernels().matmul.takes(p, turned);
 }
 
 }  // namespace
@@ -61,8 +60,8 @@ Array matmul(const Array& a, const Array& b) {
         " rows, got shapes ", a.shape(), " and ", b.shape());
   const Array x = canonical(a), y = canonical(b);
   Array out = matrices(a, m, n, a.dtype());
-  if (few_rows(m, y)) {
-    kernels().matmul.few_rows_turned({m, k, n, a.dtype()}, x.raw(), y.raw(), out.raw());
+  if (const MatmulParams p{m, k, n, a.dtype()}; takes(p, y, true)) {
+    kernels().matmul.rows_turned(p, x.raw(), y.raw(), out.raw());
     return out;
   }
   const ConvParams p = pointwise(m, n, k, a.dtype());
@@ -77,8 +76,8 @@ Array matmul_backward_a(const Array& grad_output, const Array& b) {
   const int64_t m = grad_output.size(r - 2), k = b.size(r - 2), n = b.size(r - 1);
   const Array g = canonical(astype(grad_output, b.dtype())), y = canonical(b);
   Array out = matrices(b, m, k, b.dtype());
-  if (few_rows(m, y)) {
-    kernels().matmul.few_rows({m, n, k, b.dtype()}, g.raw(), y.raw(), nullptr, out.raw());
+  if (const MatmulParams p{m, n, k, b.dtype()}; takes(p, y, false)) {
+    kernels().matmul.rows(p, g.raw(), y.raw(), nullptr, out.raw());
     return out;
   }
   const ConvParams p = pointwise(m, n, k, b.dtype());
@@ -121,9 +120,9 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
   }
   const Array x = canonical(input), w = canonical(weight);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
-  if (!keep_packed && few_rows(x.size(0), w)) {
-    kernels().matmul.few_rows({x.size(0), w.size(1), w.size(0), x.dtype()}, x.raw(), w.raw(),
-                              bias ? b.data<float>() : nullptr, out.raw());
+  const MatmulParams product{x.size(0), w.size(1), w.size(0), x.dtype()};
+  if (!keep_packed && takes(product, w, false)) {
+    kernels().matmul.rows(product, x.raw(), w.raw(), bias ? b.data<float>() : nullptr, out.raw());
     return out;
   }
   ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());

@@ -6,19 +6,19 @@
 
 namespace fastnn {
 
-// Rows of a in a product with a matrix too large to be worth packing.
-constexpr int64_t kFewRows = 32;
-
-struct FewRows {
+struct MatmulParams {
   int64_t rows, inner, columns;  // of a: rows x inner; of the product: rows x columns
   DType dtype;                   // of all three matrices; sums are float32
 };
 
 struct MatmulSlots {  // on a CPU alone
+  // Whether a serves so few rows that these are faster than a convolution, whose weights are packed
+  // first. `turned`: which of the two.
+  bool (*takes)(const MatmulParams&, bool turned);
   // out = a w^T + bias (if not null), w (columns, inner).
-  void (*few_rows)(const FewRows&, const void* a, const void* w, const float* bias, void* out);
+  void (*rows)(const MatmulParams&, const void* a, const void* w, const float* bias, void* out);
   // out = a w, w (inner, columns).
-  void (*few_rows_turned)(const FewRows&, const void* a, const void* w, void* out);
+  void (*rows_turned)(const MatmulParams&, const void* a, const void* w, void* out);
 };
 
 namespace ops {

@@ -41,6 +41,22 @@ FASTNN_INLINE void transpose(Vector (&r)[LANES]) {
   }
 }
 
+// The sum of r[i]'s lanes in lane i: each round of the above, added up, leaves half as many
+// vectors.
+template <int N>
+FASTNN_INLINE vfloat sum_lanes(const vfloat (&r)[N]) {
+  if constexpr (N == 1) {
+    return r[0];
+  } else {
+    vfloat sums[N / 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 2; ++i)
+      sums[i] = __builtin_shufflevector(r[i], r[i + N / 2], FASTNN_LOW_CARDS) +
+                __builtin_shufflevector(r[i], r[i + N / 2], FASTNN_HIGH_CARDS);
+    return sum_lanes(sums);
+  }
+}
+
 // Of every four lanes, the first two, or last two, of both vectors: a0 b0 a1 b1, a2 b2 a3 b3. One
 // instruction each, where order over the whole vector would take more.
 FASTNN_INLINE vfloat interleave_low(vfloat a, vfloat b) {

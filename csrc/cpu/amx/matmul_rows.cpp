@@ -22,7 +22,7 @@ constexpr int64_t kPieceSteps = 2;    // of the reduction, of a piece of w
 MatmulSlots wide;  // the AVX-512 kernels
 
 // B[step][half of the rows][pair of values][16 rows][2], zeros for rows that do not exist.
-void pack(const FewRows& p, const bfloat16* a, int halves, bfloat16* to) {
+void pack(const MatmulParams& p, const bfloat16* a, int halves, bfloat16* to) {
   for (int64_t from = 0; from < p.inner; from += kDepth)
     for (int half = 0; half < halves; ++half, to += kDepth * kTile) {
       const int64_t first = half * kTile;
@@ -32,7 +32,7 @@ void pack(const FewRows& p, const bfloat16* a, int halves, bfloat16* to) {
 
 // The products of 32 rows of w with 16 NB rows of a, to sums[32][2 * kTile].
 template <int NB>
-void product(const FewRows& p, const bfloat16* w, const bfloat16* b, float* sums) {
+void product(const MatmulParams& p, const bfloat16* w, const bfloat16* b, float* sums) {
   const bfloat16* const below = w + kTile * p.inner;
   load_sums<2, NB>(sums, false);
   for (int64_t from = 0; from < p.inner; from += kDepth, b += NB * kDepth * kTile) {
@@ -43,9 +43,9 @@ void product(const FewRows& p, const bfloat16* w, const bfloat16* b, float* sums
   store_sums<2, NB>(sums);
 }
 
-void few_rows(const FewRows& p, const void* a, const void* w, const float* bias, void* out) {
+void rows(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
   if (p.dtype != DType::bfloat16 || p.inner % kDepth != 0 || p.columns < kWide)
-    return wide.few_rows(p, a, w, bias, out);
+    return wide.rows(p, a, w, bias, out);
   const int halves = p.rows > kTile ? 2 : 1;
   Workspace packed(halves * kTile * p.inner * 2);
   auto* const b = reinterpret_cast<bfloat16*>(packed.floats());
@@ -96,9 +96,9 @@ void add_piece(const bfloat16* a, int64_t inner, const bfloat16* b, int64_t step
   store_sums<MA, 2>(sums);
 }
 
-void few_rows_turned(const FewRows& p, const void* a, const void* w, void* out) {
+void rows_turned(const MatmulParams& p, const void* a, const void* w, void* out) {
   if (p.dtype != DType::bfloat16 || p.inner % kDepth != 0 || p.columns < kBlocks * kWide)
-    return wide.few_rows_turned(p, a, w, out);
+    return wide.rows_turned(p, a, w, out);
   const int halves = p.rows > kTile ? 2 : 1;
   // Whole tiles of rows; what the rows beyond come to is not read.
   Workspace padded(halves * kTile * p.inner * 2);
@@ -129,11 +129,17 @@ void few_rows_turned(const FewRows& p, const void* a, const void* w, void* out) 
   });
 }
 
+// More rows than two tiles have are the convolution's.
+bool takes(const MatmulParams& p, bool turned) {
+  constexpr int64_t kMostRows = 2 * kTile;
+  return wide.takes(p, turned) && (p.dtype == DType::float32 || p.rows <= kMostRows);
+}
+
 }  // namespace
 
-void fill_matmul_few_rows(Slots& slots) {
+void fill_matmul_rows(Slots& slots) {
   wide = slots.matmul;
-  slots.matmul = {few_rows, few_rows_turned};
+  slots.matmul = {takes, rows, rows_turned};
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -1,0 +1,198 @@
+// Products of up to some hundred rows with a large matrix. A packed copy of it would go to memory
+// and come back, so every task owns some columns of the product, and packs the matrix under them
+// piece by piece, into its L2, just before it multiplies (matmul.h):
+//
+//   task: kWide columns
+//     for each piece of kDepth values of the reduction
+//       pack it: [block of NR columns][value][NR]
+//       for each block, for each MR rows of a: product kernel, added to the sums in L2
+//
+// Meanwhile the kernels fetch what is packed next. a is copied once, to [piece][row][kDepth]: its
+// rows may lie a power of two apart, where they share a few sets of the caches.
+// Cost: 2 rows inner columns flops; w comes from memory once, packing is 1 / rows of the work.
+#include "cpu/matmul_rows.h"
+
+#include "core/allocator.h"
+#include "cpu/matmul.h"
+#include "cpu/turned_weight.h"
+#include "ops/slots.h"
+
+namespace fastnn::cpu::FASTNN_ISA {
+namespace {
+
+constexpr int64_t kBlocks = 4;
+constexpr int64_t kWide = kBlocks * NR;
+// A kernel fetches a cache line per two steps: one of as many rows of w as a task has columns.
+template <class P>
+constexpr int64_t kDepth = 2 * kWide * kStep<P>;
+template <class T>
+constexpr int64_t kLine = 64 / int64_t{sizeof(T)};
+
+template <class P, class T>
+void copy_rows(const MatmulParams& p, const T* a, P* to) {
+  parallel_for(ceil_div(p.inner, kDepth<P>), [&](int64_t piece) {
+    const int64_t from = piece * kDepth<P>, count = at_most(p.inner - from, kDepth<P>);
+    P* out = to + from * p.rows;
+    for (int64_t r = 0; r < p.rows; ++r, out += kDepth<P>) {
+      vector_loop(0, count, [&](int64_t i, int n) {
+        store_any(out + i, load_any(a + r * p.inner + from + i, n), n);
+      });
+      if (count % kStep<P>) from_float(out[count], 0.0f);  // the rest of a pair
+    }
+  });
+}
+
+// A step of the reduction in n columns, with zeros behind them.
+template <class T>
+FASTNN_INLINE void copy_step(const T* row, const T*, int n, float* to) {
+  store(to, load_any(row, n));
+}
+FASTNN_INLINE void copy_step(const bfloat16* row, const bfloat16* next, int n, bfloat16* to) {
+  const vfloat second = next ? load_any(next, n) : vfloat{};
+  store(reinterpret_cast<float*>(to), paired(load_any(row, n), second));
+}
+
+// Where vector v of a task's columns begins in a packed piece, and how wide its block is.
+template <class P>
+FASTNN_INLINE P* packed_vector(P* packed, int64_t v) {
+  return packed + v / NR * NR * kDepth<P> + v % NR * kStep<P>;
+}
+FASTNN_INLINE int64_t packed_width(int64_t columns, int64_t v) {
+  return columns - v / NR * NR > LANES ? NR : LANES;
+}
+
+// The two ways w lies. pack() takes `count` values of the reduction from k on; ahead() is what a
+// kernel fetches of kDepth of them in each of kCalls calls.
+template <class T>
+struct ByColumn {
+  const T* w;
+  int64_t inner;
+
+  template <class P>
+  FASTNN_INLINED void pack(int64_t k, int64_t count, int64_t column, int64_t columns, P* to) const {
+    for (int64_t v = 0; v < columns; v += LANES)
+      turn_outputs(w + (column + v) * inner + k, columns - v, inner, 0, count, packed_vector(to, v),
+                   packed_width(columns, v));
+  }
+  Ahead ahead(int64_t k, int64_t column, int64_t call) const {
+    return {w + column * inner + k + call * kLine<T>, inner * int64_t{sizeof(T)} / 2};
+  }
+};
+
+template <class T>
+struct ByRow {
+  const T* w;
+  int64_t all_columns;
+
+  template <class P>
+  FASTNN_INLINED void pack(int64_t k, int64_t count, int64_t column, int64_t columns, P* to) const {
+    const T* row = w + k * all_columns + column;
+    for (int64_t i = 0; i < count; i += kStep<P>, row += kStep<P> * all_columns)
+      vector_loop(0, columns, [&](int64_t v, int n) FASTNN_INLINED {
+        const T* const next = i + 1 < count ? row + all_columns + v : nullptr;
+        copy_step(row + v, next, n, packed_vector(to, v) + i * packed_width(columns, v));
+      });
+  }
+  Ahead ahead(int64_t k, int64_t column, int64_t call) const {
+    constexpr int64_t lines = kWide / kLine<T>;
+    return {w + (k + call / lines * kWide) * all_columns + column + call % lines * kLine<T>,
+            all_columns * int64_t{sizeof(T)} / 2};
+  }
+};
+template <class T, class P>
+constexpr int64_t kCalls = kDepth<P> / kLine<T>;
+
+template <class T, class Matrix>
+void multiply(const MatmulParams& p, const T* a, const Matrix& w, const float* bias, T* out) {
+  using P = Operand<T>;
+  const int64_t pieces = ceil_div(p.inner, kDepth<P>), tasks = ceil_div(p.columns, kWide);
+  Workspace room(pieces * p.rows * kDepth<P> * int64_t{sizeof(P)});
+  P* const rows = reinterpret_cast<P*>(room.floats());
+  copy_rows(p, a, rows);
+  const int block_m = even_block(p.rows);
+  parallel_for_dynamic(tasks, [&](int64_t task) {
+    constexpr int64_t packed_size = kWide * kDepth<P> * int64_t{sizeof(P)};
+    void* const scratch = thread_scratch(packed_size + p.rows * kWide * int64_t{sizeof(float)});
+    P* const packed = static_cast<P*>(scratch);
+    float* const sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + packed_size);
+    const int64_t first = task * kWide, columns = at_most(p.columns - first, kWide);
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t k = piece * kDepth<P>, count = at_most(p.inner - k, kDepth<P>);
+      w.pack(k, count, first, columns, packed);
+      const bool last = piece + 1 == pieces;  // then it is the next task's first
+      const int64_t next_k = last ? 0 : k + kDepth<P>, next_first = last ? first + kWide : first;
+      const int64_t tap = 0, even = ceil_div(count, kStep<P>) * kStep<P>;
+      const Terms terms{&tap, 1, even, even};
+      int64_t call = next_first < p.columns ? 0 : kCalls<T, P>;
+      for (int64_t column = 0; column < columns; column += NR)
+        for (int64_t r = 0; r < p.rows; r += block_m, ++call) {
+          const int m = static_cast<int>(at_most(p.rows - r, block_m));
+          const int vectors = columns - column > LANES ? NV : 1;
+          const P* at[MR];
+          for (int i = 0; i < m; ++i) at[i] = rows + k * p.rows + (r + i) * kDepth<P>;
+          alignas(64) float tile[MR * NR];
+          Kernels<P>::product[m - 1][vectors - 1](
+              at, terms, packed_vector(packed, column), tile,
+              call < kCalls<T, P> ? w.ahead(next_k, next_first, call) : Ahead::nothing(tile));
+          for (int i = 0; i < m; ++i)
+            for (int64_t v = 0; v < vectors; ++v) {
+              float* const sum = sums + (r + i) * kWide + column + v * LANES;
+              vfloat total = load(tile + (i * vectors + v) * LANES);
+              if (piece > 0) total += load(sum);
+              if (!last) {
+                store(sum, total);
+                continue;
+              }
+              const int64_t to = first + column + v * LANES;
+              const int n = static_cast<int>(at_most(p.columns - to, LANES));
+              if (bias) total += load_any(bias + to, n);
+              store_any(out + (r + i) * p.columns + to, total, n);
+            }
+        }
+    }
+  });
+}
+
+template <class T>
+void rows_typed(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
+  multiply(p, static_cast<const T*>(a), ByColumn<T>{static_cast<const T*>(w), p.inner}, bias,
+           static_cast<T*>(out));
+}
+template <class T>
+void turned_typed(const MatmulParams& p, const void* a, const void* w, void* out) {
+  multiply(p, static_cast<const T*>(a), ByRow<T>{static_cast<const T*>(w), p.columns}, nullptr,
+           static_cast<T*>(out));
+}
+
+constexpr int64_t kVeryFewRows = 8, kSomeRows = 512;
+constexpr int64_t kLarge = 256 << 10, kVeryLarge = 4 << 20;  // numbers of w
+
+// Adding rows of pairs takes a multiplication per two loads: packed pieces are faster from fewer
+// rows on.
+FASTNN_INLINE bool is_few(const MatmulParams& p, bool turned) {
+  const bool pairs = p.dtype == DType::bfloat16 && kStep<Operand<bfloat16>> == 2;
+  return p.rows <= (turned && pairs ? kVeryFewRows : kFewRows);
+}
+
+bool takes(const MatmulParams& p, bool turned) {
+  const int64_t size = p.inner * p.columns;
+  if (p.columns < LANES || (!turned && p.inner % 2 != 0 && !is_few(p, turned))) return false;
+  if (p.rows <= (turned ? kVeryFewRows / 2 : kVeryFewRows)) return true;
+  if (p.rows <= kFewRows) return size >= kLarge;
+  return p.rows <= kSomeRows && size >= (turned ? 2 * kLarge : kVeryLarge);
+}
+
+void rows(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
+  if (is_few(p, false)) return few_rows(p, a, w, bias, out);
+  (p.dtype == DType::float32 ? rows_typed<float> : rows_typed<bfloat16>)(p, a, w, bias, out);
+}
+void rows_turned(const MatmulParams& p, const void* a, const void* w, void* out) {
+  if (is_few(p, true)) return few_rows_turned(p, a, w, out);
+  (p.dtype == DType::float32 ? turned_typed<float> : turned_typed<bfloat16>)(p, a, w, out);
+}
+
+}  // namespace
+
+void fill_matmul_rows(Slots& slots) { slots.matmul = {takes, rows, rows_turned}; }
+
+}  // namespace fastnn::cpu::FASTNN_ISA
