@@ -17,7 +17,11 @@ DTYPE = st.sampled_from(["f32", "bf16"])
 
 @PROPERTY
 @given(
-    m=size, k=size, n=size, batch=st.sampled_from(["", "_b3", "_b2x1_ob1x3", "_ob2"]), dtype=DTYPE
+    m=size,
+    k=size,
+    n=size,
+    batch=st.sampled_from(["", "_b3", "_b9", "_b2x1_ob1x3", "_ob2"]),
+    dtype=DTYPE,
 )
 def test_matmul_of_random_shapes(m, k, n, batch, dtype):
     check_everywhere("matmul", f"m{m}k{k}n{n}{batch}_{dtype}")

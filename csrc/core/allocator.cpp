@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -44,7 +45,13 @@ struct Cache {
   int64_t handed_out = 0;                     // bytes so far: the clock of `freed`
   std::map<const void*, int64_t> far_blocks;  // in use, not filled since: bytes since last use
   LeftCaches answer = LeftCaches::by_distance;
+  std::atomic<bool> asked_for_nothing{true};  // left_caches() says no, whatever the block
   MemoryStats stats{};
+
+  void update() {
+    asked_for_nothing.store(far_blocks.empty() && answer == LeftCaches::by_distance,
+                            std::memory_order_relaxed);
+  }
 };
 
 // Never destroyed: arrays may outlive static destructors at interpreter exit.
@@ -52,6 +59,24 @@ Cache& cache() {
   static Cache* instance = new Cache;
   return *instance;
 }
+
+// What operators need while they run, if it is not much: a stack for each thread, warm, without a
+// lock.
+constexpr int64_t kStackBytes = 256 << 10;
+struct ScratchStack {
+  char* memory = static_cast<char*>(std::aligned_alloc(4096, kStackBytes));
+  int64_t used = 0;
+  ScratchStack() { ASAN_POISON_MEMORY_REGION(memory, kStackBytes); }
+  ~ScratchStack() {
+    ASAN_UNPOISON_MEMORY_REGION(memory, kStackBytes);
+    std::free(memory);
+  }
+};
+ScratchStack& scratch_stack() {
+  static thread_local ScratchStack stack;
+  return stack;
+}
+int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 int64_t physical_memory() {
   static const int64_t bytes =
@@ -108,7 +133,10 @@ void* allocate(int64_t bytes) {
     // Its own size counts: by the time its end was used, its start was that far away.
     const int64_t distance = c.handed_out - found->second.back().freed + size;
     // Nobody counts on less than products do.
-    if (size >= kHugePage && distance > kCachedOfProducts) c.far_blocks[block] = distance;
+    if (size >= kHugePage && distance > kCachedOfProducts) {
+      c.far_blocks[block] = distance;
+      c.update();
+    }
     found->second.pop_back();
     c.stats.cached -= size;
     ++c.stats.cache_hits;
@@ -137,7 +165,7 @@ void deallocate(void* block, int64_t bytes) noexcept {
   const int64_t size = size_class(bytes > 0 ? bytes : 1);
   std::lock_guard<std::mutex> lock(c.mutex);
   c.stats.allocated -= size;
-  if (size >= kHugePage) c.far_blocks.erase(block);
+  if (size >= kHugePage && c.far_blocks.erase(block)) c.update();
   ASAN_POISON_MEMORY_REGION(block, size);
   try {
     c.free_blocks[size].push_back({block, c.handed_out});
@@ -149,10 +177,14 @@ void deallocate(void* block, int64_t bytes) noexcept {
 
 bool left_caches(const void* block, int64_t cached) {
   Cache& c = cache();
+  if (c.asked_for_nothing.load(std::memory_order_relaxed)) return false;
   std::lock_guard<std::mutex> lock(c.mutex);
   const auto found = c.far_blocks.find(block);
   const bool far = found != c.far_blocks.end() && found->second > cached;
-  if (found != c.far_blocks.end()) c.far_blocks.erase(found);
+  if (found != c.far_blocks.end()) {
+    c.far_blocks.erase(found);
+    c.update();
+  }
   const bool left = c.answer == LeftCaches::by_distance ? far : c.answer == LeftCaches::always;
   c.stats.streamed += left;
   return left;
@@ -162,6 +194,7 @@ void assume_left_caches(LeftCaches answer) {
   Cache& c = cache();
   std::lock_guard<std::mutex> lock(c.mutex);
   c.answer = answer;
+  c.update();
 }
 
 MemoryStats memory_stats() {
@@ -182,8 +215,25 @@ void empty_cache() {
   release_all(c);
 }
 
-Workspace::Workspace(int64_t bytes) : data_(allocate(bytes)), bytes_(bytes) {}
+void* push_scratch(int64_t bytes) {
+  ScratchStack& s = scratch_stack();
+  if (!s.memory || s.used + rounded(bytes) > kStackBytes) return allocate(bytes);
+  char* const data = s.memory + s.used;
+  s.used += rounded(bytes);
+  ASAN_UNPOISON_MEMORY_REGION(data, bytes);
+  return data;
+}
 
-Workspace::~Workspace() { deallocate(data_, bytes_); }
+void pop_scratch(void* data, int64_t bytes) noexcept {
+  ScratchStack& s = scratch_stack();
+  char* const top = s.memory + s.used - rounded(bytes);
+  if (!s.memory || data != top) return deallocate(data, bytes);
+  s.used -= rounded(bytes);
+  ASAN_POISON_MEMORY_REGION(data, rounded(bytes));
+}
+
+Workspace::Workspace(int64_t bytes) : data_(push_scratch(bytes)), bytes_(bytes) {}
+
+Workspace::~Workspace() { pop_scratch(data_, bytes_); }
 
 }  // namespace fastnn

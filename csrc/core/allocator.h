@@ -43,6 +43,11 @@ void reset_peak_memory_stats();
 // Returns cached blocks to the operating system.
 void empty_cache();
 
+// Memory until the same thread gives it back, last taken first; any thread may use it. Most comes
+// from a stack of the thread. Throws as allocate() does.
+void* push_scratch(int64_t bytes);
+void pop_scratch(void* data, int64_t bytes) noexcept;
+
 // Scratch memory of one operator call. Members are defined out of line: kernels include this.
 class Workspace {
  public:
@@ -74,8 +79,9 @@ class KeptWorkspace {
 
  private:
   KeptWorkspaces* kept_;
-  void* block_;  // its owner, out of line
+  void* block_;  // its owner, out of line; null: scratch memory
   void* data_;
+  int64_t bytes_;
   uint64_t key_;
   bool filled_;
 };

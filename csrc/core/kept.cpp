@@ -53,8 +53,12 @@ void KeptWorkspaces::keep(uint64_t key, std::shared_ptr<KeptBlock> block) {
 }
 
 KeptWorkspace::KeptWorkspace(KeptWorkspaces* kept, uint64_t key, int64_t bytes)
-    : kept_(kept), key_(key) {
-  std::shared_ptr<KeptBlock> block = kept ? kept->find(key) : nullptr;
+    : kept_(kept), block_(nullptr), bytes_(bytes), key_(key), filled_(false) {
+  if (!kept) {
+    data_ = push_scratch(bytes);
+    return;
+  }
+  std::shared_ptr<KeptBlock> block = kept->find(key);
   filled_ = block != nullptr;
   if (!filled_) block = std::make_shared<KeptBlock>(bytes);
   data_ = block->data;
@@ -62,8 +66,12 @@ KeptWorkspace::KeptWorkspace(KeptWorkspaces* kept, uint64_t key, int64_t bytes)
 }
 
 KeptWorkspace::~KeptWorkspace() {
+  if (!block_) {
+    pop_scratch(data_, bytes_);
+    return;
+  }
   auto* const block = static_cast<std::shared_ptr<KeptBlock>*>(block_);
-  if (kept_ && !filled_) kept_->keep(key_, *block);
+  if (!filled_) kept_->keep(key_, *block);
   delete block;
 }
 

@@ -1,6 +1,10 @@
 #include "ops/matmul.h"
 
+#include <exception>
+#include <mutex>
+
 #include "core/error.h"
+#include "core/parallel.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/slots.h"
@@ -26,15 +30,32 @@ void check_operands(const char* op, const char* first, const Array& a, const cha
                    name_of(a.dtype()), ", got ", name_of(b.dtype()));
 }
 
-// Calls product(i) for each matrix of the batch with pointers to the i-th matrices.
+// Calls product() for each matrix of the batch with pointers to the i-th matrices. Where there are
+// enough of them, each is one thread's.
 template <class Product>
 void each(const Array& x, const Array& y, const Array& out, const Product& product) {
   if (out.count() == 0) return;
   const int64_t batch = out.rank() == 3 ? out.size(0) : 1;
-  auto at = [&](const Array& a, int64_t i) {
+  const auto at = [&](const Array& a, int64_t i) {
     return static_cast<char*>(a.raw()) + i * (a.count() / batch) * item_size(a.dtype());
   };
-  for (int64_t i = 0; i < batch; ++i) product(at(x, i), at(y, i), at(out, i));
+  const auto one = [&](int64_t i) { product(at(x, i), at(y, i), at(out, i)); };
+  if (current_device() != kCpu || batch < 4 * get_num_threads()) {
+    for (int64_t i = 0; i < batch; ++i) one(i);
+    return;
+  }
+  // Memory for packing may run out, and no exception may leave a thread.
+  std::exception_ptr failure;
+  std::mutex failing;
+  parallel_for_dynamic(batch, [&](int64_t i) {
+    try {
+      one(i);
+    } catch (...) {
+      const std::lock_guard lock(failing);
+      failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 Array matrices(const Array& like, int64_t rows, int64_t columns, DType dtype) {
@@ -42,9 +63,9 @@ Array matrices(const Array& like, int64_t rows, int64_t columns, DType dtype) {
                           : empty({rows, columns}, dtype);
 }
 
-// Whether kernels().matmul takes a product of a with w.
-bool takes(const MatmulParams& p, const Array& w, bool turned) {
-  return current_device() == kCpu && w.rank() == 2 && p.rows * p.inner * p.columns > 0 &&
+// Whether kernels().matmul takes this product.
+bool takes(const MatmulParams& p, bool turned) {
+  return current_device() == kCpu && p.rows * p.inner * p.columns > 0 &&
          kernels().matmul.takes(p, turned);
 }
 
@@ -60,13 +81,11 @@ Array matmul(const Array& a, const Array& b) {
         " rows, got shapes ", a.shape(), " and ", b.shape());
   const Array x = canonical(a), y = canonical(b);
   Array out = matrices(a, m, n, a.dtype());
-  if (const MatmulParams p{m, k, n, a.dtype()}; takes(p, y, true)) {
-    kernels().matmul.rows_turned(p, x.raw(), y.raw(), out.raw());
-    return out;
-  }
-  const ConvParams p = pointwise(m, n, k, a.dtype());
-  each(x, y, out, [&](const void* left, const void* right, void* to) {
-    kernels().conv.backward_data(p, left, right, {}, to);
+  const MatmulParams p{m, k, n, a.dtype()};
+  const bool by_rows = takes(p, true);
+  each(x, y, out, [&, &use = kernels()](const void* left, const void* right, void* to) {
+    if (by_rows) return use.matmul.rows_turned(p, left, right, to);
+    use.conv.backward_data(pointwise(m, n, k, p.dtype), left, right, {}, to);
   });
   return out;
 }
@@ -76,13 +95,11 @@ Array matmul_backward_a(const Array& grad_output, const Array& b) {
   const int64_t m = grad_output.size(r - 2), k = b.size(r - 2), n = b.size(r - 1);
   const Array g = canonical(astype(grad_output, b.dtype())), y = canonical(b);
   Array out = matrices(b, m, k, b.dtype());
-  if (const MatmulParams p{m, n, k, b.dtype()}; takes(p, y, false)) {
-    kernels().matmul.rows(p, g.raw(), y.raw(), nullptr, out.raw());
-    return out;
-  }
-  const ConvParams p = pointwise(m, n, k, b.dtype());
-  each(g, y, out, [&](const void* grad, const void* right, void* to) {
-    kernels().conv.forward(p, grad, right, {}, to);
+  const MatmulParams p{m, n, k, b.dtype()};
+  const bool by_rows = takes(p, false);
+  each(g, y, out, [&, &use = kernels()](const void* grad, const void* right, void* to) {
+    if (by_rows) return use.matmul.rows(p, grad, right, nullptr, to);
+    use.conv.forward(pointwise(m, n, k, p.dtype), grad, right, {}, to);
   });
   return out;
 }
@@ -95,8 +112,8 @@ static Array weight_gradient(const Array& grad_output, const Array& a, DType dty
   Array out = matrices(a, k, n, dtype);
   ConvParams p = pointwise(m, n, k, a.dtype());
   p.grad_dtype = dtype;
-  each(g, x, out, [&](const void* grad, const void* left, void* to) {
-    kernels().conv.backward_weight(p, grad, left, to);
+  each(g, x, out, [&, &use = kernels()](const void* grad, const void* left, void* to) {
+    use.conv.backward_weight(p, grad, left, to);
   });
   return out;
 }
@@ -120,16 +137,15 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
   }
   const Array x = canonical(input), w = canonical(weight);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
-  const MatmulParams product{x.size(0), w.size(1), w.size(0), x.dtype()};
-  if (!keep_packed && takes(product, w, false)) {
-    kernels().matmul.rows(product, x.raw(), w.raw(), bias ? b.data<float>() : nullptr, out.raw());
+  const float* const shift = bias ? b.data<float>() : nullptr;
+  const MatmulParams m{x.size(0), w.size(1), w.size(0), x.dtype()};
+  if (!keep_packed && takes(m, false)) {
+    kernels().matmul.rows(m, x.raw(), w.raw(), shift, out.raw());
     return out;
   }
-  ConvParams p = pointwise(x.size(0), w.size(1), w.size(0), x.dtype());
+  ConvParams p = pointwise(m.rows, m.inner, m.columns, m.dtype);
   p.kept = keep_packed ? kept_with(w) : nullptr;
-  if (out.count())
-    kernels().conv.forward(p, x.raw(), w.raw(), {bias ? b.data<float>() : nullptr, nullptr, false},
-                           out.raw());
+  if (out.count()) kernels().conv.forward(p, x.raw(), w.raw(), {shift}, out.raw());
   return out;
 }
 

@@ -87,12 +87,14 @@ _MATMUL = (
     "m4k5n0_f32", "k9_va_vb_f32", "k9n5_va_f32", "m6k9_vb_f32", "m3k4n5_b2_f32", "m3k4n5_b2_ob2_f32",
     "m3k4n5_b2x3_ob3_f32", "m3k4n5_b2x1_ob1x3_f32", "m2k3n4_ob3_f32", "m100k3n2_f32", "m2k300n9_f32",
     "m15k31n33_bf16", "m5k64n20_b2_ob2_bf16", "m4k7_b3_vb_f32", "m7k545n510_f32", "m32k512n520_bf16",
+    "m3k20n17_b11_f32", "m19k7n40_b12_bf16", "m40k512n1030_f32", "m33k515n1024_bf16",
 )  # fmt: skip
 _LINEAR = (
     "n1i1o1_f32", "n5i3o7_f32", "n0i3o4_f32", "n33i120o84_f32", "n128i64o10_f32", "n2x3i9o17_f32",
     "n4i65o33_nobias_f32", "n8i100o10_bf16", "n1i400o3_f32", "n2x1x3i5o6_nobias_bf16",
     "n3i1024o260_f32", "n16i130o2020_nobias_f32", "n5i600o444_nobias_bf16", "n20i608o440_bf16",
     "n9i1000o288_bf16", "n31i1056o256_nobias_bf16", "n32i520o541_f32",
+    "n2i1500o30_f32", "n1i77o18_bf16",
 )  # fmt: skip
 
 OPS: dict[str, Op] = {
@@ -101,7 +103,12 @@ OPS: dict[str, Op] = {
         matmul_backward,
         _matmul_problem,
         _MATMUL,
-        ("m1024k1024n1024_f32", "m4096k256n256_f32", "m1024k1024n1024_bf16"),
+        (
+            "m1024k1024n1024_f32",
+            "m4096k256n256_f32",
+            "m64k64n64_b64_f32",
+            "m197k64n197_b16_f32",
+        ),
         "matmul",
     ),
     "linear": Op(
@@ -109,7 +116,16 @@ OPS: dict[str, Op] = {
         linear_backward,
         _linear_problem,
         _LINEAR,
-        ("n128i512o1000_f32", "n16i2048o1000_f32", "n16i4096o4096_f32", "n32i4096o4096_f32"),
+        (
+            "n1i784o256_f32",
+            "n128i512o1000_f32",
+            "n16i2048o1000_f32",
+            "n1i4096o4096_f32",
+            "n16i4096o4096_f32",
+            "n32i4096o4096_f32",
+            "n64i4096o4096_f32",
+            "n128i4096o4096_f32",
+        ),
     ),
 }
 
