@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -55,18 +56,14 @@ class ModuleList(Module):
         self.add_module(list(dict(self.named_children()))[index], module)
 
 
-def _takes_relu(module: Module) -> bool:
-    """Whether a layer can apply the ReLU after it before it writes its result."""
+@functools.cache
+def _fusing() -> tuple[frozenset[type], type]:
+    """Layers that can apply the ReLU after them before they write their result, and ReLU."""
+    from fastnn.nn.activation import ReLU
     from fastnn.nn.conv import Conv2d
     from fastnn.nn.norm import BatchNorm1d, BatchNorm2d
 
-    return type(module) in (Conv2d, BatchNorm1d, BatchNorm2d) and not module.has_hooks()
-
-
-def _is_relu(module: Module) -> bool:
-    from fastnn.nn.activation import ReLU
-
-    return type(module) is ReLU and not module.has_hooks()
+    return frozenset((Conv2d, BatchNorm1d, BatchNorm2d)), ReLU
 
 
 class Sequential(ModuleList):
@@ -100,15 +97,17 @@ class Sequential(ModuleList):
             self.extend(modules)
 
     def forward(self, input: Any) -> Any:
+        takes_relu, relu = _fusing()
         modules = self._items()
         i = 0
         while i < len(modules):
-            pair = self.fuse and i + 1 < len(modules) and _is_relu(modules[i + 1])
-            if pair and _takes_relu(modules[i]):
-                input = modules[i](input, activation="relu")
+            module, after = modules[i], modules[i + 1] if i + 1 < len(modules) else None
+            fuses = self.fuse and type(module) in takes_relu and not module.has_hooks()
+            if fuses and after is not None and type(after) is relu and not after.has_hooks():
+                input = module(input, activation="relu")
                 i += 2
             else:
-                input = modules[i](input)
+                input = module(input)
                 i += 1
         return input
 
