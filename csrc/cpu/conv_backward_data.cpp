@@ -5,6 +5,7 @@
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
 #include "cpu/conv_phases.h"
+#include "cpu/joined_groups.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -56,6 +57,11 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
   if (is_grouped(p)) return grouped_backward_data(p, g, w, epilogue, grad_input);
+  if (const int64_t together = groups_together(p, LANES, p.OC); together > 1) {
+    const JoinedGroups joined(p, together, p.dtype);
+    joined.spread(w);
+    return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);
+  }
   if (p.dtype == DType::float32)
     backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), epilogue,
                         static_cast<float*>(grad_input));

@@ -19,6 +19,7 @@
 #include "cpu/conv_inside.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_weight.h"
+#include "cpu/joined_groups.h"
 #include "cpu/matmul.h"
 #include "ops/slots.h"
 
@@ -285,8 +286,21 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   });
 }
 
+// Of groups that leave most of a vector of inputs, or of the rows of a tile, empty.
+int64_t groups_together(const ConvParams& p) {
+  if (p.group_inputs() * p.group_outputs() >= LANES * LANES / 4) return 1;
+  const int64_t square = groups_together(p, LANES, LANES);
+  const int64_t high = groups_together(p, LANES / 2, p.OC);
+  return square > high ? square : high;
+}
+
 void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
   if (is_grouped(p, true)) return grouped_backward_weight(p, x, g, grad_weight);
+  if (const int64_t together = groups_together(p); together > 1) {
+    const JoinedGroups joined(p, together, p.grad_dtype);
+    backward_weight(joined.p, x, g, joined.weight());
+    return joined.gather(grad_weight);
+  }
   const WeightGradient gw(p, grad_weight);
   if (p.dtype == DType::float32)
     backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);

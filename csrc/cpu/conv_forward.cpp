@@ -2,13 +2,15 @@
 //   x[n][oh * stride - pad + kh * dilation][..][ic] * w[oc][kh][kw][ic].
 //
 // Weights are packed once per call to [block of NR output channels][kh][kw][ic][NR], then
-// implicit_gemm.h does the rest; groups are separate products over channel ranges.
+// implicit_gemm.h does the rest; groups are separate products over channel ranges, groups of few
+// outputs together as many as fill a vector.
 // Flops: 2 N OH OW OC KH KW IC. Rejected: im2col (writes and reads KH KW times the input), padding
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
 #include "cpu/even_channels.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/joined_groups.h"
 #include "cpu/turned_weight.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -69,6 +71,11 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
   if (is_grouped(p)) return grouped_forward(p, x, w, epilogue, y);
+  if (const int64_t together = groups_together(p, p.C, LANES); together > 1) {
+    const JoinedGroups joined(p, together, p.dtype);
+    joined.spread(w);
+    return forward(joined.p, x, joined.weight(), epilogue, y);
+  }
   if (p.dtype == DType::float32)
     forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
                   static_cast<float*>(y));

@@ -3,9 +3,9 @@
 // tile are taken together, as many as fill one.
 #include "core/allocator.h"
 #include "cpu/amx/implicit_gemm.h"
-#include "cpu/amx/joined_groups.h"
 #include "cpu/conv_phases.h"
 #include "cpu/even_channels.h"
+#include "cpu/joined_groups.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -95,7 +95,7 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
              void* y) {
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0) return wide.forward(p, x, w, epilogue, y);
   if (p.N * p.OH * p.OW == 0) return;
-  if (const int64_t together = groups_together(p); together > 1) {
+  if (const int64_t together = groups_together(p, 2 * kTile, 4 * kTile); together > 1) {
     const JoinedGroups joined(p, together, p.dtype);
     joined.spread(w);
     return forward(joined.p, x, joined.weight(), epilogue, y);
@@ -135,7 +135,7 @@ void backward_data(const ConvParams& p, const void* g, const void* w, const Conv
   if (p.dtype != DType::bfloat16 || p.C * p.OC == 0)
     return wide.backward_data(p, g, w, epilogue, grad_input);
   if (p.N * p.H * p.W == 0) return;
-  if (const int64_t together = groups_together(p); together > 1) {
+  if (const int64_t together = groups_together(p, 2 * kTile, 4 * kTile); together > 1) {
     const JoinedGroups joined(p, together, p.dtype);
     joined.spread(w);
     return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);

@@ -19,11 +19,11 @@
 // Units and ranges come from the shape alone; partial sums are added in order. Flops: those of the
 // forward pass.
 #include "core/allocator.h"
-#include "cpu/amx/joined_groups.h"
 #include "cpu/amx/tiles.h"
 #include "cpu/conv_stem_weight.h"
 #include "cpu/conv_input.h"
 #include "cpu/conv_weight.h"
+#include "cpu/joined_groups.h"
 #include "cpu/simd/transpose.h"
 #include "ops/slots.h"
 
@@ -394,7 +394,7 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
   const int64_t pixels = p.N * p.OH * p.OW;
   if (p.dtype != DType::bfloat16 || pixels * p.C * p.OC == 0 || pixels <= kFewPixels || small)
     return wide.backward_weight(p, x, grad_output, grad_weight);
-  if (const int64_t together = groups_together(p); together > 1) {
+  if (const int64_t together = groups_together(p, 2 * kTile, 4 * kTile); together > 1) {
     const JoinedGroups joined(p, together, p.grad_dtype);
     backward_weight(joined.p, x, grad_output, joined.weight());
     return joined.gather(grad_weight);

@@ -1,21 +1,21 @@
 // Small groups taken together: their weights as blocks on the diagonal of a larger group's, zeros
-// elsewhere. The products with zeros cost tiles that would stand idle otherwise.
+// elsewhere. The products with zeros cost lanes of vectors, or parts of tiles, that would stand
+// idle otherwise. What is not finite in one of the groups' inputs reaches all of them.
 #pragma once
 
 #include "core/allocator.h"
-#include "cpu/amx/tiles.h"
+#include "cpu/conv_input.h"
 #include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// How many groups to take together: up to 32 inputs, one step of a product.
-inline int64_t groups_together(const ConvParams& p) {
-  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  int64_t together = 1;
-  while (p.groups % (2 * together) == 0 && 2 * together * ic <= 2 * kTile &&
-         2 * together * oc <= 4 * kTile)
-    together *= 2;
+// How many groups to take together, of so many channels at most.
+inline int64_t groups_together(const ConvParams& p, int64_t inputs, int64_t outputs) {
+  int64_t together = p.groups;
+  while (together > 1 && (p.groups % together != 0 || together * p.group_inputs() > inputs ||
+                          together * p.group_outputs() > outputs))
+    --together;
   return together;
 }
 
@@ -50,9 +50,10 @@ class JoinedGroups {
   Workspace weight_;
 
   void copy(void* to, int64_t at, const void* from, int64_t its) const {
-    __builtin_memcpy(static_cast<char*>(to) + at * item_,
-                     static_cast<const char*>(from) + its * item_,
-                     static_cast<size_t>(ic_ * item_));
+    if (item_ == sizeof(float))
+      copy_values(static_cast<float*>(to) + at, static_cast<const float*>(from) + its, ic_);
+    else
+      copy_values(static_cast<bfloat16*>(to) + at, static_cast<const bfloat16*>(from) + its, ic_);
   }
   // body(where the inputs under a tap of an output are in the small weight, and in the large one).
   template <class Body>
