@@ -71,6 +71,29 @@ def test_conv2d_of_small_groups(line):
 
 
 @st.composite
+def joined_lines(draw):
+    """Groups of few channels of any kind, which are taken together; multiples of channels too."""
+    groups = draw(st.sampled_from([4, 6, 10, 16, 25, 40]))
+    ic, oc = draw(st.sampled_from([1, 1, 2, 3, 4, 9])), draw(st.sampled_from([1, 2, 3, 5, 8]))
+    kh, kw, sh, sw = draw(small), draw(st.sampled_from([1, 2, 3, 5])), draw(small), draw(small)
+    dh, dw = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    ph, pw = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    h = draw(st.integers(1, 9)) + dh * (kh - 1)
+    w = draw(st.integers(1, 17)) + dw * (kw - 1)
+    fused = draw(st.sampled_from(["", "_relu", "_relu_res", "_nobias"]))
+    return (
+        f"n{draw(st.integers(1, 3))}c{ic * groups}h{h}w{w}_oc{oc * groups}"
+        f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x{dw}g{groups}{fused}_{draw(DTYPE)}"
+    )
+
+
+@PROPERTY
+@given(joined_lines())
+def test_conv2d_of_few_channels_to_a_group(line):
+    check_everywhere("conv2d", line)
+
+
+@st.composite
 def depthwise_lines(draw):
     """A filter per channel: the widths that have kernels of their own, and others; a part of a vector
     of channels to a few vectors; rows of less than a block of outputs to a few blocks."""

@@ -54,10 +54,16 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   });
 }
 
+int64_t groups_together(const ConvParams& p) {
+  const int64_t step = p.dtype == DType::float32 ? 1 : kStep<Operand<bfloat16>>;
+  const int64_t taps = ceil_div(p.KH, p.stride_h) * ceil_div(p.KW, p.stride_w);  // of a phase
+  return groups_together(p, p.group_inputs(), p.group_outputs(), taps, step);
+}
+
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
   if (is_grouped(p)) return grouped_backward_data(p, g, w, epilogue, grad_input);
-  if (const int64_t together = groups_together(p, LANES, p.OC); together > 1) {
+  if (const int64_t together = groups_together(p); together > 1) {
     const JoinedGroups joined(p, together, p.dtype);
     joined.spread(w);
     return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);
