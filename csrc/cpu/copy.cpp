@@ -70,10 +70,27 @@ FASTNN_INLINE void turn_square(D* dst, int64_t dst_row, const S* src, int64_t sr
   }
 }
 
+// n numbers, a vector at most.
+template <class D, class S>
+FASTNN_INLINE void copy_vector(D* dst, const S* src, int n) {
+  if constexpr (sizeof(D) == 2 && sizeof(S) == 2)  // as it is
+    store_halves_n(dst, to_halves(as_uint(load_any(src, n)) >> 16), n);
+  else
+    store_any(dst, load_any(src, n), n);
+}
+
 // dst[i][j] = src[i][j] over rows x columns, in tiles.
 template <class D, class S>
 void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t src_row,
                 int64_t src_col, int64_t rows, int64_t columns) {
+  if constexpr (kFloating<D> && kFloating<S>)
+    if (dst_col == 1 && src_col == 1) {
+      for (int64_t i = 0; i < rows; ++i)
+        vector_loop(0, columns, [&](int64_t j, int n) FASTNN_INLINED {
+          copy_vector(dst + i * dst_row + j, src + i * src_row + j, n);
+        });
+      return;
+    }
   for (int64_t i0 = 0; i0 < rows; i0 += kTile)
     for (int64_t j0 = 0; j0 < columns; j0 += kTile) {
       const int64_t i1 = i0 + kTile < rows ? i0 + kTile : rows;
@@ -118,11 +135,13 @@ void copy_typed(const CopyParams& p) {
   for (int i = 0; i < column; ++i)
     if (i != row) outer *= p.shape[i];
   const int64_t rows = p.shape[row], columns = p.shape[column];
-  // Chunks: whole outer indices, each cut into blocks of rows where they are large.
-  int64_t row_block = kGrain / (columns > 0 ? columns : 1);
+  // Chunks: whole outer indices, each cut into blocks of rows where they are large; a row takes as
+  // long as a vector at least.
+  const int64_t width = columns > LANES ? columns : LANES;
+  int64_t row_block = kGrain / width;
   row_block = row_block < kTile ? kTile : (row_block > rows ? rows : row_block);
   const int64_t blocks = (rows + row_block - 1) / row_block;
-  const int64_t per_chunk = rows * columns >= kGrain ? 1 : kGrain / (rows * columns + 1) + 1;
+  const int64_t per_chunk = rows * width >= kGrain ? 1 : kGrain / (rows * width + 1) + 1;
   parallel_ranges(outer * blocks, per_chunk, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t rest = task / blocks;

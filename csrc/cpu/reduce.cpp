@@ -2,11 +2,12 @@
 //
 //   inner == 1: a row is contiguous; four vector accumulators run along a block of it and are
 //               combined lane by lane in a fixed tree.
+//               Rows of a few numbers are turned first, LANES of them at a time (few_columns.h).
 //   inner  > 1: the lanes of a vector are neighbouring columns; up to four vectors of columns stay
 //               in registers down a block of rows.
 // One read of the input; the floor is the read bandwidth. A task is one block of one row, or of one
 // tile of columns; tasks are grouped so that a chunk has about kGrain elements.
-#include "cpu/simd/vec.h"
+#include "cpu/few_columns.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -134,6 +135,19 @@ template <class Op, class T>
 void fold_floats(const ReduceParams& p) {
   const T* const input = static_cast<const T*>(p.input);
   float* const output = static_cast<float*>(p.output);
+  if (p.inner == 1 && p.count <= kFewColumns && p.count <= p.block) {
+    const auto few_rows = [&](int64_t r) {
+      Block x;
+      load_block(input + r * p.count, p.count, x);
+      const vfloat center = p.mean ? load(p.mean + r) : vfloat{};
+      vfloat total = set1(Op::kIdentity);
+      for (int64_t c = 0; c < p.count; ++c) total = Op::combine(total, Op::map(x[c], center));
+      store(output + r, total / p.divisor);
+    };
+    return each_row(p.outer, p.count, few_rows, [&](int64_t r) {
+      output[r] = fold_row<Op>(input + r * p.count, p.count, p.mean ? p.mean[r] : 0.0f) / p.divisor;
+    });
+  }
   for_tasks(p, [&](int64_t o, int64_t slot, int64_t first, int64_t rows, int64_t column,
                    int64_t columns) {
     const T* const x = input + (o * p.count + first) * p.inner + column;
@@ -276,8 +290,52 @@ FASTNN_INLINE int64_t pick_row(const T* x, int64_t n, bool largest) {
   return at;
 }
 
+// The extremes of the rows of a block, LANES rows of C numbers: where they are in each.
+FASTNN_INLINE vint pick_rows(const Block& x, int64_t C, bool largest) {
+  vfloat best = x[0];
+  vint at{};
+  for (int64_t c = 1; c < C; ++c) {
+    const vint wins = (best == best) & ((x[c] != x[c]) | (largest ? x[c] > best : x[c] < best));
+    best = wins ? x[c] : best;
+    at = wins ? vint{} + static_cast<int32_t>(c) : at;
+  }
+  return at;
+}
+template <class T>
+bool pick_few(const PickParams&) {
+  return false;
+}
+template <class T>
+bool pick_few_typed(const PickParams& p) {
+  if (p.inner != 1 || p.count > kFewColumns || p.count > p.block || p.positions) return false;
+  const T* const input = static_cast<const T*>(p.input);
+  T* const values = static_cast<T*>(p.values);
+  const auto put = [&](int64_t r, int64_t at) {
+    p.indices[r] = at;
+    values[r] = input[r * p.count + at];
+  };
+  const auto few_rows = [&](int64_t r) {
+    Block x;
+    load_block(input + r * p.count, p.count, x);
+    const vint at = pick_rows(x, p.count, p.largest);
+    for (int l = 0; l < LANES; ++l) put(r + l, at[l]);
+  };
+  each_row(p.outer, p.count, few_rows,
+           [&](int64_t r) { put(r, pick_row(input + r * p.count, p.count, p.largest)); });
+  return true;
+}
+template <>
+bool pick_few<float>(const PickParams& p) {
+  return pick_few_typed<float>(p);
+}
+template <>
+bool pick_few<bfloat16>(const PickParams& p) {
+  return pick_few_typed<bfloat16>(p);
+}
+
 template <class T>
 void pick_typed(const PickParams& p) {
+  if (pick_few<T>(p)) return;
   const T* const input = static_cast<const T*>(p.input);
   T* const values = static_cast<T*>(p.values);
   if (p.inner == 1) {

@@ -94,6 +94,7 @@ Plan plan(const char* name, const Array& input, const Dims& dims) {
       (past ? p.inner : p.outer) *= size;
     }
   }
+  if (p.count == 1) std::swap(p.inner, p.outer);  // one long row, whichever comes first
   int64_t step = 1;
   for (int i = rank - 1; i >= 0; --i)
     if (!reduced.at[order[i]]) {
