@@ -86,6 +86,26 @@ def test_networks_against_the_installed_peers(suite, tmp_path, capsys):
     assert text.count("img/s") == 2
 
 
+def test_cases_of_ones_own(tmp_path, capsys):
+    result, _, _ = ran(
+        tmp_path, capsys, "conv2d", "--case", "n1c4h5w6_oc8_k3p1g4", "--peer", "none"
+    )
+    assert {r["case"] for r in result["rows"]} == {
+        "n1c4h5w6_oc8_k3p1g4_f32", "n1c4h5w6_oc8_k3p1g4_bf16",
+    }  # fmt: skip
+
+
+def test_random_shapes_are_cases_of_a_convolution(tmp_path):
+    root = Path(__file__).parent.parent
+    if not (root / "benchmarks/random_shapes.py").exists():
+        pytest.skip("no benchmarks here")
+    path = tmp_path / "shapes.json"
+    command = [sys.executable, "benchmarks/random_shapes.py", "--count=3", "--quick",
+               "--peer=none", "--dtype=float32", "--json", str(path)]  # fmt: skip
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    assert len({r["case"] for r in json.loads(path.read_text())["rows"]}) == 3
+
+
 def test_torch_networks_have_our_parameters():
     pytest.importorskip("torch")
     from fastnn.bench import networks, torch_models

@@ -76,6 +76,17 @@ def test_any_layout(order, dims, reverse, name):
             assert np.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_extremes_of_many_short_rows_with_nan(dtype, isa):
+    """The first NaN of a row wins, else the first of equal numbers, in whole blocks of rows too."""
+    x = np.random.default_rng(0).integers(-3, 4, (101, 7)).astype(np.float32)
+    x[::3, 5] = x[::5, 2] = nan
+    for name in ("max", "min"):
+        values, at = getattr(fastnn.tensor(x).to(dtype), name)(1)
+        assert np.array_equal(at.numpy(), getattr(np, "arg" + name)(x, axis=1))
+        assert np.array_equal(values.float().numpy(), getattr(x, name)(axis=1), equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(1, 4_000_003), (4_000_003, 1), (500_000, 3), (70_000, 40)])
 def test_long_sums_stay_accurate(isa, shape):
     """A plain running float32 sum of 4 million values near 1 would be off by 1e-3 and more."""

@@ -45,12 +45,12 @@ struct Cache {
   int64_t handed_out = 0;                     // bytes so far: the clock of `freed`
   std::map<const void*, int64_t> far_blocks;  // in use, not filled since: bytes since last use
   LeftCaches answer = LeftCaches::by_distance;
-  std::atomic<bool> asked_for_nothing{true};  // left_caches() says no, whatever the block
+  std::atomic<bool> nothing_far{true};  // left_caches() says no, whatever the block
   MemoryStats stats{};
 
   void update() {
-    asked_for_nothing.store(far_blocks.empty() && answer == LeftCaches::by_distance,
-                            std::memory_order_relaxed);
+    nothing_far.store(far_blocks.empty() && answer == LeftCaches::by_distance,
+                      std::memory_order_relaxed);
   }
 };
 
@@ -177,7 +177,7 @@ void deallocate(void* block, int64_t bytes) noexcept {
 
 bool left_caches(const void* block, int64_t cached) {
   Cache& c = cache();
-  if (c.asked_for_nothing.load(std::memory_order_relaxed)) return false;
+  if (c.nothing_far.load(std::memory_order_relaxed)) return false;
   std::lock_guard<std::mutex> lock(c.mutex);
   const auto found = c.far_blocks.find(block);
   const bool far = found != c.far_blocks.end() && found->second > cached;

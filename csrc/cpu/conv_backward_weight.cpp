@@ -286,7 +286,7 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   });
 }
 
-// Of groups that leave most of a vector of inputs, or of the rows of a tile, empty.
+// Groups that would leave most of a vector of inputs, or of the rows of a tile, empty.
 int64_t groups_together(const ConvParams& p) {
   if (p.group_inputs() * p.group_outputs() >= LANES * LANES / 4) return 1;
   const int64_t square = groups_together(p, LANES, LANES);

@@ -2,8 +2,8 @@
 //   x[n][oh * stride - pad + kh * dilation][..][ic] * w[oc][kh][kw][ic].
 //
 // Weights are packed once per call to [block of NR output channels][kh][kw][ic][NR], then
-// implicit_gemm.h does the rest; groups are separate products over channel ranges, groups of few
-// outputs together as many as fill a vector.
+// implicit_gemm.h does the rest; groups are separate products over channel ranges, small ones
+// several together (joined_groups.h).
 // Flops: 2 N OH OW OC KH KW IC. Rejected: im2col (writes and reads KH KW times the input), padding
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"

@@ -43,13 +43,6 @@ FASTNN_INLINE void copy_row(D* dst, int64_t to, const S* src, int64_t from, int6
   }
 }
 
-template <class T>
-constexpr bool kFloating = false;
-template <>
-constexpr bool kFloating<float> = true;
-template <>
-constexpr bool kFloating<bfloat16> = true;
-
 // dst[i * dst_row + j] = src[i + j * src_col] over `rows` x `columns`, each at most LANES.
 template <class D, class S>
 FASTNN_INLINE void turn_square(D* dst, int64_t dst_row, const S* src, int64_t src_col, int rows,

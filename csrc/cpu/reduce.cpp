@@ -302,42 +302,25 @@ FASTNN_INLINE vint pick_rows(const Block& x, int64_t C, bool largest) {
   return at;
 }
 template <class T>
-bool pick_few(const PickParams&) {
-  return false;
-}
-template <class T>
-bool pick_few_typed(const PickParams& p) {
-  if (p.inner != 1 || p.count > kFewColumns || p.count > p.block || p.positions) return false;
-  const T* const input = static_cast<const T*>(p.input);
-  T* const values = static_cast<T*>(p.values);
-  const auto put = [&](int64_t r, int64_t at) {
-    p.indices[r] = at;
-    values[r] = input[r * p.count + at];
-  };
-  const auto few_rows = [&](int64_t r) {
-    Block x;
-    load_block(input + r * p.count, p.count, x);
-    const vint at = pick_rows(x, p.count, p.largest);
-    for (int l = 0; l < LANES; ++l) put(r + l, at[l]);
-  };
-  each_row(p.outer, p.count, few_rows,
-           [&](int64_t r) { put(r, pick_row(input + r * p.count, p.count, p.largest)); });
-  return true;
-}
-template <>
-bool pick_few<float>(const PickParams& p) {
-  return pick_few_typed<float>(p);
-}
-template <>
-bool pick_few<bfloat16>(const PickParams& p) {
-  return pick_few_typed<bfloat16>(p);
-}
-
-template <class T>
 void pick_typed(const PickParams& p) {
-  if (pick_few<T>(p)) return;
   const T* const input = static_cast<const T*>(p.input);
   T* const values = static_cast<T*>(p.values);
+  if constexpr (kFloating<T>)
+    if (p.inner == 1 && p.count <= kFewColumns && p.count <= p.block && !p.positions) {
+      const auto put = [&](int64_t r, int64_t at) {
+        p.indices[r] = at;
+        values[r] = input[r * p.count + at];
+      };
+      const auto few_rows = [&](int64_t r) {
+        Block x;
+        load_block(input + r * p.count, p.count, x);
+        const vint at = pick_rows(x, p.count, p.largest);
+        for (int l = 0; l < LANES; ++l) put(r + l, at[l]);
+      };
+      return each_row(p.outer, p.count, few_rows, [&](int64_t r) {
+        put(r, pick_row(input + r * p.count, p.count, p.largest));
+      });
+    }
   if (p.inner == 1) {
     const int64_t blocks = (p.count + p.block - 1) / p.block;
     const int64_t length = p.count < p.block ? p.count : p.block;

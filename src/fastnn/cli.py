@@ -21,8 +21,6 @@ import fastnn
 
 if TYPE_CHECKING:
     from fastnn.bench import Row
-    from fastnn.reference.case import Op
-    from fastnn.verify import Result
 
 #: Seconds after which ``bench`` writes its rows again: as much is lost where it is killed.
 _BENCH_KEEPS = 5.0
@@ -161,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--batch", default="16", metavar="LIST", help="of layers and inference, such as 1,16,64"
     )
+    bench.add_argument(
+        "--case", action="append", default=[], metavar="LINE",
+        help="a case of one operator, such as n16c64h56w56_oc64_k3p1, instead of the table's",
+    )  # fmt: skip
     bench.add_argument("--filter", default="", metavar="TEXT", help="rows that contain this text")
     bench.add_argument("--quick", action="store_true", help="small sizes, little time")
     bench.add_argument("--compile", action="store_true", help="also time torch.compile in training")
@@ -354,7 +356,7 @@ def _verify(args: argparse.Namespace) -> int:
         lines = args.case or op.cases
         for level in levels:
             with fastnn.backends.cpu.isa(level):
-                results = [_run_case(name, line, op, args.device) for line in lines]
+                results = [verify.run_case(name, line, op, args.device) for line in lines]
                 wrong = [result.explain() for result in results if not result.ok]
             worst = max((result.worst for result in results), default=0.0)
             total += len(results)
@@ -366,15 +368,6 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"\n{text}")
     print(f"\n{total} cases, {len(failures)} failed")
     return 1 if failures else 0
-
-
-def _run_case(name: str, line: str, op: Op, device: str) -> Result:
-    from fastnn import verify
-
-    try:
-        return verify.run_case(name, line, op, device)
-    except KeyError as error:
-        raise ValueError(f"case {line!r} lacks {error}, which every case of {name} has") from error
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -403,10 +396,10 @@ def _bench(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch expects sizes >= 1, such as 1,16,64; got {args.batch!r}")
     options = Options(
         listed(args.peer), listed(args.dtype), batches, args.filter, args.quick, args.compile,
-        args.device,
+        args.device, tuple(args.case),
     )  # fmt: skip
     fastnn.device.index_of(args.device)
-    chosen(args.suites)  # a wrong name is refused before the minutes of measuring
+    chosen(args.suites, args.case)  # a wrong name is refused before the minutes of measuring
     for peer in options.missing():
         print(f"{peer} is not installed, or its ONNX exporter is not: it is not timed")
     args.json.parent.mkdir(parents=True, exist_ok=True)

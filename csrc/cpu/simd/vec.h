@@ -407,6 +407,13 @@ FASTNN_INLINE void store_mixed(bfloat16* p, TwoVectors v, Route route) {
   store_any(reinterpret_cast<float*>(p), both, LANES, route);
 }
 
+template <class T>
+constexpr bool kFloating = false;
+template <>
+constexpr bool kFloating<float> = true;
+template <>
+constexpr bool kFloating<bfloat16> = true;
+
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
 constexpr int64_t kGrain = 65536;
 

@@ -36,6 +36,7 @@ class Options:
         quick: small sizes and little time: to see that it works.
         compiled: also time PyTorch's compiled networks.
         device: ``"cpu"``, or a CUDA device, where ``"tf32"`` is a dtype too.
+        cases: case lines without a dtype that are timed instead of the table's.
     """
 
     peers: tuple[str, ...] = ("torch",)
@@ -45,6 +46,7 @@ class Options:
     quick: bool = False
     compiled: bool = False
     device: str = "cpu"
+    cases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = ("float32", "bfloat16") + (() if self.device == "cpu" else ("tf32",))
@@ -74,10 +76,10 @@ def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row
     """Measures suites with the current threads and ISA level; rows come as they are measured.
 
     Raises:
-        ValueError: there is no such suite.
+        ValueError: there is no such suite, or cases of anything but one operator.
     """
     with _flushed_denormals(options):
-        yield from _all(peaks, chosen(suites), options)
+        yield from _all(peaks, chosen(suites, options.cases), options)
 
 
 @contextmanager
@@ -106,23 +108,32 @@ def _all(
             where = networks if options.device == "cpu" else networks_gpu
             yield from getattr(where, suite)(peaks, options)
         for name, op in operators:
-            cases = dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench)
-            for case in list(cases)[: 1 if options.quick else None]:
+            cases = options.cases or dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench)
+            for case in list(cases)[: 1 if options.quick and not options.cases else None]:
                 for dtype in options.dtypes:
                     typed = case + ("_bf16" if dtype == "bfloat16" else "_f32")
                     if options.wants(name, typed):
                         yield from _case(suite, name, op, typed, dtype, peaks, options)
 
 
-def chosen(suites: Sequence[str]) -> list[tuple[str, list[tuple[str, Op]]]]:
+def chosen(
+    suites: Sequence[str], cases: Sequence[str] = ()
+) -> list[tuple[str, list[tuple[str, Op]]]]:
     """Suites with their operators; ``all`` or nothing gives every suite.
 
     Raises:
-        ValueError: there is no such suite or operator.
+        ValueError: there is no such suite or operator, or cases of anything but one operator.
     """
     families = verify.families()
     every = {**families, "train": {}, "infer": {}}
     known = {name: (family, op) for family, ops in families.items() for name, op in ops.items()}
+    if cases and (len(suites) != 1 or suites[0] not in known or suites[0] in every):
+        raise ValueError(
+            "bench: --case expects one operator that it is a case of, such as conv2d, got "
+            f"{' '.join(suites) or 'none'}"
+        )
+    for case in cases:
+        build(known[suites[0]][1], case)  # a wrong line is refused before any is measured
     found: list[tuple[str, list[tuple[str, Op]]]] = []
     wanted = list(every) if not suites or "all" in suites else suites
     for name in wanted:

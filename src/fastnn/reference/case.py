@@ -126,8 +126,18 @@ def _value(text: str) -> Any:
 
 
 def build(op: Op, line: str) -> Problem:
-    """The problem a case line names, with data seeded from the line."""
-    return op.problem(parse(line), np.random.default_rng(zlib.crc32(line.encode())))
+    """The problem a case line names, with data seeded from the line.
+
+    Raises:
+        ValueError: the line is not of the grammar, or lacks what the operator's cases have.
+    """
+    params = parse(line)
+    try:
+        return op.problem(params, np.random.default_rng(zlib.crc32(line.encode())))
+    except KeyError as error:
+        raise ValueError(
+            f"case {line!r} lacks {error}, which cases of its operator have"
+        ) from error
 
 
 def pair(value: Any) -> tuple[int, int]:
