@@ -106,8 +106,9 @@ def conv2d(
         (without gradients: of those with a bias, for else a norm follows) are computed when first
         used, so that a :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
         Under :func:`fastnn.no_grad` what the kernels make of the weight stays with it until it
-        changes. Cost: 2 N OC OH OW KH KW C / groups flops in each of the forward pass and the two
-        gradients.
+        changes. A number that is not finite may reach outputs beside its windows (Winograd's algorithm)
+        and of neighbouring groups (small ones are taken together). Cost: 2 N OC OH OW KH KW C / groups
+        flops in each of the forward pass and the two gradients.
 
     References:
         LeCun et al., "Gradient-based learning applied to document recognition", 1998.
