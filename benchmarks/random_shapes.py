@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from fastnn import cli
+from fastnn.bench import Row, format_row
 
 MOST_FLOPS = 5e9
 
@@ -54,12 +55,10 @@ def main() -> int:
     code = cli.main(["bench", "conv2d", *cases, "--json", str(own.json), *options])
     if code:
         return code
-    rows = [row for row in json.loads(own.json.read_text())["rows"] if row["peers"]]
-    rows.sort(key=lambda row: min(row["peers"].values()) / row["seconds"])
+    rows = [Row(**row) for row in json.loads(own.json.read_text())["rows"] if row["peers"]]
     print("lowest:")
-    for row in rows[:20]:
-        ratio = min(row["peers"].values()) / row["seconds"]
-        print(f"{ratio:.2f}  {row['seconds'] * 1e3:8.3f} ms  {row['part']:<9} {row['case']}")
+    for row in sorted(rows, key=lambda row: row.ratio)[:20]:
+        print(format_row(row))
     return 0
 
 

@@ -25,10 +25,9 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packe
         const T* from = w + ((o * p.KH + taps.kh[t]) * p.KW + taps.kw[t]) * ic + block * NR;
         for (int64_t n = 0; n < width; n += LANES) {
           const int used = static_cast<int>(clamp(left - n, 0, LANES));
-          vfloat row = load_any(from + n, used);
-          if (kStep<P> == 2)
-            row = paired(row, o + 1 < oc ? load_any(from + next + n, used) : vfloat{});
-          store(reinterpret_cast<float*>(to + n * kStep<P>), row);
+          vfloat row[1];
+          load_columns(from + n, next, o + 1 < oc, used, row, P{});
+          store(reinterpret_cast<float*>(to + n * kStep<P>), row[0]);
         }
       }
   });
@@ -54,16 +53,12 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   });
 }
 
-int64_t groups_together(const ConvParams& p) {
-  const int64_t step = p.dtype == DType::float32 ? 1 : kStep<Operand<bfloat16>>;
-  const int64_t taps = ceil_div(p.KH, p.stride_h) * ceil_div(p.KW, p.stride_w);  // of a phase
-  return groups_together(p, p.group_inputs(), p.group_outputs(), taps, step);
-}
-
 void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& epilogue,
                    void* grad_input) {
   if (is_grouped(p)) return grouped_backward_data(p, g, w, epilogue, grad_input);
-  if (const int64_t together = groups_together(p); together > 1) {
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  const int64_t taps = ceil_div(p.KH, p.stride_h) * ceil_div(p.KW, p.stride_w);  // of a phase
+  if (const int64_t together = groups_together(p, ic, oc, taps); together > 1) {
     const JoinedGroups joined(p, together, p.dtype);
     joined.spread(w);
     return backward_data(joined.p, g, joined.weight(), epilogue, grad_input);

@@ -68,15 +68,11 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   run_grid<T, P>(grid);
 }
 
-int64_t groups_together(const ConvParams& p) {
-  const int64_t step = p.dtype == DType::float32 ? 1 : kStep<Operand<bfloat16>>;
-  return groups_together(p, p.group_outputs(), p.group_inputs(), p.KH * p.KW, step);
-}
-
 void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& epilogue,
              void* y) {
   if (is_grouped(p)) return grouped_forward(p, x, w, epilogue, y);
-  if (const int64_t together = groups_together(p); together > 1) {
+  const int64_t ic = p.group_inputs(), oc = p.group_outputs();
+  if (const int64_t together = groups_together(p, oc, ic, p.KH * p.KW); together > 1) {
     const JoinedGroups joined(p, together, p.dtype);
     joined.spread(w);
     return forward(joined.p, x, joined.weight(), epilogue, y);

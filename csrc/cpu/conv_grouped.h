@@ -13,7 +13,7 @@ constexpr int64_t kGroupedRows = 7;  // of a kernel, at most
 // than pixels pay for, nor where pairs fill the product kernels.
 FASTNN_INLINE bool is_grouped(const ConvParams& p, bool of_weight = false) {
   const int64_t G = p.group_inputs();
-  const bool pairs = p.dtype == DType::bfloat16 && kStep<Operand<bfloat16>> == 2;
+  const bool pairs = step_of(p.dtype) == 2;
   const bool many = p.N * p.OH * p.OW >= 2 * p.KH * p.KW * G;
   const bool here = G == 2 || G == 4 || G == 8 || (G == 16 && (many || !of_weight)) ||
                     (G == 32 && many && (of_weight || !pairs));

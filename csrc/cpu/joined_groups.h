@@ -21,12 +21,11 @@ inline int64_t groups_together(const ConvParams& p, int64_t inputs, int64_t outp
 
 // How many, for a product of `depth` values under each tap by `columns` of each group: a tile of
 // MR rows takes some 60 cycles, and for each tap 14 and 10 or 14 for a step of one or two vectors.
-inline int64_t groups_together(const ConvParams& p, int64_t columns, int64_t depth, int64_t taps,
-                               int64_t step) {
+inline int64_t groups_together(const ConvParams& p, int64_t columns, int64_t depth, int64_t taps) {
   int64_t together = 1, least = 0;
   for (int64_t j = 1; j <= 2 * LANES && j <= p.groups; ++j) {
     if (p.groups % j != 0) continue;
-    const int64_t steps = ceil_div(j * depth, step), rest = j * columns % (2 * LANES);
+    const int64_t steps = ceil_div(j * depth, step_of(p.dtype)), rest = j * columns % (2 * LANES);
     const auto tile = [&](int64_t cycles) { return 60 + taps * (14 + steps * cycles); };
     const int64_t cost = j * columns / (2 * LANES) * tile(14) + (rest > LANES ? tile(14)
                                                                  : rest > 0   ? tile(10)

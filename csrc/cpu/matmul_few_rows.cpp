@@ -22,20 +22,6 @@ constexpr int64_t kTaskRows = 2 * LANES;  // of w, of a w^T
 constexpr int kDeep = 8;                  // rows of w at a time, of a w
 constexpr int64_t kSums = 8192;           // of a task, of a w
 
-// a as [piece][row][depth], rows padded to whole groups and all of it with zeros.
-template <class T, class P>
-void spread(const MatmulParams& p, const T* a, int64_t rows, int64_t depth, P* to) {
-  parallel_for(ceil_div(p.inner, depth), [&](int64_t piece) {
-    const int64_t from = piece * depth, count = at_most(p.inner - from, depth);
-    P* const out = to + piece * rows * depth;
-    for (int64_t r = 0; r < rows; ++r)
-      vector_loop(0, depth, [&](int64_t i, int) FASTNN_INLINED {
-        const int n = r < p.rows && i < count ? static_cast<int>(at_most(count - i, LANES)) : 0;
-        store_any(out + r * depth + i, load_any(a + r * p.inner + from + i, n), LANES);
-      });
-  });
-}
-
 // sums[r][s] += a piece of row r of a times that of row s of w, for R of the one and LANES / R of
 // the other; `first`: = instead. Brings as much of F rows from `next` on.
 template <int R, int F, class P, class T>

@@ -28,30 +28,6 @@ constexpr int64_t kDepth = 2 * kWide * kStep<P>;
 template <class T>
 constexpr int64_t kLine = 64 / int64_t{sizeof(T)};
 
-template <class P, class T>
-void copy_rows(const MatmulParams& p, const T* a, P* to) {
-  parallel_for(ceil_div(p.inner, kDepth<P>), [&](int64_t piece) {
-    const int64_t from = piece * kDepth<P>, count = at_most(p.inner - from, kDepth<P>);
-    P* out = to + from * p.rows;
-    for (int64_t r = 0; r < p.rows; ++r, out += kDepth<P>) {
-      vector_loop(0, count, [&](int64_t i, int n) {
-        store_any(out + i, load_any(a + r * p.inner + from + i, n), n);
-      });
-      if (count % kStep<P>) from_float(out[count], 0.0f);  // the rest of a pair
-    }
-  });
-}
-
-// A step of the reduction in n columns, with zeros behind them.
-template <class T>
-FASTNN_INLINE void copy_step(const T* row, const T*, int n, float* to) {
-  store(to, load_any(row, n));
-}
-FASTNN_INLINE void copy_step(const bfloat16* row, const bfloat16* next, int n, bfloat16* to) {
-  const vfloat second = next ? load_any(next, n) : vfloat{};
-  store(reinterpret_cast<float*>(to), paired(load_any(row, n), second));
-}
-
 // Where vector v of a task's columns begins in a packed piece, and how wide its block is.
 template <class P>
 FASTNN_INLINE P* packed_vector(P* packed, int64_t v) {
@@ -89,8 +65,10 @@ struct ByRow {
     const T* row = w + k * all_columns + column;
     for (int64_t i = 0; i < count; i += kStep<P>, row += kStep<P> * all_columns)
       vector_loop(0, columns, [&](int64_t v, int n) FASTNN_INLINED {
-        const T* const next = i + 1 < count ? row + all_columns + v : nullptr;
-        copy_step(row + v, next, n, packed_vector(to, v) + i * packed_width(columns, v));
+        vfloat step[1];
+        load_columns(row + v, all_columns, i + 1 < count, n, step, P{});
+        P* const out = packed_vector(to, v) + i * packed_width(columns, v);
+        store(reinterpret_cast<float*>(out), step[0]);
       });
   }
   Ahead ahead(int64_t k, int64_t column, int64_t call) const {
@@ -102,13 +80,22 @@ struct ByRow {
 template <class T, class P>
 constexpr int64_t kCalls = kDepth<P> / kLine<T>;
 
+// sums (+)= m rows of a tile.
+FASTNN_INLINE void add_tile(const float* tile, int m, int vectors, bool add, float* sums) {
+  for (int i = 0; i < m; ++i, sums += kWide)
+    for (int v = 0; v < vectors; ++v, tile += LANES) {
+      const vfloat product = load(tile);
+      store(sums + v * LANES, add ? load(sums + v * LANES) + product : product);
+    }
+}
+
 template <class T, class Matrix>
 void multiply(const MatmulParams& p, const T* a, const Matrix& w, const float* bias, T* out) {
   using P = Operand<T>;
   const int64_t pieces = ceil_div(p.inner, kDepth<P>), tasks = ceil_div(p.columns, kWide);
   Workspace room(pieces * p.rows * kDepth<P> * int64_t{sizeof(P)});
   P* const rows = reinterpret_cast<P*>(room.floats());
-  copy_rows(p, a, rows);
+  spread(p, a, p.rows, kDepth<P>, rows);
   const int block_m = even_block(p.rows);
   parallel_for_dynamic(tasks, [&](int64_t task) {
     constexpr int64_t packed_size = kWide * kDepth<P> * int64_t{sizeof(P)};
@@ -134,22 +121,15 @@ void multiply(const MatmulParams& p, const T* a, const Matrix& w, const float* b
           Kernels<P>::product[m - 1][vectors - 1](
               at, terms, packed_vector(packed, column), tile,
               call < kCalls<T, P> ? w.ahead(next_k, next_first, call) : Ahead::nothing(tile));
-          for (int i = 0; i < m; ++i)
-            for (int64_t v = 0; v < vectors; ++v) {
-              float* const sum = sums + (r + i) * kWide + column + v * LANES;
-              vfloat total = load(tile + (i * vectors + v) * LANES);
-              if (piece > 0) total += load(sum);
-              if (!last) {
-                store(sum, total);
-                continue;
-              }
-              const int64_t to = first + column + v * LANES;
-              const int n = static_cast<int>(at_most(p.columns - to, LANES));
-              if (bias) total += load_any(bias + to, n);
-              store_any(out + (r + i) * p.columns + to, total, n);
-            }
+          add_tile(tile, m, vectors, piece > 0, sums + r * kWide + column);
         }
     }
+    for (int64_t r = 0; r < p.rows; ++r)
+      vector_loop(0, columns, [&](int64_t i, int n) {
+        const vfloat sum = load(sums + r * kWide + i);
+        store_any(out + r * p.columns + first + i, bias ? sum + load_any(bias + first + i, n) : sum,
+                  n);
+      });
   });
 }
 
@@ -170,13 +150,13 @@ constexpr int64_t kLarge = 256 << 10, kVeryLarge = 4 << 20;  // numbers of w
 // Adding rows of pairs takes a multiplication per two loads: packed pieces are faster from fewer
 // rows on.
 FASTNN_INLINE bool is_few(const MatmulParams& p, bool turned) {
-  const bool pairs = p.dtype == DType::bfloat16 && kStep<Operand<bfloat16>> == 2;
-  return p.rows <= (turned && pairs ? kVeryFewRows : kFewRows);
+  return p.rows <= (turned && step_of(p.dtype) == 2 ? kVeryFewRows : kFewRows);
 }
 
 bool takes(const MatmulParams& p, bool turned) {
   const int64_t size = p.inner * p.columns;
-  if (p.columns < LANES || (!turned && p.inner % 2 != 0 && !is_few(p, turned))) return false;
+  if (p.columns < LANES) return false;
+  if (!turned && p.inner % 2 != 0 && !is_few(p, turned)) return false;  // pairs are turned whole
   if (p.rows <= (turned ? kVeryFewRows / 2 : kVeryFewRows)) return true;
   if (p.rows <= kFewRows) return size >= kLarge;
   return p.rows <= kSomeRows && size >= (turned ? 2 * kLarge : kVeryLarge);

@@ -301,6 +301,7 @@ FASTNN_INLINE vint pick_rows(const Block& x, int64_t C, bool largest) {
   }
   return at;
 }
+
 template <class T>
 void pick_typed(const PickParams& p) {
   const T* const input = static_cast<const T*>(p.input);

@@ -373,6 +373,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from fastnn import verify
     from fastnn.bench import (
         Options,
         bench,
@@ -384,6 +385,7 @@ def _bench(args: argparse.Namespace) -> int:
         summaries,
     )
     from fastnn.io import atomic_write
+    from fastnn.reference.case import build
 
     def listed(text: str) -> tuple[str, ...]:
         return () if text == "none" else tuple(text.split(","))
@@ -399,7 +401,10 @@ def _bench(args: argparse.Namespace) -> int:
         args.device, tuple(args.case),
     )  # fmt: skip
     fastnn.device.index_of(args.device)
-    chosen(args.suites, args.case)  # a wrong name is refused before the minutes of measuring
+    # A wrong name or case is refused before the minutes of measuring.
+    chosen(args.suites, args.case)
+    for line in args.case:
+        build(verify.operators()[args.suites[0]], line)
     for peer in options.missing():
         print(f"{peer} is not installed, or its ONNX exporter is not: it is not timed")
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,9 @@ using Operand = float;
 #endif
 template <class P>
 constexpr int64_t kStep = static_cast<int64_t>(sizeof(float) / sizeof(P));
+FASTNN_INLINE int64_t step_of(DType dtype) {
+  return dtype == DType::bfloat16 ? kStep<Operand<bfloat16>> : 1;
+}
 
 // One step in all lanes, two in turns, and LANES steps; of the first n values, the rest zeros. A
 // last argument tells the type that is multiplied.
@@ -86,10 +89,10 @@ FASTNN_INLINE vfloat load_pixel(const bfloat16* p, bfloat16) {
 }
 #endif
 
-// For sums over pixels: V vectors of the columns of a pixel, or of it and the next one, `next`
-// values on, in pairs (`both`: there is one); of the last vector, n columns if V is 1. Two vectors
-// of pairs are made by interleaving, which leaves every other four columns in each: in_order()
-// gives the vectors of sums that were added over them.
+// For sums over pixels, or rows of a matrix: V vectors of the columns of a pixel, or of it and the
+// next one, `next` values on, in pairs (`both`: there is one); of the last vector, n columns if V
+// is 1. Two vectors of pairs are made by interleaving, which leaves every other four columns in
+// each: in_order() gives the vectors of sums that were added over them.
 template <int V, class T>
 FASTNN_INLINE void load_columns(const T* x, int64_t, bool, int n, vfloat (&column)[V], float) {
 #pragma GCC unroll 2

@@ -108,8 +108,8 @@ def _all(
             where = networks if options.device == "cpu" else networks_gpu
             yield from getattr(where, suite)(peaks, options)
         for name, op in operators:
-            cases = options.cases or dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench)
-            for case in list(cases)[: 1 if options.quick and not options.cases else None]:
+            table = tuple(dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench))
+            for case in options.cases or table[: 1 if options.quick else None]:
                 for dtype in options.dtypes:
                     typed = case + ("_bf16" if dtype == "bfloat16" else "_f32")
                     if options.wants(name, typed):
@@ -132,8 +132,6 @@ def chosen(
             "bench: --case expects one operator that it is a case of, such as conv2d, got "
             f"{' '.join(suites) or 'none'}"
         )
-    for case in cases:
-        build(known[suites[0]][1], case)  # a wrong line is refused before any is measured
     found: list[tuple[str, list[tuple[str, Op]]]] = []
     wanted = list(every) if not suites or "all" in suites else suites
     for name in wanted:
