@@ -164,6 +164,32 @@ def test_absurd_sizes_are_a_memory_error_and_the_process_lives_on(sizes):
     assert fastnn.zeros(3).tolist() == [0, 0, 0]
 
 
+def test_memory_that_runs_out_in_a_thread_of_a_kernel_is_a_memory_error():
+    """Each thread packs its matrices: with more and more memory, the result, then that, then all."""
+    pytest.importorskip("resource")
+    code = """
+import re, resource
+import fastnn
+fastnn.set_num_threads(2)
+a, b = fastnn.ones(8, 512, 1024), fastnn.ones(8, 1024, 512)
+(a[:, :2] @ b[:, :, :2]).sum()  # threads are there
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+asked = set()
+for quarters in range(256):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (quarters << 18), hard))
+    try:
+        out = a @ b
+        break
+    except MemoryError as error:
+        asked.add(int(re.search(r"cannot allocate (\\d+) bytes", str(error))[1]))
+assert out[7, 511, 511].item() == 1024
+assert min(asked) < max(asked) == 8 * 512 * 512 * 4, asked
+"""
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
+
+
 def test_negative_and_fractional_sizes_are_refused():
     with pytest.raises(ValueError, match=r"zeros: expected sizes >= 0, got shape \(2, -1\)"):
         fastnn.zeros(2, -1)

@@ -1,5 +1,5 @@
 // Exceptions and check(): every message is "<public name>: expected ..., got ...", built only on
-// failure, and thrown only above the kernels.
+// failure. Kernels throw nothing but MemoryError, of memory to work in.
 #pragma once
 
 #include <cstdint>

@@ -8,8 +8,10 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <thread>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -70,6 +72,26 @@ int threads_for(int64_t chunks) {
   return static_cast<int>(chunks < allowed ? chunks : allowed);
 }
 
+// No exception may leave a parallel region: the first one is kept for the thread that entered it.
+class Failure {
+ public:
+  template <class Body>
+  void keep_from(const Body& body) {
+    try {
+      body();
+    } catch (...) {
+      if (!failed_.exchange(true)) first_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::atomic<bool> failed_{false};
+  std::exception_ptr first_;
+};
+
 void run_serial(int64_t chunks, void (*body)(void*, int64_t), void* context) {
   KernelScope scope;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) body(context, chunk);
@@ -98,6 +120,7 @@ void run_chunks(int64_t chunks, void (*body)(void*, int64_t), void* context) {
   const int threads = threads_for(chunks);
   if (threads <= 1) return run_serial(chunks, body, context);
   pool_started.store(true);
+  Failure failure;
 #pragma omp parallel num_threads(threads)
   {
     KernelScope scope;
@@ -105,10 +128,13 @@ void run_chunks(int64_t chunks, void (*body)(void*, int64_t), void* context) {
     // The runtime may grant fewer threads than asked for.
     const int64_t team = omp_get_num_threads();
     const int64_t id = omp_get_thread_num();
-    for (int64_t chunk = chunks * id / team; chunk < chunks * (id + 1) / team; ++chunk)
-      body(context, chunk);
+    failure.keep_from([&] {
+      for (int64_t chunk = chunks * id / team; chunk < chunks * (id + 1) / team; ++chunk)
+        body(context, chunk);
+    });
     inside_region = false;
   }
+  failure.rethrow();
 }
 
 void run_chunks_dynamic(int64_t chunks, void (*body)(void*, int64_t), void* context) {
@@ -127,24 +153,29 @@ void run_chunks_dynamic(int64_t chunks, void (*body)(void*, int64_t), void* cont
     ranges[i].next.store(chunks * i / count, std::memory_order_relaxed);
     ranges[i].end = chunks * (i + 1) / count;
   }
+  Failure failure;
 #pragma omp parallel num_threads(threads)
   {
     KernelScope scope;
     inside_region = true;
     const int id = omp_get_thread_num();
-    for (int i = 0; i < count; ++i) {
-      Range& range = ranges[(id + i) % count];
-      for (int64_t chunk; (chunk = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
-        body(context, chunk);
-    }
+    failure.keep_from([&] {
+      for (int i = 0; i < count; ++i) {
+        Range& range = ranges[(id + i) % count];
+        for (int64_t chunk;
+             (chunk = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+          body(context, chunk);
+      }
+    });
     inside_region = false;
   }
+  failure.rethrow();
 }
 
 void* thread_scratch(int64_t bytes, int slot) {
   static thread_local Scratch scratch;
   if (scratch.bytes[slot] < bytes) {
-    std::free(scratch.data[slot]);
+    std::free(std::exchange(scratch.data[slot], nullptr));
     scratch.bytes[slot] = 0;
     // Panels are walked in strides of a page and more: offer huge pages from a quarter of one on.
     const int64_t page = bytes >= (1 << 19) ? 1 << 21 : 4096;
@@ -155,9 +186,8 @@ void* thread_scratch(int64_t bytes, int slot) {
     if (page > 4096 && scratch.data[slot])
       madvise(scratch.data[slot], static_cast<size_t>(rounded), MADV_HUGEPAGE);
 #endif
-    // Kernels cannot unwind; scratch is bounded by cache sizes, so failing here means the process
-    // is out of memory for good.
-    if (!scratch.data[slot]) std::abort();
+    if (!scratch.data[slot])
+      throw MemoryError(text("cannot allocate ", rounded, " bytes of scratch memory"));
     scratch.bytes[slot] = rounded;
   }
   return scratch.data[slot];

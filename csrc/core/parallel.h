@@ -17,7 +17,8 @@ void set_num_threads(int count);
 void set_serial(bool serial);
 
 // Runs body(context, chunk) for chunk in [0, chunks), in parallel where more than one thread is
-// allowed. Chunks are dealt in contiguous, fixed ranges. Body must not throw.
+// allowed. Chunks are dealt in contiguous, fixed ranges. If bodies throw (memory that a kernel
+// works in may run out), the first exception reaches the caller once all threads are done.
 void run_chunks(int64_t chunks, void (*body)(void* context, int64_t chunk), void* context);
 
 // As run_chunks, but a thread that has done its range takes chunks of the others': for chunks of

@@ -4,9 +4,10 @@
 // Tasks are output (or input) rows (conv_rows.h), worked through seven or eight outputs at a time,
 // all their channels before the next: every input loaded serves all outputs it reaches (3.8 loads
 // for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
-// columns. Vectors of bfloat16 go in twos, a cache line. Dilated columns and rare widths take a
-// loop with a load for every multiply-add. The weight's gradient walks the channels of a strip of
-// rows, its sums in registers; chunks of rows are added in order.
+// columns. Vectors of bfloat16 go in twos, a cache line. Taps of wide kernels are added four at a
+// time; of a dilated one, outputs that share inputs make rows of their own, without gaps. Strides
+// above 2 take a loop with a load for every multiply-add. The weight's gradient walks the channels
+// of a strip of rows, its sums in registers; chunks of rows are added in order.
 #include "core/allocator.h"
 #include "cpu/conv_rows.h"
 #include "cpu/conv_weight.h"
@@ -21,30 +22,59 @@ constexpr int kLine = LANES == 16 && sizeof(T) == 2 ? 2 : 1;
 // Of a weight's gradient: what a strip of rows may take, and pixels to a chunk at least.
 constexpr int64_t kStripBytes = 192 << 10, kChunkPixels = 64;
 
-// Outputs i to i + B - 1, V vectors of channels from c on; bit j of `there`: whether input column j
-// under them is.
+// Adds KW taps of a row to outputs i to i + B - 1: `in` is the first column they read, `w` the
+// first tap; bit j of `there`: whether column j is.
 template <bool Checked, int B, int KW, int S, int V, class T>
-FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, uint32_t there, int64_t c,
-                                   int lanes) {
+FASTNN_INLINE void add_taps(const T* in, int64_t pitch, const float* w, int64_t next_vector,
+                            uint32_t there, int lanes, vfloat (&sum)[B][V]) {
+  vfloat weight[V][KW];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v)
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k) weight[v][k] = load(w + v * next_vector + k * LANES);
+#pragma GCC unroll 32
+  for (int j = 0; j < (B - 1) * S + KW; ++j, in += pitch) {
+    if (Checked && !(there >> j & 1)) continue;
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const vfloat x = load_any(in + v * LANES, lanes);
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b)
+        if (j - b * S >= 0 && j - b * S < KW) sum[b][v] += x * weight[v][j - b * S];
+    }
+  }
+}
+
+// Outputs i to i + B - 1, V vectors of channels from c on, of KW taps; or, if KW is 0, of any
+// number of them, four at a time.
+template <bool Checked, int B, int KW, int S, int V, class T>
+FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t taps, int64_t i, uint32_t there,
+                                   int64_t c, int lanes) {
   vfloat sum[B][V] = {};
-  const int64_t first = i * S + d.start, C = d.C;
+  const int64_t first = i * S + d.start, pitch = d.pitch, next = d.w_next_vector;
   bring_next<B, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
-    vfloat w[V][KW];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v)
-#pragma GCC unroll 8
-      for (int k = 0; k < KW; ++k) w[v][k] = load(d.weights(r, c + v * LANES) + k * LANES);
-    const T* in = d.inputs(r, first * C + c);
-#pragma GCC unroll 32
-    for (int j = 0; j < (B - 1) * S + KW; ++j, in += C) {
-      if (Checked && !(there >> j & 1)) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        const vfloat x = load_any(in + v * LANES, lanes);
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b)
-          if (j - b * S >= 0 && j - b * S < KW) sum[b][v] += x * w[v][j - b * S];
+    const float* w = d.weights(r, c);
+    const T* in = d.inputs(r, first * pitch + c);
+    if constexpr (KW > 0) {
+      add_taps<Checked, B, KW, S>(in, pitch, w, next, there, lanes, sum);
+      continue;
+    }
+    for (int64_t tap = 0; tap < taps; tap += 4, in += 4 * pitch, w += 4 * LANES) {
+      const uint32_t some =
+          Checked ? columns_there(first + tap, (B - 1) * S + 4, d.width) : ~uint32_t{};
+      switch (taps - tap) {
+        case 1:
+          add_taps<Checked, B, 1, S>(in, pitch, w, next, some, lanes, sum);
+          break;
+        case 2:
+          add_taps<Checked, B, 2, S>(in, pitch, w, next, some, lanes, sum);
+          break;
+        case 3:
+          add_taps<Checked, B, 3, S>(in, pitch, w, next, some, lanes, sum);
+          break;
+        default:
+          add_taps<Checked, B, 4, S>(in, pitch, w, next, some, lanes, sum);
       }
     }
   }
@@ -55,85 +85,129 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t i, uint32_t t
 // walked before the next one: memory is then read and written in order, which the hardware's
 // prefetchers need.
 template <int B, int KW, int S, class T>
-FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count) {
+FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count, int64_t taps) {
   constexpr int V = kLine<T>, kInputs = (B - 1) * S + KW;
   const int64_t outputs = rows->outputs;
   for (int64_t next = 0; next < outputs; next += B) {
-    const int64_t i = next < outputs - B ? next : outputs - B;
-    const uint32_t there = columns_there(i * S + rows->start, kInputs, rows->width);
-    const bool inside = B > 4 && there == columns_there(0, kInputs, kInputs);
+    const int64_t i = next < outputs - B ? next : outputs - B, first = i * S + rows->start;
+    const uint32_t there = columns_there(first, kInputs, rows->width);
+    const bool inside = B > 4 && (KW ? there == columns_there(0, kInputs, kInputs)
+                                     : first >= 0 && first + (B - 1) * S + taps <= rows->width);
     for (int row = 0; row < count; ++row) {
       const ChannelRow<T> d = rows[row];  // a copy, in registers: no store may change it
       int64_t c = 0;
       for (; c + V * LANES <= d.C; c += V * LANES)
         if (inside)
-          depthwise_block<B <= 4, B, KW, S, V>(d, i, there, c, LANES);
+          depthwise_block<B <= 4, B, KW, S, V>(d, taps, i, there, c, LANES);
         else
-          depthwise_block<true, B, KW, S, V>(d, i, there, c, LANES);
+          depthwise_block<true, B, KW, S, V>(d, taps, i, there, c, LANES);
       if (c == d.C) continue;
       const ChannelRow<T>& again = rows[row];  // d itself would have to be in memory for a call
-      vector_loop(c, again.C, [&again, i, there](int64_t at, int lanes) {
-        depthwise_block<true, B, KW, S, 1>(again, i, there, at, lanes);
+      vector_loop(c, again.C, [&again, taps, i, there](int64_t at, int lanes) {
+        depthwise_block<true, B, KW, S, 1>(again, taps, i, there, at, lanes);
       });
     }
   }
 }
 template <int KW, int S, class T>
-void depthwise_rows(const ChannelRow<T>* rows, int count) {
+void depthwise_rows(const ChannelRow<T>* rows, int count, int64_t taps) {
   const int64_t outputs = rows->outputs;
-  if constexpr (KW <= 5) {  // what a wider kernel leaves registers for is four outputs
-    if (outputs % 8 == 0) return depthwise_blocks<8, KW, S>(rows, count);
-    if (outputs >= 7) return depthwise_blocks<7, KW, S>(rows, count);
-  }
-  if (outputs >= 4) return depthwise_blocks<4, KW, S>(rows, count);
-  depthwise_blocks<1, KW, S>(rows, count);
+  if (outputs >= 7 && outputs % 8) return depthwise_blocks<7, KW, S>(rows, count, taps);
+  if (outputs >= 7) return depthwise_blocks<8, KW, S>(rows, count, taps);
+  if (outputs >= 4) return depthwise_blocks<4, KW, S>(rows, count, taps);
+  depthwise_blocks<1, KW, S>(rows, count, taps);
 }
 
-// Any width, stride and dilation: a load for every multiply-add.
-template <int B, class T>
-FASTNN_INLINE void any_block(const ChannelRow<T>& d, int64_t taps, int64_t S, int64_t i, int64_t c,
+// Strides above 2, whose taps share little: a load for every multiply-add.
+template <bool Checked, int B, int V, class T>
+FASTNN_INLINE void far_block(const ChannelRow<T>& d, int64_t taps, int64_t S, int64_t i, int64_t c,
                              int lanes) {
-  vfloat sum[B][1] = {};
-  const int64_t begin = i * S + d.start, end = begin + (B - 1) * S + (taps - 1) * d.gap;
-  const bool inside = begin >= 0 && end < d.width;
+  vfloat sum[B][V] = {};
+  const int64_t pitch = d.pitch, first = i * S + d.start;
   for (int64_t r = 0; r < d.rows; ++r)
     for (int64_t tap = 0; tap < taps; ++tap) {
-      const vfloat w = load(d.weights(r, c) + tap * LANES);
-      int64_t column = begin + tap * d.gap;
-#pragma GCC unroll 8
-      for (int b = 0; b < B; ++b, column += S)
-        if (inside || (column >= 0 && column < d.width))
-          sum[b][0] += load_any(d.inputs(r, column * d.C + c), lanes) * w;
+      const T* const in = d.inputs(r, (first + tap) * pitch + c);
+      uint32_t there = 0;
+      if (Checked)
+        for (int b = 0; b < B; ++b) there |= columns_there(first + tap + b * S, 1, d.width) << b;
+      add_taps<Checked, B, 1, 1>(in, S * pitch, d.weights(r, c) + tap * LANES, d.w_next_vector,
+                                 there, lanes, sum);
     }
   finish_row(sum, d, i, c, lanes);
 }
 template <class T>
-void any_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
-  constexpr int B = 8;
-  int64_t i = 0;
-  for (; i + B <= d.outputs; i += B)
-    vector_loop(0, d.C, [&](int64_t c, int lanes) { any_block<B>(d, taps, S, i, c, lanes); });
-  for (; i < d.outputs; ++i)
-    vector_loop(0, d.C, [&](int64_t c, int lanes) { any_block<1>(d, taps, S, i, c, lanes); });
+void far_row(const ChannelRow<T>& d, int64_t taps, int64_t S) {
+  constexpr int B = 8, V = kLine<T>;
+  for (int64_t i = 0; i < d.outputs;) {
+    const int64_t first = i * S + d.start;
+    int64_t c = 0;
+    if (i + B > d.outputs) {
+      vector_loop(0, d.C, [&, i](int64_t at, int lanes) {
+        far_block<true, 1, 1>(d, taps, S, i, at, lanes);
+      });
+      ++i;
+      continue;
+    }
+    if (first >= 0 && first + (B - 1) * S + taps <= d.width)
+      for (; c + V * LANES <= d.C; c += V * LANES) far_block<false, B, V>(d, taps, S, i, c, LANES);
+    vector_loop(c, d.C,
+                [&, i](int64_t at, int lanes) { far_block<true, B, 1>(d, taps, S, i, at, lanes); });
+    i += B;
+  }
 }
 
+// Rows whose taps are neighbours.
 template <class T>
-void run_rows(const ChannelRow<T>* rows, int count, int64_t taps, int64_t S) {
-  switch (rows->gap == 1 && S <= 2 ? taps * 2 + S : 0) {
+void run_dense(const ChannelRow<T>* rows, int count, int64_t taps, int64_t S) {
+  switch (S) {
 #define FASTNN_ROWS(KW, S) \
-  case KW * 2 + S:         \
-    return depthwise_rows<KW, S>(rows, count);
-    FASTNN_ROWS(1, 1)
-    FASTNN_ROWS(2, 1)
-    FASTNN_ROWS(3, 1)
-    FASTNN_ROWS(3, 2)
-    FASTNN_ROWS(4, 1)
-    FASTNN_ROWS(5, 1)
-    FASTNN_ROWS(5, 2)
-    FASTNN_ROWS(7, 1)
+  case KW:                 \
+    return depthwise_rows<KW, S>(rows, count, taps);
+    case 1:
+      switch (taps) {
+        FASTNN_ROWS(1, 1)
+        FASTNN_ROWS(2, 1)
+        FASTNN_ROWS(3, 1)
+        FASTNN_ROWS(4, 1)
+        FASTNN_ROWS(5, 1)
+        default:
+          return depthwise_rows<0, 1>(rows, count, taps);
+      }
+    case 2:
+      switch (taps) {
+        FASTNN_ROWS(3, 2)
+        FASTNN_ROWS(5, 2)
+        default:
+          return depthwise_rows<0, 2>(rows, count, taps);
+      }
 #undef FASTNN_ROWS
   }
-  for (int i = 0; i < count; ++i) any_row(rows[i], taps, S);
+  for (int i = 0; i < count; ++i) far_row(rows[i], taps, S);
+}
+
+// Taps `gap` columns apart: outputs whose columns leave the same remainder of `gap` make a row
+// whose taps are neighbours.
+template <class T>
+void run_rows(const ChannelRow<T>* rows, int count, int64_t taps, int64_t S) {
+  const int64_t gap = rows->gap;
+  if (gap == 1 || taps == 1) return run_dense(rows, count, taps, S);
+  const int64_t phases = steps_between(S, gap);
+  for (int64_t phase = 0; phase < phases && phase < rows->outputs; ++phase) {
+    ChannelRow<T> some[kTurns];
+    for (int i = 0; i < count; ++i) {
+      ChannelRow<T>& d = some[i] = rows[i];
+      const int64_t column = d.start + phase * S, first = (column % gap + gap) % gap;
+      d.in += first * d.C;
+      d.next += first * d.C;
+      d.pitch = gap * d.C;
+      d.start = (column - first) / gap;
+      d.width = (d.width - first + gap - 1) / gap;
+      d.outputs = (d.outputs - phase + phases - 1) / phases;
+      d.at += phase * d.step;
+      d.step *= phases;
+    }
+    run_dense(some, count, taps, phases * S / gap);
+  }
 }
 
 template <class T>
@@ -267,6 +341,8 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   if (p.dilation_w == 1) {
     if (p.KH == 3 && p.KW == 3 && p.stride_w == 1) add = weight_chunk<3, 3, 1, T>;
     if (p.KH == 3 && p.KW == 3 && p.stride_w == 2) add = weight_chunk<3, 3, 2, T>;
+    if (p.KH == 2 && p.KW == 2 && p.stride_w == 2) add = weight_chunk<2, 2, 2, T>;
+    if (p.KH == 3 && p.KW == 3 && p.stride_w == 3) add = weight_chunk<3, 3, 3, T>;
     if (p.KH == 5 && p.KW == 5 && p.stride_w == 1) add = weight_chunk<5, 5, 1, T>;
     if (p.KH == 5 && p.KW == 5 && p.stride_w == 2) add = weight_chunk<5, 5, 2, T>;
     if (p.KW == 7 && p.stride_w == 1) add = weight_chunk<1, 7, 1, T>;

@@ -128,10 +128,13 @@ inline int64_t padded_to_steps(int64_t k) {
   return steps * 2 * ceil_div(k, 2 * steps);
 }
 
-// Values of the padded rectangle under a full tile, and of its gathered taps.
+// Values of the padded rectangle under a full tile, and of its gathered taps. (Of strides of 2^30,
+// the former may not fit an integer.)
 FASTNN_INLINE int64_t padded_size(const InputTiles& t, int64_t span_h, int64_t span_w) {
-  return t.images * ((t.rows - 1) * t.in.step_h + span_h) * ((t.cols - 1) * t.in.step_w + span_w) *
-         t.in.K;
+  const auto rows = static_cast<double>((t.rows - 1) * t.in.step_h + span_h);
+  const auto cols = static_cast<double>((t.cols - 1) * t.in.step_w + span_w);
+  const double size = rows * cols * static_cast<double>(t.images * t.in.K);
+  return size < 1e18 ? static_cast<int64_t>(size) : INT64_MAX;
 }
 FASTNN_INLINE int64_t gathered_size(const InputTiles& t) {
   return t.images * t.rows * t.cols * t.in.tap_count * t.in.K;

@@ -21,17 +21,17 @@ namespace {
 // inputs outside [0, width) counted as zero.
 template <class T, class P = float>
 struct ChannelRow {
-  const T* in;       // of row 0, pixels C apart
+  const T* in;       // of row 0, pixels `pitch` apart
   int64_t next_row;  // from one row to the next one
   const P* w;        // of row 0 and the first vector of channels, (tap, k) LANES apart
   int64_t w_next_row, w_next_vector;
-  int64_t rows, gap, width, start, outputs, C;
+  int64_t pitch, rows, gap, width, start, outputs, C;
   const ConvEpilogue* e;
   T* y;
   Route route;
   int64_t at, step;  // of output 0 in y; distance of the next
   // Rows that the next task reads for the first time, brought meanwhile.
-  int64_t new_rows;
+  int64_t new_rows, new_next_row;
   const T* next;
 
   FASTNN_INLINED inline const T* inputs(int64_t r, int64_t c) const {
@@ -76,11 +76,11 @@ FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>&
 // Prefetches what outputs i to i + count - 1 of the next task read first.
 template <int N, int S, class T, class P>
 FASTNN_INLINE void bring_next(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
-  const T* from = d.next + i * S * d.C + c;
-  const int64_t next_row = (d.width - N * S) * d.C;
-  for (int64_t r = 0; r < d.new_rows; ++r, from += next_row)
-#pragma GCC unroll 8
-    for (int j = 0; j < N * S; ++j, from += d.C) __builtin_prefetch(from, 0, 2);
+  for (int64_t r = 0; r < d.new_rows; ++r) {
+    const T* from = d.next + r * d.new_next_row + i * S * d.pitch + c;
+#pragma GCC unroll 16
+    for (int j = 0; j < N * S; ++j, from += d.pitch) __builtin_prefetch(from, 0, 2);
+  }
 }
 
 FASTNN_INLINE int64_t turned_size(int64_t C, int64_t taps, int64_t G) {
@@ -109,7 +109,7 @@ void turn_channels(const T* w, int64_t C, int64_t rows, P* turned) {
 // whose blocks of outputs take turns, so that the inputs that they share are still in L1; single
 // ones where there are few for each thread. (There, to give each thread the channels whose weights
 // it has turned costs up to four times as much: prefetchers fetch the lines of both.)
-constexpr int64_t kTurns = 4;
+constexpr int64_t kTurns = 4, kNearBytes = 8 << 20;
 template <class Body>
 void each_strip(int64_t images, int64_t H, const Body& body) {
   const int64_t turns = images * H < 4 * kTurns * get_num_threads() ? 1 : kTurns;
@@ -129,6 +129,8 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   P* const turned = reinterpret_cast<P*>(room.floats());
   turn_channels(w, C, taps * G, turned);
   const Route route = route_to(y, kCachedOfProducts);
+  // With a stride, prefetching what a cache holds costs more than it hides.
+  const bool near = p.stride_w > 1 && p.N * p.H * p.W * C * int64_t{sizeof(T)} <= kNearBytes;
   each_strip(p.N, p.OH, [&](int64_t n, int64_t begin, int64_t end) {
     const T* const image = x + n * p.H * p.W * C;
     ChannelRow<T, P> rows[kTurns];
@@ -140,6 +142,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       d.next_row = p.dilation_h * p.W * C;
       d.w_next_row = kernel_row;
       d.w_next_vector = taps * G * LANES;
+      d.pitch = C;
       d.rows = 0;
       d.gap = p.dilation_w;
       d.width = p.W;
@@ -151,7 +154,8 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       d.route = route;
       d.at = (n * p.OH + oh) * p.OW * C;
       d.step = C;
-      d.new_rows = below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
+      d.new_rows = near || below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
+      d.new_next_row = p.W * C;
       d.next = image + below * p.W * C;
       for (int64_t kh = 0; kh < p.KH; ++kh) {
         const int64_t h = top + kh * p.dilation_h;
@@ -163,13 +167,23 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   });
 }
 
+// The smallest number of steps of `step` that are steps of `unit`, too.
+inline int64_t steps_between(int64_t step, int64_t unit) {
+  int64_t a = step, divisor = unit;
+  while (a % divisor) {
+    const int64_t rest = a % divisor;
+    a = divisor;
+    divisor = rest;
+  }
+  return unit / divisor;
+}
+
 // The taps of a kernel, along one axis, that reach the inputs of one phase of the stride: from the
 // last on, every `every`th, so that the outputs they read ascend, `gap` apart, from `start` on.
 struct PhaseTaps {
-  int64_t last = 0, every = 1, count = 0, start = 0, gap;
-  PhaseTaps(int64_t phase, int64_t taps, int64_t pad, int64_t dilation, int64_t stride) {
-    while (every * dilation % stride) ++every;
-    gap = every * dilation / stride;
+  int64_t last = 0, every, count = 0, start = 0, gap;
+  PhaseTaps(int64_t phase, int64_t taps, int64_t pad, int64_t dilation, int64_t stride)
+      : every(steps_between(dilation, stride)), gap(every * dilation / stride) {
     for (int64_t tap = taps - 1; tap >= 0; --tap) {
       const int64_t shifted = phase + pad - tap * dilation;
       if (shifted % stride) continue;
@@ -217,12 +231,13 @@ template <class P, class T, class Run>
 void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& e,
                     T* grad_input, const Run& run) {
   const int64_t C = p.C, G = p.group_inputs(), S = p.stride_w, taps = p.KH * p.KW;
+  const int64_t phases = S < p.W ? S : p.W;
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
   Workspace all(G == 1 ? turned_size(C, taps, 1) * int64_t{sizeof(float)} : 0);
   if (G == 1) turn_channels(w, C, taps, all.floats());
   int64_t turned_taps = 0;
-  for (int64_t phase = 0; phase < S; ++phase) {
+  for (int64_t phase = 0; phase < phases; ++phase) {
     const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
     P* const of_phase = turned + turned_size(C, turned_taps, G);
     if constexpr (kStep<P> == 1) {
@@ -234,7 +249,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
   const Route route = route_to(grad_input, kCachedOfProducts);
   each_strip(p.N, p.H, [&](int64_t n, int64_t begin, int64_t end) {
     int64_t taps_before = 0;
-    for (int64_t phase = 0; phase < S && phase < p.W; ++phase) {
+    for (int64_t phase = 0; phase < phases; ++phase) {
       const PhaseTaps across(phase, p.KW, p.pad_left, p.dilation_w, S);
       const P* const weights = turned + turned_size(C, taps_before, G);
       const int64_t kernel_row = across.count * G * LANES;
@@ -247,6 +262,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         d.next_row = down.gap * p.OW * C;
         d.w_next_row = -down.every * kernel_row;
         d.w_next_vector = p.KH * kernel_row;
+        d.pitch = C;
         d.rows = 0;
         d.gap = across.gap;
         d.width = p.OW;
@@ -258,7 +274,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         d.route = route;
         d.at = ((n * p.H + h) * p.W + phase) * C;
         d.step = S * C;
-        d.new_rows = 0;
+        d.new_rows = d.new_next_row = 0;
         d.next = g;
         for (int64_t t = 0; t < down.count && across.count; ++t) {
           const int64_t oh = h / p.stride_h + down.start + t * down.gap;

@@ -1,8 +1,5 @@
 #include "ops/matmul.h"
 
-#include <exception>
-#include <mutex>
-
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ops/conv.h"
@@ -44,18 +41,7 @@ void each(const Array& x, const Array& y, const Array& out, const Product& produ
     for (int64_t i = 0; i < batch; ++i) one(i);
     return;
   }
-  // Memory for packing may run out, and no exception may leave a thread.
-  std::exception_ptr failure;
-  std::mutex failing;
-  parallel_for_dynamic(batch, [&](int64_t i) {
-    try {
-      one(i);
-    } catch (...) {
-      const std::lock_guard lock(failing);
-      failure = std::current_exception();
-    }
-  });
-  if (failure) std::rethrow_exception(failure);
+  parallel_for_dynamic(batch, one);
 }
 
 Array matrices(const Array& like, int64_t rows, int64_t columns, DType dtype) {

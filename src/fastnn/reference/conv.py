@@ -256,6 +256,9 @@ _CONV = (
     "n2c96h5w6_oc96_k3p1g12_bf16", "n1c160h6w6_oc80_k3p1g10_bf16", "n2c24h7w7_oc48_k1g6_bf16",
     "n2c96h6w6_oc96_k3p1g32_nobias_bf16", "n2c512h4w5_oc512_k3p1g16_f32",
     "n2c512h4w4_oc512_k3s2p1g16_bf16",
+    # Depthwise: taps apart, four at a time, strides above 2, patches.
+    "n2c24h17w30_oc24_k5p6d3g24_f32", "n2c40h12w19_oc40_k4s2p1g40_bf16", "n1c33h14w28_oc33_k3s3g33_f32",
+    "n2c32h9w31_oc32_k3s2p2d2g32_bf16", "n1c17h12w40_oc17_k9p4g17_f32", "n2c40h8w16_oc40_k2s2g40_bf16",
     # Panels in planes of 32 channels: rows, strides, dilation, images side by side.
     "n1c288h5w20_oc40_k3p1_relu_res_bf16", "n2c256h9w15_oc33_k3s2p1_bf16",
     "n9c256h4w5_oc264_k3p1_bf16", "n1c512h7w6_oc256_k2x3p1d2_bf16", "n1c256h6w6_oc16_k3_bf16",
