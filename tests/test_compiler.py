@@ -76,6 +76,24 @@ def test_norms_and_epilogues_disappear_into_convolutions():
     assert text.count("conv2d(") == 20
 
 
+def test_relu6_disappears_into_convolutions_and_hardtanh_does_not():
+    def make(last):
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU6(),
+            nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU6(), nn.Conv2d(16, 8, 1), last,
+        )  # fmt: skip
+
+    for last, alone in ((nn.ReLU6(), 0), (nn.Hardtanh(), 1), (nn.Hardtanh(0.0, 6.0), 0)):
+        model, x = make(last), fastnn.randn(2, 3, 9, 9) * 20
+        model[5].weight.detach().mul_(20.0)
+        program = fastnn.compile(model, x)
+        assert str(program).count("activation(") == alone and "batch_norm" not in str(program)
+        with fastnn.no_grad():
+            want = model.eval()(x)
+        assert spread(program(x), want) < 2e-5
+        assert want.max().item() == (1 if alone else 6)
+
+
 def test_bottlenecks():
     model = warmed(models.resnet50(num_classes=10), (3, 32, 32))
     x = fastnn.randn(2, 3, 32, 32)

@@ -72,7 +72,20 @@ def name(t):
 
 STEP = st.tuples(
     st.sampled_from(
-        ["norm", "norm", "conv", "relu", "relu", "add", "add", "scale", "hook", "read", "write"]
+        [
+            "norm",
+            "norm",
+            "conv",
+            "relu",
+            "relu",
+            "relu6",
+            "add",
+            "add",
+            "scale",
+            "hook",
+            "read",
+            "write",
+        ]
     ),
     st.integers(0, 9),
     st.integers(0, 9),
@@ -83,6 +96,7 @@ OPERATORS = {
     "norm": lambda net, a, b: F.batch_norm(a, None, None, net.bn.weight, net.bn.bias, True),
     "conv": lambda net, a, b: net.mix(a),
     "relu": lambda net, a, b: F.relu(a),
+    "relu6": lambda net, a, b: F.relu6(a),
     "add": lambda net, a, b: a + b,
     "scale": lambda net, a, b: a * 0.5,
 }
@@ -167,6 +181,28 @@ def test_relu_is_one_operator_with_the_same_bits(relu, dtype):
     np.testing.assert_array_equal(values(fused), values(plain))
     for a, b in zip(net.gradients(fused), net.gradients(plain), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [fastnn.float32, fastnn.bfloat16])
+@pytest.mark.parametrize("relu6", [F.relu6, nn.ReLU6()], ids=["function", "module"])
+@pytest.mark.parametrize("kind", ["activation", "norm"])
+def test_relu6_is_one_operator_too(kind, relu6, dtype):
+    net = Net(dtype)
+    for layer in (net.conv, net.bn):  # many values beyond 6
+        layer.weight.detach().mul_(8.0)
+    make = getattr(net, kind)
+    fused, plain = relu6(make()), relu6(settled(make()))
+    if (
+        kind == "norm" or dtype == fastnn.float32
+    ):  # of bfloat16, the convolution is followed by a cast
+        assert (name(fused), name(plain))[1] == "relu6" and name(fused) != "relu6"
+    np.testing.assert_array_equal(values(fused), values(plain))
+    assert values(fused).max() == 6 and np.mean(values(fused) == 6) > 0.05
+    for a, b in zip(net.gradients(fused), net.gradients(plain), strict=True):
+        if dtype == fastnn.float32:
+            np.testing.assert_array_equal(a, b)
+        else:  # what bfloat16 rounds to 6 was below: the norm sees that, the output does not
+            np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
 
 
 def additions(t, z):

@@ -348,6 +348,24 @@ def test_sequences_fuse_relu_and_give_the_same_numbers(monkeypatch):
         assert np.array_equal(ours.numpy(), theirs.numpy())
 
 
+def test_sequences_fuse_relu6_too():
+    x = fastnn.randn(4, 3, 8, 8) * 9
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.BatchNorm2d(4), nn.ReLU6())
+    with no_waiting():
+        fused = net(x)
+        net.fuse = False
+        plain = net(x)
+    assert (fused.grad_fn.name, plain.grad_fn.name) == ("batch_norm", "relu6")
+    assert np.array_equal(fused.detach().numpy(), plain.detach().numpy())
+    grads = []
+    for out in (fused, plain):
+        net.zero_grad()
+        out.sum().backward()
+        grads.append([p.grad.numpy().copy() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_hooks_and_subclasses_keep_their_calls(monkeypatch):
     class Loud(nn.ReLU):
         pass

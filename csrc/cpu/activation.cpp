@@ -14,6 +14,14 @@ FASTNN_INLINE vfloat gelu_argument(vfloat v) {
   return 2.0f * kSqrt2OverPi * (v + kGeluCubic * v * v * v);
 }
 
+// Between two limits, NaN stays; and what a gradient is there: nothing at and beyond them.
+FASTNN_INLINE vfloat clamped(vfloat v, float low, float high) {
+  return vmin(set1(high), vmax(set1(low), v));
+}
+FASTNN_INLINE vfloat within(vfloat v, float low, float high, vfloat grad) {
+  return select(v <= low, vfloat{}, select(v >= high, vfloat{}, grad));
+}
+
 // y[i] = f(x[i]).
 template <class T, class F>
 void map(const T* x, T* y, int64_t count, const F& f) {
@@ -83,6 +91,10 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
     case Activation::hardswish:
       return map(x, y, count,
                  [](vfloat v) { return v * vmax(vfloat{}, vmin(set1(6.0f), v + 3.0f)) / 6.0f; });
+    case Activation::hardsigmoid:
+      return map(x, y, count, [](vfloat v) { return clamped(v + 3.0f, 0, 6) / 6.0f; });
+    case Activation::hardtanh:
+      return map(x, y, count, [=](vfloat v) { return clamped(v, a, b); });
   }
 }
 
@@ -129,6 +141,11 @@ void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T
         const vfloat inside = grad * (v / 3.0f + 0.5f);
         return select(v <= -3.0f, vfloat{}, select(v >= 3.0f, grad, inside));
       });
+    case Activation::hardsigmoid:
+      return map(g, x, grad_x, count,
+                 [](vfloat grad, vfloat v) { return within(v, -3, 3, grad / 6.0f); });
+    case Activation::hardtanh:
+      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) { return within(v, a, b, grad); });
   }
 }
 

@@ -13,7 +13,7 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
                                  T* y, Route route) {
   if (e.bias) value += load_any(e.bias + c, n);
   if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
-  if (e.relu) value = vmax(vfloat{}, value);  // NaN stays
+  if (e.relu) value = vmin(set1(e.relu.ceiling), vmax(vfloat{}, value));  // NaN stays
   store_any(y + at, value, n, route);
 }
 
@@ -21,7 +21,7 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
 // being one vector, of two rows whose outputs touch. What all rows share is in registers.
 template <class T>
 struct Rows {
-  vfloat bias[2] = {}, floor;
+  vfloat bias[2] = {}, floor, ceiling;
   const T* residual;
   T* y;
   Route route;
@@ -29,6 +29,7 @@ struct Rows {
   FASTNN_INLINED inline Rows(const ConvEpilogue& e, int64_t channel, int64_t count, T* to,
                              Route way)
       : floor(set1(e.relu ? 0 : -__builtin_inff())),
+        ceiling(set1(e.relu.ceiling)),
         residual(e.residual ? static_cast<const T*>(e.residual) + channel : nullptr),
         y(to + channel),
         route(way) {
@@ -40,12 +41,17 @@ struct Rows {
   FASTNN_INLINED inline auto store(vfloat low, vfloat high, int64_t at) const {
     low += bias[0], high += bias[1];
     if (residual) low += load(residual + at), high += load(residual + at + LANES);
-    return store_two(y + at, vmax(floor, low), vmax(floor, high), route);  // NaN stays
+    return store_two(y + at, clamped(low), clamped(high), route);
   }
   FASTNN_INLINED inline void store(vfloat value, int64_t at) const {
     value += bias[0];
     if (residual) value += load(residual + at);
-    store_any(y + at, vmax(floor, value), LANES, route);
+    store_any(y + at, clamped(value), LANES, route);
+  }
+
+ private:
+  FASTNN_INLINED inline vfloat clamped(vfloat value) const {
+    return vmin(ceiling, vmax(floor, value));  // NaN stays
   }
 };
 

@@ -104,7 +104,7 @@ FASTNN_INLINE void each_chunk(const NormShape& s, const Body& body) {
 
 template <class T>
 void channel_apply_typed(const NormShape& s, const T* x, const float* mean, const float* scale,
-                         const float* bias, const T* residual, bool relu, T* y) {
+                         const float* bias, const T* residual, FusedRelu relu, T* y) {
   const Route route = route_to(y);
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
@@ -116,7 +116,7 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
         const int64_t i = first + u * s.C;
         vfloat v = (load_ahead(x + i, n) - m) * factor + shift;
         if (residual) v += load_any(residual + i, n);
-        if (relu) v = select(v < 0, vfloat{}, v);
+        if (relu) v = vmin(set1(relu.ceiling), vmax(vfloat{}, v));  // NaN stays
         store_any(y + i, v, n, route);
       }
     });
@@ -132,15 +132,16 @@ FASTNN_INLINE ChannelMask channel_mask(const NormMask& mask, const float* mean, 
   return {load_any(mean + c, n), load_any(mask.scale + c, n), load_any(mask.bias + c, n)};
 }
 
-// The gradient where the output of a fused relu was positive (or there is none); `away` is x -
-// mean.
+// The gradient where a fused relu let its input pass (or there is none); `away` is x - mean.
 template <class T>
 FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, const ChannelMask& channel,
                             vfloat away, int64_t i, int n) {
   const vfloat v = load_ahead(g + i, n);
-  if (mask.y) return select(load_any(static_cast<const T*>(mask.y) + i, n) <= 0, vfloat{}, v);
-  if (!mask.scale) return v;
-  return select(away * channel.scale + channel.bias <= 0, vfloat{}, v);
+  if (!mask.y && !mask.scale) return v;
+  const vfloat out =
+      mask.y ? load_any(static_cast<const T*>(mask.y) + i, n) : away * channel.scale + channel.bias;
+  const vfloat passed = select(out <= 0, vfloat{}, v);
+  return mask.relu.capped() ? select(out >= mask.relu.ceiling, vfloat{}, passed) : passed;
 }
 
 template <class T>
@@ -211,7 +212,7 @@ void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) 
 }
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
-                   const float* bias, const void* residual, bool relu, void* y) {
+                   const float* bias, const void* residual, FusedRelu relu, void* y) {
   if (s.dtype == DType::float32)
     channel_apply_typed(s, static_cast<const float*>(x), mean, scale, bias,
                         static_cast<const float*>(residual), relu, static_cast<float*>(y));

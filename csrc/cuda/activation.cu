@@ -54,6 +54,8 @@ struct Function {
     }
     if constexpr (kind == Activation::hardswish)
       return v * (v != v ? v : fmaxf(0.0f, fminf(6.0f, v + 3.0f))) / 6.0f;
+    if constexpr (kind == Activation::hardsigmoid) return clamped(v + 3.0f, 0.0f, 6.0f) / 6.0f;
+    if constexpr (kind == Activation::hardtanh) return clamped(v, a, b);
   }
 
   __device__ float operator()(float g, float v) const {
@@ -78,6 +80,8 @@ struct Function {
     if constexpr (kind == Activation::softplus) return g * (v * a > b ? 1.0f : sigmoid(v * a));
     if constexpr (kind == Activation::hardswish)
       return v <= -3.0f ? 0.0f : v >= 3.0f ? g : g * (v / 3.0f + 0.5f);
+    if constexpr (kind == Activation::hardsigmoid) return v <= -3.0f || v >= 3.0f ? 0.0f : g / 6.0f;
+    if constexpr (kind == Activation::hardtanh) return v <= a || v >= b ? 0.0f : g;
   }
 };
 
@@ -144,6 +148,10 @@ void run(Activation kind, float a, float b, const void* g, const void* x, void* 
       return map(g, x, y, count, dtype, Function<Activation::softplus>{a, b});
     case Activation::hardswish:
       return map(g, x, y, count, dtype, Function<Activation::hardswish>{a, b});
+    case Activation::hardsigmoid:
+      return map(g, x, y, count, dtype, Function<Activation::hardsigmoid>{a, b});
+    case Activation::hardtanh:
+      return map(g, x, y, count, dtype, Function<Activation::hardtanh>{a, b});
   }
 }
 

@@ -2,13 +2,15 @@
 #pragma once
 
 #include "cuda/device/packs.h"
+#include "ops/activation.h"
 
 namespace fastnn::cuda {
 
 // N neighbouring outputs, whose bias and residual, or null, lie at the pointers; y becomes what is
 // stored.
 template <class T, int N>
-FASTNN_DEVICE void finish(float (&y)[N], const float* bias, const T* residual, bool relu, T* out) {
+FASTNN_DEVICE void finish(float (&y)[N], const float* bias, const T* residual, FusedRelu relu,
+                          T* out) {
   float more[N];
   if (bias) {
     load_terms(bias, more);
@@ -18,8 +20,8 @@ FASTNN_DEVICE void finish(float (&y)[N], const float* bias, const T* residual, b
     load_floats(residual, more);
     for (int n = 0; n < N; ++n) y[n] += more[n];
   }
-  if (relu)
-    for (int n = 0; n < N; ++n) y[n] = y[n] < 0 ? 0.0f : y[n];  // a NaN stays
+  if (relu.on)
+    for (int n = 0; n < N; ++n) y[n] = clamped(y[n], 0.0f, relu.ceiling);
   const Pack<T, N> stored = to_pack<T>(y);
   store_pack(out, stored);
   to_floats(stored, y);

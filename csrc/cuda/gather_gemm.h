@@ -47,7 +47,7 @@ struct Gather {
   GatherPhase phase;
   const float* bias;     // per column of every group, or null
   const void* residual;  // like the output, or null
-  bool relu;
+  FusedRelu relu;
   Moments* moments;  // [row tile][column]: of the outputs as stored; null, or of one group
   bool pairs;        // whether outputs, residuals and biases are aligned two by two
   int groups;

@@ -56,7 +56,7 @@ struct Apply {
   const float* scale;
   const float* bias;
   int64_t C;
-  bool relu;
+  FusedRelu relu;
 
   struct Column {
     static constexpr int kAhead = 4;
@@ -81,7 +81,7 @@ struct Apply {
       if (in.residual) to_floats(from.residual, r);
       for (int n = 0; n < N; ++n) {
         v[n] = (v[n] - mean[n]) * scale[n] + bias[n] + r[n];
-        if (in.relu) v[n] = v[n] < 0 ? 0.0f : v[n];
+        if (in.relu.on) v[n] = clamped(v[n], 0.0f, in.relu.ceiling);
       }
       store_floats(in.y + at, v);
     }
@@ -89,7 +89,7 @@ struct Apply {
 };
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
-                   const float* bias, const void* residual, bool relu, void* y) {
+                   const float* bias, const void* residual, FusedRelu relu, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -122,7 +122,7 @@ struct Gradient {
   }
 };
 
-// The gradient where the output of a fused relu was positive, or there is none; and x - mean.
+// The gradient where a fused relu let its input pass, or there is none; and x - mean.
 template <class T, int N>
 struct GradientColumn {
   struct Fetched {
@@ -131,10 +131,16 @@ struct GradientColumn {
   const T* g;
   const T* x;
   const T* y;
-  bool masked;
+  bool masked, capped;
+  float ceiling;
   float mean[N], scale[N], bias[N];
   FASTNN_MEMBER GradientColumn(const Gradient<T>& in, int64_t column)
-      : g(in.g), x(in.x), y(static_cast<const T*>(in.mask.y)), masked(!in.mask.y && in.mask.scale) {
+      : g(in.g),
+        x(in.x),
+        y(static_cast<const T*>(in.mask.y)),
+        masked(!in.mask.y && in.mask.scale),
+        capped(in.mask.relu.ceiling < INFINITY),
+        ceiling(in.mask.relu.ceiling) {
     load_terms(in.mean + column, mean);
     if (!masked) return;
     load_terms(in.mask.scale + column, scale);
@@ -149,13 +155,14 @@ struct GradientColumn {
     to_floats(from.g, grad);
     to_floats(from.x, away);
     for (int n = 0; n < N; ++n) away[n] -= mean[n];
-    if (y) {
-      float out[N];
+    if (!y && !masked) return;
+    float out[N];
+    if (y)
       to_floats(from.y, out);
-      for (int n = 0; n < N; ++n) grad[n] = out[n] <= 0 ? 0.0f : grad[n];
-    } else if (masked) {
-      for (int n = 0; n < N; ++n) grad[n] = away[n] * scale[n] + bias[n] <= 0 ? 0.0f : grad[n];
-    }
+    else
+      for (int n = 0; n < N; ++n) out[n] = away[n] * scale[n] + bias[n];
+    for (int n = 0; n < N; ++n)
+      if (out[n] <= 0 || (capped && out[n] >= ceiling)) grad[n] = 0;
   }
 };
 

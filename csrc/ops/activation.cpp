@@ -8,9 +8,10 @@ namespace fastnn::ops {
 namespace {
 
 Activation activation_named(const std::string& name) {
-  const char* const names[] = {"leaky_relu", "elu",  "gelu",     "gelu_tanh", "silu",
-                               "sigmoid",    "tanh", "softplus", "hardswish"};
-  for (int i = 0; i < 9; ++i)
+  const char* const names[] = {"leaky_relu", "elu",         "gelu",    "gelu_tanh",
+                               "silu",       "sigmoid",     "tanh",    "softplus",
+                               "hardswish",  "hardsigmoid", "hardtanh"};
+  for (int i = 0; i < 11; ++i)
     if (name == names[i]) return static_cast<Activation>(i);
   throw ValueError(text("activation: unknown kind '", name, "'"));
 }
@@ -46,6 +47,14 @@ Dims pooled_shape(const Array& input, int64_t pool) {
 }
 
 }  // namespace
+
+FusedRelu fused_relu(const char* op, const std::string& activation) {
+  if (activation.empty()) return {};
+  if (activation == "relu") return {true};
+  check(activation == "relu6", op, ": activation expects None, 'relu' or 'relu6', got '",
+        activation, "'");
+  return {true, 6.0f};
+}
 
 Array relu(const Array& input) {
   check_floating("relu", "input", input);

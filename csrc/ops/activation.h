@@ -15,6 +15,17 @@ enum class Activation : int {
   tanh,
   softplus,  // a: beta, b: threshold
   hardswish,
+  hardsigmoid,
+  hardtanh,  // a: lowest, b: highest (relu6 is that of 0 and 6)
+};
+
+// The ReLU that an operator applies to its result before storing it: to [0, ceiling].
+struct FusedRelu {
+  bool on = false;
+  float ceiling = __builtin_inff();
+
+  explicit operator bool() const { return on; }
+  bool capped() const { return ceiling < __builtin_inff(); }
 };
 
 struct ActivationSlots {
@@ -41,6 +52,9 @@ namespace ops {
 Array relu(const Array& input);
 // grad_output where output > 0 or is NaN, else 0.
 Array relu_backward(const Array& grad_output, const Array& output);
+
+// Of `activation`: "", "relu" or "relu6".
+FusedRelu fused_relu(const char* op, const std::string& activation);
 
 // `name` is a member of Activation; a and b as noted there.
 // `asked_by` is the public name, for messages.

@@ -208,8 +208,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   check_same_dtype("conv2d", input, weight);
   ConvParams p = settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
   p.dtype = input.dtype();
-  check(activation.empty() || activation == "relu",
-        "conv2d: activation expects None or 'relu', got '", activation, "'");
+  const FusedRelu relu = fused_relu("conv2d", activation);
   const Array b = float_bias("conv2d", bias, p.OC);
   Array r;
   if (residual) {
@@ -222,8 +221,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   const Array x = canonical(input), w = canonical(weight);
   p.kept = keep_packed ? kept_with(w) : nullptr;
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
-  ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr,
-                        activation == "relu"};
+  ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr, relu};
   std::shared_ptr<KeptBlock> block;
   ConvMoments moments{};
   if (want_moments) {
@@ -269,7 +267,7 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
           so_far->shape());
     total = canonical(astype(*so_far, p.dtype));
   }
-  const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr, false};
+  const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr};
   const ConvSlots& slots = kernels().conv;
   if (const int tile = winograd_tile(p, p.H, p.W, p.OC, p.C))
     slots.winograd_backward_data(p, tile, g.raw(), w.raw(), epilogue, grad_input.raw());
@@ -350,7 +348,7 @@ Array conv_transpose2d(const Array& input, const Array& weight, const Array* bia
   const Array b = float_bias(op, bias, out[1]);
   const Array x = canonical(input), w = canonical(weight);
   Array y = empty(out, p.dtype);
-  const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, nullptr, false};
+  const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr};
   const ConvSlots& slots = kernels().conv;
   (p.is_depthwise() ? slots.depthwise_backward_data : slots.backward_data)(p, x.raw(), w.raw(),
                                                                            epilogue, y.raw());

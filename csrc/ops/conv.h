@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/array.h"
+#include "ops/activation.h"
 
 namespace fastnn {
 
@@ -36,7 +37,7 @@ struct ConvMoments {
 struct ConvEpilogue {
   const float* bias = nullptr;     // OC
   const void* residual = nullptr;  // like the output
-  bool relu = false;
+  FusedRelu relu = {};
   ConvMoments* moments = nullptr;  // of forward alone
 };
 
@@ -73,7 +74,7 @@ void set_winograd(const std::string& mode);
 std::string winograd();
 
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
-// activation is "" or "relu". `keep_packed` keeps what kernels make of the weight with it;
+// activation is "", "relu" or "relu6". `keep_packed` keeps what kernels make of the weight with it;
 // `want_moments` keeps the output's moments with it, where a kernel has them for nothing
 // (kMomentsKey in norm.h).
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,

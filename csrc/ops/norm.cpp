@@ -46,8 +46,7 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
 }
 
 void check_epilogue(const Array& input, const std::string& activation, const Array* residual) {
-  check(activation.empty() || activation == "relu",
-        "batch_norm: activation expects None or 'relu', got '", activation, "'");
+  fused_relu("batch_norm", activation);
   if (residual)
     check(residual->shape() == input.shape(), "batch_norm: residual expects the input's shape ",
           input.shape(), ", got ", residual->shape());
@@ -112,7 +111,8 @@ Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
   if (x.count())
     kernels().norm.channel_apply(pixels_of(x, false), x.raw(), pointer(statistics.mean),
                                  pointer(statistics.scale), pointer(statistics.shift),
-                                 residual ? r.raw() : nullptr, activation == "relu", y.raw());
+                                 residual ? r.raw() : nullptr, fused_relu("batch_norm", activation),
+                                 y.raw());
   return y;
 }
 
@@ -126,11 +126,12 @@ Normed batch_norm(const Array& input, const Array* running_mean, const Array* ru
   return {batch_norm_apply(x, s, activation, residual), s.mean, s.invstd};
 }
 
-NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,
-                              const Array* output, const Array* weight, const Array* bias,
-                              const Array& mean, const Array& invstd, bool training,
-                              bool want_residual) {
+NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
+                              const std::string& activation, const Array* output,
+                              const Array* weight, const Array* bias, const Array& mean,
+                              const Array& invstd, bool training, bool want_residual) {
   const NormShape s = pixels_of(input, false);
+  const FusedRelu relu = fused_relu("batch_norm", activation);
   check(grad_output.shape() == input.shape(), "batch_norm: grad_output expects shape ",
         input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
@@ -149,6 +150,7 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool
     if (!bias) zeros = constant(s.C, 0);
   }
   NormMask mask;
+  mask.relu = relu;
   if (output)
     mask.y = y.raw();
   else if (relu)
@@ -190,7 +192,7 @@ Normed group_norm(const Array& input, int64_t groups, const Array* weight, const
        pointer(m2), pointer(out.mean), pointer(out.invstd), pointer(scale), pointer(shift)},
       s.S * groups);
   kernels().norm.channel_apply(s, x.raw(), pointer(mean), pointer(scale), pointer(shift), nullptr,
-                               false, out.y.raw());
+                               {}, out.y.raw());
   return out;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/array.h"
+#include "ops/activation.h"
 #include "ops/rules/norm.h"
 
 namespace fastnn {
@@ -13,12 +14,13 @@ struct NormShape {
   DType dtype;
 };
 
-// Where the output of a fused relu was positive: y itself, or what it was computed from, which the
+// Where a fused relu let its input pass, by y itself, or by what it was computed from, which the
 // backward reads anyway: (x - mean) * scale + bias, S x C each. Neither: no relu.
 struct NormMask {
   const void* y = nullptr;
   const float* scale = nullptr;
   const float* bias = nullptr;
+  FusedRelu relu = {};
 };
 
 // Where the moments of an array's C channels are kept with it: C means, then C sums of squared
@@ -30,7 +32,7 @@ struct NormSlots {
   void (*channel_moments)(const NormShape&, const void* x, float* mean, float* m2);
   // y = relu((x - mean) * scale + bias + residual); mean, scale, bias are S x C.
   void (*channel_apply)(const NormShape&, const void* x, const float* mean, const float* scale,
-                        const float* bias, const void* residual, bool relu, void* y);
+                        const float* bias, const void* residual, FusedRelu relu, void* y);
   // sum of g and of g * (x - mean), with g = 0 where the mask says so.
   void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const NormMask&,
                             const float* mean, float* sum_g, float* sum_gx);
@@ -77,18 +79,18 @@ struct BatchStatistics {
 BatchStatistics batch_norm_statistics(const Array& input, const Array* running_mean,
                                       const Array* running_var, const Array* weight,
                                       const Array* bias, bool training, double factor, double eps);
-// activation((x - mean) * scale + shift + residual); `activation` is "" or "relu".
+// activation((x - mean) * scale + shift + residual); `activation` is "", "relu" or "relu6".
 Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
                        const std::string& activation, const Array* residual);
 // Both at once.
 Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual);
-// `relu` says that one was fused; `output` is then needed if a residual was added before it.
-NormGrads batch_norm_backward(const Array& grad_output, const Array& input, bool relu,
-                              const Array* output, const Array* weight, const Array* bias,
-                              const Array& mean, const Array& invstd, bool training,
-                              bool want_residual);
+// `activation` was fused; `output` is then needed if a residual was added before it.
+NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
+                              const std::string& activation, const Array* output,
+                              const Array* weight, const Array* bias, const Array& mean,
+                              const Array& invstd, bool training, bool want_residual);
 
 // input (N, C, H, W); mean and invstd are (N, groups).
 Normed group_norm(const Array& input, int64_t groups, const Array* weight, const Array* bias,

@@ -4,7 +4,7 @@ The tracer runs the model in evaluation mode and notes every call that reaches t
 functions of ``fastnn._core`` and the two view methods of its arrays): the program. It is rewritten:
 
 1. batch norm after a convolution goes into the convolution's weight and bias,
-2. additions and ReLU after a convolution go into its epilogue,
+2. additions and ReLU or ReLU6 after a convolution go into its epilogue,
 3. what depends on constants alone is computed now, and what nobody uses is dropped.
 
 An array is freed after its last use, so that the caching allocator gives the next operator warm
@@ -132,6 +132,8 @@ class _Tracer:
 _CASTS = ("astype", "lowered")
 # The arguments of _core.conv2d, by place.
 _WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
+# Arguments 0, 2 and 3 of _core.activation, for relu6.
+_RELU6 = ["hardtanh", 0.0, 6.0]
 
 
 class _Program:
@@ -220,14 +222,15 @@ class _Program:
             self._use_result(i)
 
     def _fuse_epilogues(self) -> None:
-        """Additions of a tensor of the same shape, then ReLU, join the convolution before them."""
+        """Additions of a tensor of the same shape, then ReLU(6), join the convolution before."""
         uses = self._uses()
         for i, step in enumerate(self.steps):
-            if step.name == "relu":
-                conv = self._convolution(step.args[0], uses)
+            relu6 = step.name == "activation" and [step.args[k] for k in (0, 2, 3)] == _RELU6
+            if step.name == "relu" or relu6:
+                conv = self._convolution(step.args[1 if relu6 else 0], uses)
                 if conv is not None:
                     args = list(conv.args)
-                    args[_ACTIVATION] = "relu"
+                    args[_ACTIVATION] = "relu6" if relu6 else "relu"
                     self._move(i, conv, args)
             elif step.name == "add" and list(step.args[2:]) == [1]:
                 for own, other in ((0, 1), (1, 0)):

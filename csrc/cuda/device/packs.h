@@ -12,6 +12,12 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 constexpr int kPack = 16 / sizeof(T);
 
+// Between two limits; a NaN stays.
+FASTNN_DEVICE float clamped(float v, float low, float high) {
+  const float above = v < low ? low : v;
+  return above > high ? high : above;
+}
+
 // The pack as floats, and back, rounded once.
 template <int N, class T>
 FASTNN_DEVICE Pack<T, N> load_pack(const T* p) {

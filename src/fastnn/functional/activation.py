@@ -11,8 +11,8 @@ from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
 
 __all__ = [
-    "elu", "gelu", "hardswish", "leaky_relu", "maxout", "prelu", "relu", "selu", "sigmoid", "silu",
-    "softplus", "tanh",
+    "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "maxout", "prelu", "relu",
+    "relu6", "selu", "sigmoid", "silu", "softplus", "tanh",
 ]  # fmt: skip
 
 # Klambauer et al. 2017: the fixed point that keeps mean 0 and variance 1.
@@ -35,7 +35,7 @@ def relu(input: Tensor) -> Tensor:
     References:
         Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
     """
-    if isinstance(input, Deferred) and (joined := input.activated(relu)) is not None:
+    if isinstance(input, Deferred) and (joined := input.activated("relu", relu)) is not None:
         return joined
     output = _core.relu(input._array)
     return record("relu", output, (input,), (output,), _relu_backward)
@@ -43,6 +43,13 @@ def relu(input: Tensor) -> Tensor:
 
 def _relu_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     return _core.relu_backward(grad_output, saved[0])
+
+
+def relu_backward(name: str, grad_output: Any, output: Any) -> Any:
+    """The gradient through ``"relu"`` or ``"relu6"``, by its output: arrays."""
+    if name == "relu":
+        return _core.relu_backward(grad_output, output)
+    return _core.activation_backward("hardtanh", grad_output, output, 0.0, 6.0)
 
 
 def _apply(name: str, input: Tensor, a: float = 0.0, b: float = 0.0, kind: str = "") -> Tensor:
@@ -54,6 +61,17 @@ def _apply(name: str, input: Tensor, a: float = 0.0, b: float = 0.0, kind: str =
 def _activation_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     kind, x, a, b = saved
     return _core.activation_backward(kind, grad_output, x, a, b)
+
+
+def relu6(input: Tensor) -> Tensor:
+    """``min(max(x, 0), 6)``; NaN stays NaN. Any shape, float32 or bfloat16.
+
+    References:
+        Howard et al., "MobileNets", 2017; Sandler et al., "MobileNetV2", 2018.
+    """
+    if isinstance(input, Deferred) and (joined := input.activated("relu6", relu6)) is not None:
+        return joined
+    return _apply("relu6", input, 0.0, 6.0, "hardtanh")
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -134,6 +152,28 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     if beta == 0:
         raise ValueError("softplus: beta expects a value other than 0, got 0")
     return _apply("softplus", input, beta, threshold)
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """``min(max(x, min_val), max_val)``; NaN stays NaN. Any shape, float32 or bfloat16.
+
+    The gradient is zero at and beyond the limits.
+
+    Raises:
+        ValueError: ``max_val`` is not above ``min_val``.
+    """
+    if not min_val < max_val:
+        raise ValueError(f"hardtanh: max_val expects a value above {min_val}, got {max_val}")
+    return _apply("hardtanh", input, min_val, max_val)
+
+
+def hardsigmoid(input: Tensor) -> Tensor:
+    """``clamp(x + 3, 0, 6) / 6``. Any shape, float32 or bfloat16.
+
+    References:
+        Howard et al., "Searching for MobileNetV3", 2019.
+    """
+    return _apply("hardsigmoid", input)
 
 
 def hardswish(input: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, is_recorded, record
+from fastnn.functional.activation import relu_backward
 from fastnn.functional.deferred import Deferred, Inputs, array_of, may_wait
 from fastnn.functional.view import operands
 from fastnn.tensor import Tensor
@@ -89,7 +90,7 @@ def conv2d(
             or ``"same"`` (output size = input size; stride 1; the odd one goes right and bottom).
         dilation: distance between taps, an int or (h, w).
         groups: channels are cut into this many independent convolutions.
-        activation: None or ``"relu"``, applied while the result is still in registers.
+        activation: None, ``"relu"`` or ``"relu6"``, applied while the result is still in registers.
         residual: added before the activation; of the output's shape.
 
     Returns:
@@ -120,7 +121,7 @@ def conv2d(
     sides = _sides("conv2d", padding, step, gaps, weight.shape[2:] if weight.ndim == 4 else (1, 1))
     settings = (step, sides, gaps, _integers("conv2d", "groups", (groups,))[0])
     if activation is not None and not isinstance(activation, str):
-        raise TypeError(f"conv2d: activation expects None or 'relu', got {activation!r}")
+        raise TypeError(f"conv2d: activation expects None, 'relu' or 'relu6', got {activation!r}")
     arrays = (input._array, values, array_of(bias))
     operator = _Convolution(arrays, settings, is_grad_enabled(), weight.requires_grad)
     inputs = (input, weight, bias, residual)
@@ -129,7 +130,7 @@ def conv2d(
     if may_join and input.numel() >= WORTH_WAITING and may_wait(arrays):
         return Deferred(operator, inputs, _core.conv2d_shape(*arrays, *settings))
     output = operator.compute(activation or "", array_of(residual))
-    return operator.record(output, inputs, bool(activation))
+    return operator.record(output, inputs, activation or "")
 
 
 class _Convolution:
@@ -161,11 +162,11 @@ class _Convolution:
             want_moments=self.recording and self.trains and not activation,
         )
 
-    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+    def record(self, y: Any, inputs: Inputs, activation: str) -> Tensor:
         x, w, bias = self.operands
         weight, residual = inputs[1], array_of(inputs[3])
         saved = (
-            x, w, array_of(weight).dtype, y if relu else None, self.settings,
+            x, w, array_of(weight).dtype, activation, y if activation else None, self.settings,
             None if bias is None else bias.dtype, None if residual is None else residual.dtype,
         )  # fmt: skip
         out = record(self.name, y, inputs, saved, _conv2d_backward)
@@ -177,9 +178,9 @@ class _Convolution:
 def _conv2d_backward(
     saved: Any, grad_output: Any, needs: tuple[bool, ...], so_far: Any = None
 ) -> Any:
-    x, w, weight_dtype, output, settings, bias_dtype, residual_dtype = saved
-    if output is not None:
-        grad_output = _core.relu_backward(grad_output, output)
+    x, w, weight_dtype, activation, output, settings, bias_dtype, residual_dtype = saved
+    if activation:
+        grad_output = relu_backward(activation, grad_output, output)
     return (
         _core.conv2d_backward_input(grad_output, w, x.shape, *settings, so_far)
         if needs[0]

@@ -54,7 +54,7 @@ class Operator(Protocol):
         """The output: an array."""
         ...
 
-    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+    def record(self, y: Any, inputs: Inputs, activation: str) -> Tensor:
         """Wraps the output of ``inputs``: input, weight, bias, residual."""
         ...
 
@@ -78,7 +78,7 @@ class Deferred(Tensor):
         self._operator, self._inputs, self._shape = operator, inputs, shape
         self._requires_grad = is_recorded(inputs)
         if self._requires_grad:
-            self._recorded = operator.record(None, inputs, False)._node
+            self._recorded = operator.record(None, inputs, "")._node
         else:
             self._recorded = self._node = None
         # Held here: the node may be freed, or become another, before the values are asked for.
@@ -145,12 +145,17 @@ class Deferred(Tensor):
             and not other._array.exposed
         )
 
-    def activated(self, relu: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """``relu`` of this tensor in one pass, or None if it is in use already."""
+    def activated(self, name: str, plain: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The activation of this tensor in one pass, or None if it is in use already.
+
+        Args:
+            name: ``"relu"`` or ``"relu6"``.
+            plain: the function of that name.
+        """
         if not self._can_join():
             return None
-        out = self._operator.record(self._computed("relu"), self._inputs, True)
-        self._joined.append((out._node, relu))
+        out = self._operator.record(self._computed(name), self._inputs, name)
+        self._joined.append((out._node, plain))
         return out
 
     def plus(self, other: Any, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:

@@ -40,7 +40,7 @@ def batch_norm(
         training: use the batch's own (biased) moments.
         momentum: ``running = (1 - momentum) * running + momentum * batch``.
         eps: added to the variance.
-        activation: None or ``"relu"``, applied in the same pass.
+        activation: None, ``"relu"`` or ``"relu6"``, applied in the same pass.
         residual: of the input's shape, added before the activation in the same pass.
 
     Returns:
@@ -72,7 +72,7 @@ def batch_norm(
         *arrays, training, momentum, eps, activation or "", array_of(residual)
     )
     operator = _BatchNorm(input._array, result, training)
-    return operator.record(result.y, inputs, bool(activation))
+    return operator.record(result.y, inputs, activation or "")
 
 
 def _like(grad: Any, parameter: Any) -> Any:
@@ -94,20 +94,20 @@ class _BatchNorm:
     def compute(self, activation: str, residual: Any) -> Any:
         return _core.batch_norm_apply(*self.operands, self.moments, activation, residual)
 
-    def record(self, y: Any, inputs: Inputs, relu: bool) -> Tensor:
+    def record(self, y: Any, inputs: Inputs, activation: str) -> Tensor:
         x, weight, bias, residual = map(array_of, inputs)
-        mask = y if relu and residual is not None else None
+        mask = y if activation and residual is not None else None
         mean, invstd = self.moments.mean, self.moments.invstd
         kind = None if residual is None else residual.dtype
-        saved = (x, relu, mask, weight, bias, kind, mean, invstd, self.training)
+        saved = (x, activation, mask, weight, bias, kind, mean, invstd, self.training)
         return record(self.name, y, inputs, saved, _batch_norm_backward)
 
 
 def _batch_norm_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, relu, y, weight, bias, residual_dtype, mean, invstd, training = saved
-    masked = relu and needs[3]  # else the residual's gradient is the output's
+    x, activation, y, weight, bias, residual_dtype, mean, invstd, training = saved
+    masked = bool(activation) and needs[3]  # else the residual's gradient is the output's
     grads = _core.batch_norm_backward(
-        grad_output, x, relu, y, weight, bias, mean, invstd, training, masked
+        grad_output, x, activation, y, weight, bias, mean, invstd, training, masked
     )
     return (
         grads.input,

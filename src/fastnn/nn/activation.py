@@ -44,6 +44,15 @@ class ReLU(_Activation):
         super().__init__()
 
 
+class ReLU6(_Activation):
+    """``min(max(x, 0), 6)``. Shape: any. ``inplace`` as of :class:`ReLU`."""
+
+    function = "relu6"
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+
+
 class LeakyReLU(_Activation):
     """``x`` or ``negative_slope * x``. Shape: any."""
 
@@ -90,6 +99,18 @@ class Softplus(_Activation):
     """``log(1 + exp(beta x)) / beta``. Shape: any."""
 
     function, settings = "softplus", {"beta": 1.0, "threshold": 20.0}
+
+
+class Hardtanh(_Activation):
+    """``min(max(x, min_val), max_val)``. Shape: any."""
+
+    function, settings = "hardtanh", {"min_val": -1.0, "max_val": 1.0}
+
+
+class Hardsigmoid(_Activation):
+    """``clamp(x + 3, 0, 6) / 6``. Shape: any."""
+
+    function = "hardsigmoid"
 
 
 class Hardswish(_Activation):

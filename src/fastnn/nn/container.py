@@ -57,21 +57,21 @@ class ModuleList(Module):
 
 
 @functools.cache
-def _fusing() -> tuple[frozenset[type], type]:
-    """Layers that can apply the ReLU after them before they write their result, and ReLU."""
-    from fastnn.nn.activation import ReLU
+def _fusing() -> tuple[frozenset[type], dict[type, str]]:
+    """Layers that can apply an activation before they write their result, and those activations."""
+    from fastnn.nn.activation import ReLU, ReLU6
     from fastnn.nn.conv import Conv2d
     from fastnn.nn.norm import BatchNorm1d, BatchNorm2d
 
-    return frozenset((Conv2d, BatchNorm1d, BatchNorm2d)), ReLU
+    return frozenset((Conv2d, BatchNorm1d, BatchNorm2d)), {ReLU: "relu", ReLU6: "relu6"}
 
 
 class Sequential(ModuleList):
     """Modules called one after the other.
 
-    A :class:`ReLU` right after a :class:`Conv2d` or a batch norm is applied by that layer while its
-    result is still in registers: one pass over memory less in each direction, the same numbers.
-    Subclasses of these layers and layers with forward hooks are called one by one.
+    A :class:`ReLU` or :class:`ReLU6` right after a :class:`Conv2d` or a batch norm is applied by that
+    layer while its result is still in registers: one pass over memory less in each direction, the same
+    numbers. Subclasses of these layers and layers with forward hooks are called one by one.
 
     Args:
         *modules: the modules, or one mapping of names to modules.
@@ -97,14 +97,19 @@ class Sequential(ModuleList):
             self.extend(modules)
 
     def forward(self, input: Any) -> Any:
-        takes_relu, relu = _fusing()
+        layers, activations = _fusing()
         modules = self._items()
         i = 0
         while i < len(modules):
             module, after = modules[i], modules[i + 1] if i + 1 < len(modules) else None
-            fuses = self.fuse and type(module) in takes_relu and not module.has_hooks()
-            if fuses and after is not None and type(after) is relu and not after.has_hooks():
-                input = module(input, activation="relu")
+            activation = activations.get(type(after)) if type(module) in layers else None
+            if (
+                activation
+                and self.fuse
+                and not module.has_hooks()
+                and not (after is None or after.has_hooks())
+            ):
+                input = module(input, activation=activation)
                 i += 2
             else:
                 input = module(input)

@@ -54,7 +54,7 @@ class _BatchNorm(Module):
 
         Args:
             input: of the layer's shape.
-            activation: None or ``"relu"``.
+            activation: None, ``"relu"`` or ``"relu6"``.
             residual: of the input's shape, added before the activation; or None.
         """
         if input.ndim not in self.ranks:

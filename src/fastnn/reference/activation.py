@@ -22,6 +22,22 @@ def relu_backward(grad_output, input):
     return {"input": np.where(input <= 0, 0, grad_output)}
 
 
+def hardtanh(input, min_val=-1.0, max_val=1.0):
+    return np.clip(input, min_val, max_val)
+
+
+def hardtanh_backward(grad_output, input, min_val=-1.0, max_val=1.0):
+    return {"input": np.where((input <= min_val) | (input >= max_val), 0, grad_output)}
+
+
+def relu6(input):
+    return hardtanh(input, 0, 6)
+
+
+def relu6_backward(grad_output, input):
+    return hardtanh_backward(grad_output, input, 0, 6)
+
+
 def leaky_relu(input, negative_slope=0.01):
     return np.where(input < 0, negative_slope * input, input)
 
@@ -94,6 +110,14 @@ def softplus_backward(grad_output, input, beta=1.0, threshold=20.0):
     return {"input": grad_output * np.where(beta * input > threshold, 1, sigmoid(beta * input))}
 
 
+def hardsigmoid(input):
+    return np.clip(input + 3, 0, 6) / 6
+
+
+def hardsigmoid_backward(grad_output, input):
+    return {"input": np.where(np.abs(input) >= 3, 0, grad_output / 6)}
+
+
 def hardswish(input):
     return input * np.clip(input + 3, 0, 6) / 6
 
@@ -149,7 +173,8 @@ def _problem(*options: tuple[str, str]) -> Callable[[Params, np.random.Generator
         x = rng.standard_normal(_shape(p)) * 2
         # Kinks are not differentiable: finite differences need a distance from them.
         x += np.copysign(0.05, x)
-        x = np.where(np.abs(np.abs(x) - 3) < 1e-3, 2.5, x)
+        for kink in (1, 3, 6):
+            x = np.where(np.abs(np.abs(x) - kink) < 1e-3, kink - 0.5, x)
         kwargs: dict[str, Any] = {name: p[key] for key, name in options if key in p}
         if "tanh" in p:
             kwargs["approximate"] = "tanh"
@@ -187,6 +212,9 @@ def _op(forward: Any, backward: Any, *options: tuple[str, str], more: tuple[str,
 
 OPS: dict[str, Op] = {
     "relu": _op(relu, relu_backward),
+    "relu6": _op(relu6, relu6_backward),
+    "hardtanh": _op(hardtanh, hardtanh_backward, ("l", "min_val"), ("u", "max_val"),
+                    more=("s60_l-0.5u2.0_f32",)),
     "leaky_relu": _op(leaky_relu, leaky_relu_backward, ("a", "negative_slope"),
                       more=("s50_a0.3_f32",)),
     "elu": _op(elu, elu_backward, ("a", "alpha"), more=("s50_a0.5_f32",)),
@@ -197,6 +225,7 @@ OPS: dict[str, Op] = {
     "tanh": _op(tanh, tanh_backward),
     "softplus": _op(softplus, softplus_backward, ("b", "beta"), ("t", "threshold"),
                     more=("s60_b2.0t3.0_f32",)),
+    "hardsigmoid": _op(hardsigmoid, hardsigmoid_backward),
     "hardswish": _op(hardswish, hardswish_backward),
     "prelu": Op(prelu, prelu_backward, _prelu_problem,
                 ("n2c3h5w7_f32", "n2c17h3w3_one_f32", "n4c9_f32", "n2c5l6_f32", "n0c3h2w2_f32",
@@ -228,6 +257,9 @@ ERRORS: list[BadCall] = [
     ),
     BadCall("gelu", _bad("gelu", "erf"), ValueError, "approximate expects 'none' or 'tanh'"),
     BadCall("softplus", _bad("softplus", 0), ValueError, "beta expects a value other than 0"),
+    BadCall(
+        "hardtanh", _bad("hardtanh", 1, 1), ValueError, "max_val expects a value above 1, got 1"
+    ),
     BadCall("maxout", _bad("maxout", 4), ValueError, "maxout: pool_size expects a divisor of 6"),
     BadCall("maxout zero", _bad("maxout", 0), ValueError, "pool_size expects a divisor of 6"),
     BadCall(

@@ -21,6 +21,9 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 #: Relative spacing of each dtype: one rounding errs by at most half of it.
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 
+#: Limits of what an operator's own activation lets pass.
+RELU = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
+
 _PAIR = re.compile(r"([a-z]+)(-?\d+(?:\.\d+)?(?:x-?\d+(?:\.\d+)?)*)?")
 
 Params = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.reference.case import BadCall, Op, Params, Problem, pair
+from fastnn.reference.case import RELU, BadCall, Op, Params, Problem, pair
 
 
 def _sides(padding: Any, dilation: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, ...]:
@@ -45,16 +45,17 @@ def conv2d(
         out = out + bias[:, None, None]
     if residual is not None:
         out = out + residual
-    return np.maximum(out, 0) if activation == "relu" else out
+    return np.clip(out, *RELU[activation])
 
 
 def conv2d_backward(
     grad_output, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *,
     activation=None, residual=None,
 ):  # fmt: skip
-    if activation == "relu":
+    if activation:
         out = conv2d(input, weight, bias, stride, padding, dilation, groups, residual=residual)
-        grad_output = np.where(out > 0, grad_output, 0)
+        low, high = RELU[activation]
+        grad_output = np.where((out > low) & (out < high), grad_output, 0)
     stride, dilation, kernel = pair(stride), pair(dilation), weight.shape[2:]
     left, right, top, bottom = sides = _sides(padding, dilation, kernel)
     windows, padded = _windows(input, kernel, stride, sides, dilation)
@@ -171,7 +172,7 @@ def winograd_amplification() -> float:
 
 
 def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
-    """n c h w, oc, k kernel, s stride, p padding, d dilation, g groups; nobias, relu, res, same."""
+    """n c h w, oc, k kernel, s stride, p padding, d dilation, g groups; nobias, relu, relu6, res, same."""
     kh, kw = pair(p["k"])
     groups = p.get("g", 1)
     shape = (p["oc"], p["c"] // groups, kh, kw)
@@ -183,7 +184,7 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
     }
     kwargs = _settings(p)
     if "relu" in p:
-        kwargs["activation"] = "relu"
+        kwargs["activation"] = "relu6" if p["relu"] == 6 else "relu"
     n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
     plain = kwargs["stride"] in (1, (1, 1)) and kwargs["dilation"] in (1, (1, 1)) and groups == 1
     winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32
@@ -256,6 +257,8 @@ _CONV = (
     "n2c96h5w6_oc96_k3p1g12_bf16", "n1c160h6w6_oc80_k3p1g10_bf16", "n2c24h7w7_oc48_k1g6_bf16",
     "n2c96h6w6_oc96_k3p1g32_nobias_bf16", "n2c512h4w5_oc512_k3p1g16_f32",
     "n2c512h4w4_oc512_k3s2p1g16_bf16",
+    "n2c16h6w6_oc16_k3p1g16_relu6_f32", "n2c40h9w9_oc33_k3p1_relu6_res_f32", "n2c8h9w9_oc70_k1_relu6_f32",
+    "n2c64h8w9_oc64_k3p1g8_relu6_f32", "n2c3h15w14_oc24_k3s2p1_relu6_f32",
     # Depthwise: taps apart, four at a time, strides above 2, patches.
     "n2c24h17w30_oc24_k5p6d3g24_f32", "n2c40h12w19_oc40_k4s2p1g40_bf16", "n1c33h14w28_oc33_k3s3g33_f32",
     "n2c32h9w31_oc32_k3s2p2d2g32_bf16", "n1c17h12w40_oc17_k9p4g17_f32", "n2c40h8w16_oc40_k2s2g40_bf16",
@@ -345,7 +348,10 @@ ERRORS: list[BadCall] = [
         "float stride", _conv(stride=1.5), TypeError, "stride expects an int or a pair of ints"
     ),
     BadCall(
-        "activation", _conv(activation="swish"), ValueError, "activation expects None or 'relu'"
+        "activation",
+        _conv(activation="swish"),
+        ValueError,
+        "activation expects None, 'relu' or 'relu6'",
     ),
     BadCall(
         "integers",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.reference.case import BadCall, Op, Params, Problem
+from fastnn.reference.case import RELU, BadCall, Op, Params, Problem
 
 
 def _along(vector, x):
@@ -46,7 +46,7 @@ def batch_norm(
     out = _affine(out, weight, bias)
     if residual is not None:
         out = out + residual
-    return np.where(out < 0, 0, out) if activation == "relu" else out
+    return np.clip(out, *RELU[activation])
 
 
 def batch_norm_backward(
@@ -63,7 +63,8 @@ def batch_norm_backward(
     invstd = 1 / np.sqrt(_along(var, input) + eps)
     xhat = (input - _along(mean, input)) * invstd
     out = _affine(xhat, weight, bias) + (0 if residual is None else residual)
-    g = np.where(out > 0, grad_output, 0) if activation == "relu" else grad_output
+    low, high = RELU[activation]
+    g = np.where((out > low) & (out < high), grad_output, 0) if activation else grad_output
     scaled = g if weight is None else g * _along(weight, g)
     if training and input.size:
         grads = {"input": _normalised_backward(scaled, xhat, invstd, axes)}
@@ -221,7 +222,7 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
     if "mo" in p:
         kwargs["momentum"] = p["mo"]
     if "relu" in p:
-        kwargs["activation"] = "relu"
+        kwargs["activation"] = "relu6" if p["relu"] == 6 else "relu"
     if "res" in p:
         rest["residual"] = rng.standard_normal(x.shape)
     axes = (0, *range(2, x.ndim))
@@ -268,7 +269,8 @@ def _response_problem(p: Params, rng: np.random.Generator) -> Problem:
 _BATCH = (
     "n4c3h5w7_f32", "n2c1h1w1_f32", "n3c17_f32", "n5c33l6_f32", "n2c64h8w8_f32", "n0c4h3w3_f32",
     "n4c19h3w5_plain_notrack_f32", "n6c20h4w4_mo0.3_f32", "n2c16h6w6_relu_res_f32",
-    "n2c16h6w6_relu_f32", "n3c8h5w5_res_f32", "n3c16h5w5_eval_f32", "n0c5h2w2_eval_f32",
+    "n2c16h6w6_relu_f32", "n2c40h9w9_relu6_f32",
+    "n2c24h9w9_eval_relu6_res_f32", "n3c8h5w5_res_f32", "n3c16h5w5_eval_f32", "n0c5h2w2_eval_f32",
     "n3c7h5w5_eval_relu_res_f32", "n4c5h9w9_far100_f32", "n64c3h12w12_f32", "n2c40h70w70_f32",
     "n2c24h6w6_bf16", "n2c16h6w6_relu_res_bf16", "n3c9_eval_bf16", "n1c6h4w4_plain_f32",
 )  # fmt: skip
@@ -326,7 +328,7 @@ ERRORS: list[BadCall] = [
     BadCall("statistics", _call("batch_norm", (2, 3), (4,), (4,)), ValueError,
             "running_mean expects 3 values"),
     BadCall("residual", _call("batch_norm", (2, 3), training=True, residual=None, activation="elu"),
-            ValueError, "activation expects None or 'relu'"),
+            ValueError, "activation expects None, 'relu' or 'relu6'"),
     BadCall("integers", lambda f: f.nn.functional.batch_norm(f.zeros(2, 3, dtype="int32"),
                                                              training=True),
             TypeError, "batch_norm: input expects dtype float32 or bfloat16, got int32"),
