@@ -14,6 +14,11 @@ namespace {
 
 constexpr int64_t kTile = 32;
 
+template <class D, class S>
+constexpr bool kSame = false;
+template <class T>
+constexpr bool kSame<T, T> = true;
+
 FASTNN_INLINE void convert(float& y, bfloat16 x) { y = to_float(x); }
 FASTNN_INLINE void convert(bfloat16& y, bfloat16 x) { y = x; }
 template <class S>
@@ -63,24 +68,37 @@ FASTNN_INLINE void turn_square(D* dst, int64_t dst_row, const S* src, int64_t sr
   }
 }
 
-// n numbers, a vector at most.
-template <class D, class S>
-FASTNN_INLINE void copy_vector(D* dst, const S* src, int n) {
-  if constexpr (sizeof(D) == 2 && sizeof(S) == 2)  // as it is
-    store_halves_n(dst, to_halves(as_uint(load_any(src, n)) >> 16), n);
-  else
-    store_any(dst, load_any(src, n), n);
+// n bytes, as blocks of which the last two may overlap.
+template <int B>
+FASTNN_INLINE bool copy_blocks(char* dst, const char* src, int64_t n) {
+  if (n < B) return false;
+  for (int64_t i = 0; i + B < n; i += B) __builtin_memcpy(dst + i, src + i, B);
+  __builtin_memcpy(dst + n - B, src + n - B, B);
+  return true;
+}
+FASTNN_INLINE void copy_bytes(char* dst, const char* src, int64_t n) {
+  if (copy_blocks<64>(dst, src, n) || copy_blocks<32>(dst, src, n) ||
+      copy_blocks<16>(dst, src, n) || copy_blocks<8>(dst, src, n) || copy_blocks<4>(dst, src, n))
+    return;
+  for (int64_t i = 0; i < n; ++i) dst[i] = src[i];
 }
 
 // dst[i][j] = src[i][j] over rows x columns, in tiles.
 template <class D, class S>
 void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t src_row,
                 int64_t src_col, int64_t rows, int64_t columns) {
-  if constexpr (kFloating<D> && kFloating<S>)
+  if constexpr (kSame<D, S>)
+    if (dst_col == 1 && src_col == 1) {
+      for (int64_t i = 0; i < rows; ++i)
+        copy_bytes(reinterpret_cast<char*>(dst + i * dst_row),
+                   reinterpret_cast<const char*>(src + i * src_row), columns * int64_t{sizeof(D)});
+      return;
+    }
+  if constexpr (kFloating<D> && kFloating<S> && !kSame<D, S>)
     if (dst_col == 1 && src_col == 1) {
       for (int64_t i = 0; i < rows; ++i)
         vector_loop(0, columns, [&](int64_t j, int n) FASTNN_INLINED {
-          copy_vector(dst + i * dst_row + j, src + i * src_row + j, n);
+          store_any(dst + i * dst_row + j, load_any(src + i * src_row + j, n), n);
         });
       return;
     }
@@ -189,6 +207,21 @@ void strided(const CopyParams& p) {
   }
 }
 
+// A few rows at a time, part after part: their lines are still in L1 when the next part comes.
+void join(const RowPart* parts, int64_t count, int64_t rows, char* dst, int64_t dst_step) {
+  const int64_t some = ceil_div(4096, dst_step);
+  parallel_ranges(rows, ceil_div(kGrain, dst_step), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += some) {
+      const int64_t last = first + some < end ? first + some : end;
+      for (int64_t i = 0; i < count; ++i) {
+        const RowPart part = parts[i];
+        for (int64_t row = first; row < last; ++row)
+          copy_bytes(dst + row * dst_step + part.place, part.src + row * part.src_step, part.bytes);
+      }
+    }
+  });
+}
+
 template <class T>
 void add_into(T* dst, const T* src, int64_t count) {
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
@@ -217,6 +250,7 @@ void fill(void* dst, int64_t count, int64_t item_size, uint64_t bits) {
 
 void fill_copy(Slots& slots) {
   slots.copy.strided = strided;
+  slots.copy.join = join;
   slots.copy.add_into = add_into<float>;
   slots.copy.add_into_bf16 = add_into<bfloat16>;
   slots.copy.fill = fill;

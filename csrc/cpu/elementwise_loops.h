@@ -13,10 +13,12 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-typedef void (*RowCall)(const void* row, char* out, const char* const* in, int64_t n);
+// `rows` rows one after the other along the last dimension but one.
+typedef void (*RowsCall)(const void* row, const ElementwiseParams& p, char* out, const char** in,
+                         int64_t n, int64_t rows);
 
-// Once, out of line, for all operators: a row is long enough for a call.
-__attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, RowCall call,
+// Once, out of line, for all operators.
+__attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, RowsCall call,
                                                  const void* row) {
   const int last = p.rank - 1;
   const int64_t columns = p.shape[last];
@@ -41,20 +43,31 @@ __attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, Row
       advance(i, index[i]);
     }
     advance(last, block * width);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task = begin; task < end;) {
       const int64_t left = columns - block * width;
-      call(row, out, in, left < width ? left : width);
-      if (++block < blocks) {
-        advance(last, width);
-        continue;
+      if (blocks > 1) {
+        call(row, p, out, in, left < width ? left : width, 1);
+        ++task;
+        if (++block < blocks) {
+          advance(last, width);
+          continue;
+        }
+        advance(last, -(blocks - 1) * width);
+        block = 0;
+        if (last > 0) advance(last - 1, 1), ++index[last - 1];
+      } else {
+        int64_t some = last > 0 ? p.shape[last - 1] - index[last - 1] : 1;
+        some = some < end - task ? some : end - task;
+        const char* from[kMaxOperands];
+        for (int k = 0; k < p.operands; ++k) from[k] = in[k];
+        call(row, p, out, from, columns, some);
+        task += some;
+        if (last > 0) advance(last - 1, some), index[last - 1] += some;
       }
-      advance(last, -(blocks - 1) * width);
-      block = 0;
-      for (int i = last - 1; i >= 0; --i) {
-        advance(i, 1);
-        if (++index[i] < p.shape[i]) break;
+      for (int i = last - 1; i >= 0 && index[i] == p.shape[i]; --i) {
         advance(i, -p.shape[i]);
         index[i] = 0;
+        if (i > 0) advance(i - 1, 1), ++index[i - 1];
       }
     }
   });
@@ -63,8 +76,16 @@ __attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, Row
 // row(out, in, n): n elements from out and from each operand (null where it is a number).
 template <class Row>
 void for_rows(const ElementwiseParams& p, const Row& row) {
-  const RowCall call = [](const void* context, char* out, const char* const* in, int64_t n) {
-    (*static_cast<const Row*>(context))(out, in, n);
+  const RowsCall call = [](const void* context, const ElementwiseParams& all, char* out,
+                           const char** in, int64_t n, int64_t rows) {
+    const int dim = all.rank - 2;
+    for (int64_t i = 0; i < rows; ++i) {
+      (*static_cast<const Row*>(context))(out, in, n);
+      if (dim < 0) break;
+      out += all.out_steps[dim];
+      for (int k = 0; k < all.operands; ++k)
+        if (in[k]) in[k] += all.in_steps[k][dim];
+    }
   };
   walk_rows(p, call, &row);
 }

@@ -38,6 +38,21 @@ CopyParams plan(const Array& dst, const Array& src) {
   return p;
 }
 
+// The copy as rows of neighbouring elements; false if it is none, or converts.
+bool as_rows(const CopyParams& p, RowPart& part, int64_t& rows, int64_t& dst_step) {
+  const int64_t item = item_size(p.dst_dtype);
+  const bool single = p.rank == 1 && p.dst_strides[0] != 1;  // of one element each
+  if (p.src_dtype != p.dst_dtype || p.rank < 1 || p.rank > 2) return false;
+  const int last = p.rank - 1;
+  if (!single && (p.src_strides[last] != 1 || p.dst_strides[last] != 1)) return false;
+  part.bytes = (single ? 1 : p.shape[last]) * item;
+  rows = single || p.rank == 2 ? p.shape[0] : 1;
+  part.src_step = single || p.rank == 2 ? p.src_strides[0] * item : 0;
+  dst_step = single || p.rank == 2 ? p.dst_strides[0] * item : 0;
+  part.src = static_cast<const char*>(p.src);
+  return true;
+}
+
 uint64_t bits_of(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -53,6 +68,39 @@ void copy_into(const Array& dst, const Array& src) {
   if (dst.count() == 0) return;
   kernels().copy.strided(plan(dst, src));
   ++dst.storage()->version;
+}
+
+Array cat(const std::vector<Array>& parts, int64_t dim) {
+  check(!parts.empty(), "cat: expected at least one tensor, got none");
+  Dims shape = parts.front().shape();
+  const int at = static_cast<int>(dim);
+  shape[at] = 0;
+  for (const Array& part : parts) shape[at] += part.size(at);
+  const Array out = empty(shape, parts.front().dtype());
+  std::vector<RowPart> joined;
+  std::vector<std::pair<Array, const Array*>> copies;
+  int64_t rows = 0, dst_step = 0, begin = 0;
+  bool joins = current_device() == kCpu;
+  for (const Array& part : parts) {
+    if (part.count() == 0) continue;
+    const Array place =
+        out.view(out.offset() + begin * out.strides()[at], part.shape(), out.strides());
+    begin += part.size(at);
+    copies.emplace_back(place, &part);
+    RowPart row{};
+    int64_t count = 0, step = 0;
+    joins = joins && as_rows(plan(place, part), row, count, step);
+    joins = joins && (joined.empty() || (count == rows && step == dst_step));
+    row.place = static_cast<char*>(place.raw()) - static_cast<char*>(out.raw());
+    rows = count, dst_step = step;
+    joined.push_back(row);
+  }
+  if (joins && rows > 1)
+    kernels().copy.join(joined.data(), static_cast<int64_t>(joined.size()), rows,
+                        static_cast<char*>(out.raw()), dst_step);
+  else
+    for (const auto& [place, part] : copies) copy_into(place, *part);
+  return out;
 }
 
 Array canonical(const Array& x) { return x.is_canonical() ? x : clone(x); }

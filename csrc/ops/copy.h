@@ -18,7 +18,16 @@ struct CopyParams {
   int64_t dst_strides[kMaxRank];
 };
 
+// Of each of `rows` rows, `bytes` bytes of a source, put down `place` bytes after the row's begin.
+struct RowPart {
+  const char* src;
+  int64_t src_step;  // bytes from one row to the next
+  int64_t place, bytes;
+};
+
 struct CopySlots {
+  // Rows made of parts, `dst_step` bytes apart. On the CPU only.
+  void (*join)(const RowPart* parts, int64_t count, int64_t rows, char* dst, int64_t dst_step);
   void (*strided)(const CopyParams&);
   void (*add_into)(float* dst, const float* src, int64_t count);  // dst += src
   void (*add_into_bf16)(bfloat16* dst, const bfloat16* src, int64_t count);
@@ -31,6 +40,9 @@ namespace ops {
 // dst[...] = src[...] with conversion; shapes must be equal. Float to integer truncates; anything
 // to bool is `!= 0`.
 void copy_into(const Array& dst, const Array& src);
+
+// Arrays one after the other along a dimension; of one dtype, and of equal shapes but for it.
+Array cat(const std::vector<Array>& parts, int64_t dim);
 
 // x itself where it is already so, else a copy.
 Array canonical(const Array& x);

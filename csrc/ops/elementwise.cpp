@@ -127,7 +127,7 @@ Array delivered(const Array& result, const Out& out) {
 // of a vector empty. Applies where every operand either runs on through the two innermost
 // dimensions or is the same short row throughout; `tiles` keeps the repeated rows alive.
 void widen_short_rows(ElementwiseParams& p, std::vector<Array>& tiles) {
-  constexpr int64_t kShort = 512, kWide = 4096;
+  constexpr int64_t kShort = 128, kWide = 2048;
   const int last = p.rank - 1;
   if (p.rank < 2 || p.shape[last] >= kShort) return;
   const int64_t columns = p.shape[last], rows = p.shape[last - 1];
@@ -149,10 +149,9 @@ void widen_short_rows(ElementwiseParams& p, std::vector<Array>& tiles) {
     const int64_t item = item_size(p.in_dtype[k]);
     Array tile = empty({repeat * columns}, p.in_dtype[k]);
     auto* to = static_cast<char*>(tile.raw());
-    for (int64_t i = 0; i < repeat * columns; ++i) {
-      const auto* from = static_cast<const char*>(p.in[k]) + i % columns * p.in_steps[k][last];
-      std::copy_n(from, item, to + i * item);
-    }
+    for (int64_t i = 0; i < columns; ++i)
+      std::copy_n(static_cast<const char*>(p.in[k]) + i * p.in_steps[k][last], item, to + i * item);
+    for (int64_t r = 1; r < repeat; ++r) std::copy_n(to, columns * item, to + r * columns * item);
     p.in[k] = to;
     p.in_steps[k][last] = item;
     tiles.push_back(tile);

@@ -50,12 +50,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         if t.dtype is not first.dtype:
             raise TypeError(f"cat: tensor {i} expects dtype {first.dtype}, got {t.dtype}")
     sizes = [t.shape[at] for t in tensors]
-    shape = (*first.shape[:at], sum(sizes), *first.shape[at + 1 :])
-    output = _core.new_empty(first._array, shape, first.dtype.name)
-    start = 0
-    for t, size in zip(tensors, sizes, strict=True):
-        _core.copy_into(_slab(output, at, start, size), t._array)
-        start += size
+    output = _core.cat([t._array for t in tensors], at)
     return record("cat", output, tensors, (at, sizes), _cat_backward)
 
 
