@@ -204,44 +204,134 @@ void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const 
   });
 }
 
-void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) {
-  if (s.dtype == DType::float32)
-    channel_moments_typed(s, static_cast<const float*>(x), mean, m2);
+// Few channels fill no vector: `together` neighbouring pixels are then taken as one of that many
+// times the channels, which a segment's pixels fall into without a rest.
+struct Widened {
+  int64_t together = 1;
+  NormShape s;
+
+  explicit Widened(const NormShape& of) : s(of) {
+    constexpr int64_t kWide = 256;  // channels, at most
+    if (of.C >= 2 * LANES || of.C % LANES == 0) return;
+    const auto idle = [&](int64_t m) { return -of.C * m & (LANES - 1); };  // lanes
+    for (int64_t m = 2; m * of.C <= kWide && m <= of.P; ++m) {
+      if (of.P % m) continue;
+      const int64_t more = idle(m) * together - idle(together) * m;
+      if (more < 0 || (more == 0 && m * of.C <= kFewChannels)) together = m;
+    }
+    s.P /= together;
+    s.C *= together;
+  }
+  // Values of S x C channels, as often as there are pixels together.
+  void repeat(const float* from, float* to) const {
+    const int64_t C = s.C / together;
+    for (int64_t i = 0; i < s.S * together; ++i)
+      __builtin_memcpy(to + i * C, from + i / together * C, sizeof(float) * static_cast<size_t>(C));
+  }
+  // Sums of S x C channels, of those of the pixels together.
+  void add(const float* from, float* to) const {
+    const int64_t C = s.C / together;
+    for (int64_t i = 0; i < s.S; ++i, from += s.C, to += C)
+      for (int64_t c = 0; c < C; ++c) {
+        float sum = 0;
+        for (int64_t m = 0; m < together; ++m) sum += from[m * C + c];
+        to[c] = sum;
+      }
+  }
+  // Moments likewise (Chan's formula for parts of equal size).
+  void merge(const float* means, const float* m2s, float* mean, float* m2) const {
+    const int64_t C = s.C / together;
+    add(m2s, m2);
+    for (int64_t i = 0; i < s.S; ++i, means += s.C, mean += C, m2 += C)
+      for (int64_t c = 0; c < C; ++c) {
+        float sum = 0, squares = 0;
+        for (int64_t m = 1; m < together; ++m) sum += means[m * C + c] - means[c];
+        mean[c] = means[c] + sum / static_cast<float>(together);
+        for (int64_t m = 0; m < together; ++m) {
+          const float away = means[m * C + c] - mean[c];
+          squares += away * away;
+        }
+        m2[c] += squares * static_cast<float>(s.P);
+      }
+  }
+};
+
+// S x C values as the widened kernels read them: themselves, or a repeated copy; null stays null.
+class Repeated {
+ public:
+  Repeated(const Widened& w, const float* values)
+      : room_(w.together > 1 && values ? w.s.S * w.s.C * 4 : 0), at_(values) {
+    if (w.together == 1 || !values) return;
+    w.repeat(values, room_.floats());
+    at_ = room_.floats();
+  }
+  operator const float*() const { return at_; }
+
+ private:
+  Workspace room_;
+  const float* at_;
+};
+
+// f(T{}) with the type of the values.
+template <class F>
+FASTNN_INLINE void with_type(DType dtype, const F& f) {
+  if (dtype == DType::float32)
+    f(float{});
   else
-    channel_moments_typed(s, static_cast<const bfloat16*>(x), mean, m2);
+    f(bfloat16{});
+}
+
+void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) {
+  const Widened w(s);
+  const bool wide = w.together > 1;
+  Workspace room(wide ? 2 * w.s.S * w.s.C * 4 : 0);
+  float* const means = wide ? room.floats() : mean;
+  float* const m2s = wide ? means + w.s.S * w.s.C : m2;
+  with_type(s.dtype, [&](auto type) {
+    channel_moments_typed(w.s, static_cast<const decltype(type)*>(x), means, m2s);
+  });
+  if (wide) w.merge(means, m2s, mean, m2);
 }
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
                    const float* bias, const void* residual, FusedRelu relu, void* y) {
-  if (s.dtype == DType::float32)
-    channel_apply_typed(s, static_cast<const float*>(x), mean, scale, bias,
-                        static_cast<const float*>(residual), relu, static_cast<float*>(y));
-  else
-    channel_apply_typed(s, static_cast<const bfloat16*>(x), mean, scale, bias,
-                        static_cast<const bfloat16*>(residual), relu, static_cast<bfloat16*>(y));
+  const Widened w(s);
+  const Repeated means(w, mean), scales(w, scale), biases(w, bias);
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    channel_apply_typed(w.s, static_cast<const T*>(x), means, scales, biases,
+                        static_cast<const T*>(residual), relu, static_cast<T*>(y));
+  });
 }
 
 void channel_grad_sums(const NormShape& s, const void* g, const void* x, const NormMask& mask,
                        const float* mean, float* sum_g, float* sum_gx) {
-  if (s.dtype == DType::float32)
-    channel_grad_sums_typed(s, static_cast<const float*>(g), static_cast<const float*>(x), mask,
-                            mean, sum_g, sum_gx);
-  else
-    channel_grad_sums_typed(s, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x),
-                            mask, mean, sum_g, sum_gx);
+  const Widened w(s);
+  const Repeated means(w, mean), scales(w, mask.scale), biases(w, mask.bias);
+  const bool wide = w.together > 1;
+  Workspace room(wide ? 2 * w.s.S * w.s.C * 4 : 0);
+  float* const sums_g = wide ? room.floats() : sum_g;
+  float* const sums_gx = wide ? sums_g + w.s.S * w.s.C : sum_gx;
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    channel_grad_sums_typed(w.s, static_cast<const T*>(g), static_cast<const T*>(x),
+                            {mask.y, scales, biases, mask.relu}, means, sums_g, sums_gx);
+  });
+  if (wide) w.add(sums_g, sum_g), w.add(sums_gx, sum_gx);
 }
 
 void channel_grad_apply(const NormShape& s, const void* g, const void* x, const NormMask& mask,
                         const float* mean, const float* a, const float* b, const float* d,
                         void* grad_x, void* grad_residual) {
-  if (s.dtype == DType::float32)
-    channel_grad_apply_typed(s, static_cast<const float*>(g), static_cast<const float*>(x), mask,
-                             mean, a, b, d, static_cast<float*>(grad_x),
-                             static_cast<float*>(grad_residual));
-  else
-    channel_grad_apply_typed(s, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(x),
-                             mask, mean, a, b, d, static_cast<bfloat16*>(grad_x),
-                             static_cast<bfloat16*>(grad_residual));
+  const Widened w(s);
+  const Repeated means(w, mean), scales(w, mask.scale), biases(w, mask.bias);
+  const Repeated factors(w, a), slopes(w, b), shifts(w, d);
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    channel_grad_apply_typed(w.s, static_cast<const T*>(g), static_cast<const T*>(x),
+                             {mask.y, scales, biases, mask.relu}, means, factors, slopes, shifts,
+                             static_cast<T*>(grad_x), static_cast<T*>(grad_residual));
+  });
 }
 
 }  // namespace
