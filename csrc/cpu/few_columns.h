@@ -4,7 +4,9 @@
 // a logarithm of one lane, many times its arithmetic. So a block of LANES rows is turned, in
 // squares of LANES by LANES numbers (simd/transpose.h), to one lane per row, [column][LANES], and
 // back. Cost per number: log2(LANES) / LANES shuffles of a vector each way, a read and a write of
-// it. Rejected: gathers that stride over the rows, four times as slow.
+// it. Rows of two to four numbers are read and written as the vectors that LANES of them fill, and
+// dealt out by C - 1 shuffles for each. Rejected: gathers that stride over the rows, four times as
+// slow.
 #pragma once
 
 #include "cpu/simd/math.h"
@@ -23,9 +25,31 @@ struct alignas(64) Block {
   FASTNN_INLINED inline void set(int64_t c, vfloat v) { store(values + c * LANES, v); }
 };
 
+template <int C, class T>
+FASTNN_INLINE void load_dense(const T* x, Block& to) {
+  vfloat in[C], out[C];
+#pragma GCC unroll 4
+  for (int v = 0; v < C; ++v) in[v] = load_any(x + v * LANES, LANES);
+  deal<C, true>(in, out);
+#pragma GCC unroll 4
+  for (int v = 0; v < C; ++v) to.set(v, out[v]);
+}
+template <int C, class T>
+FASTNN_INLINE void store_dense(const Block& from, T* y) {
+  vfloat in[C], out[C];
+#pragma GCC unroll 4
+  for (int v = 0; v < C; ++v) in[v] = from[v];
+  deal<C, false>(in, out);
+#pragma GCC unroll 4
+  for (int v = 0; v < C; ++v) store_any(y + v * LANES, out[v], LANES);
+}
+
 // These fetch the block after the next: rows that straddle cache lines are not prefetched well.
 template <class T>
 FASTNN_INLINE void load_block(const T* x, int64_t C, Block& to) {
+  if (C == 2) return load_dense<2>(x, to);
+  if (C == 3) return load_dense<3>(x, to);
+  if (C == 4) return load_dense<4>(x, to);
   vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
     vfloat square[LANES];
 #pragma GCC unroll 16
@@ -40,6 +64,9 @@ FASTNN_INLINE void load_block(const T* x, int64_t C, Block& to) {
 }
 template <class T>
 FASTNN_INLINE void store_block(const Block& from, int64_t C, T* y) {
+  if (C == 2) return store_dense<2>(from, y);
+  if (C == 3) return store_dense<3>(from, y);
+  if (C == 4) return store_dense<4>(from, y);
   vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
     vfloat square[LANES];
 #pragma GCC unroll 16

@@ -71,6 +71,31 @@ FASTNN_INLINE vfloat add_interleaved(vfloat low, vfloat high) {
          __builtin_shufflevector(low, high, FASTNN_EACH(1, 3, LANES + 1, LANES + 3));
 }
 
+// deal() turns the C vectors that LANES rows of C numbers fill into one vector for each of the C,
+// `dealing`, or back. Where lane i of vector v comes from, which is number v * LANES + i of rows of
+// C numbers or, `dealing`, number v of row i: in step k, from what there is (lanes from 0 on) or,
+// if it is in vector k, from that (lanes from LANES on).
+constexpr int few_lane(int C, bool dealing, int v, int k, int i) {
+  const int at = dealing ? i * C + v : v * LANES + i;
+  const int source = dealing ? at / LANES : at % C, lane = dealing ? at % LANES : at / C;
+  return source == k ? LANES + lane : k == 1 && source == 0 ? lane : i;
+}
+template <int... I>
+struct Lanes {};
+template <int C, bool dealing, int v, int k = 1, int... I>
+FASTNN_INLINE vfloat dealt(const vfloat (&x)[C], vfloat made, Lanes<I...> lanes) {
+  made = __builtin_shufflevector(made, x[k], few_lane(C, dealing, v, k, I)...);
+  if constexpr (k + 1 < C)
+    return dealt<C, dealing, v, k + 1>(x, made, lanes);
+  else
+    return made;
+}
+template <int C, bool dealing, int v = 0>
+FASTNN_INLINE void deal(const vfloat (&x)[C], vfloat (&y)[C]) {
+  y[v] = dealt<C, dealing, v>(x, x[0], Lanes<FASTNN_EACH(0, 1, 2, 3)>{});
+  if constexpr (v + 1 < C) deal<C, dealing, v + 1>(x, y);
+}
+
 #undef FASTNN_EACH
 #undef FASTNN_LOW_CARDS
 #undef FASTNN_HIGH_CARDS
