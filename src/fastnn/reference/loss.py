@@ -187,7 +187,7 @@ def _binary_problem(p: Params, rng: np.random.Generator) -> Problem:
 _CLASS = (
     "n1c1_f32", "n4c10_f32", "n7c3_sum_f32", "n5c17_none_f32", "n4c1000_f32", "n6c10_wt_f32",
     "n6c10_wt_ig3_f32", "n9c5_ig-100_f32", "n3c4h2w5_f32", "n2c19h3w3_none_f32", "n2c6l5_none_f32",
-    "n4c10_int_f32", "n5c8_bf16", "n2c9h3w3_wt_bf16",
+    "n4c10_int_f32", "n5c8_bf16", "n3c2h5w7_f32", "n2c3h5w7_bf16", "n2c9h3w3_wt_bf16",
 )  # fmt: skip
 _SMOOTH = (
     "n4c10_ls0.1_f32", "n6c10_wt_ls0.3_ig2_f32", "n4c7_soft_f32", "n4c7_soft_wt_ls0.2_f32",

@@ -272,6 +272,7 @@ _BATCH = (
     "n2c16h6w6_relu_f32", "n2c40h9w9_relu6_f32",
     "n2c24h9w9_eval_relu6_res_f32", "n3c8h5w5_res_f32", "n3c16h5w5_eval_f32", "n0c5h2w2_eval_f32",
     "n3c7h5w5_eval_relu_res_f32", "n4c5h9w9_far100_f32", "n64c3h12w12_f32", "n2c40h70w70_f32",
+    "n4c3h8w8_relu_f32", "n5c2h4w4_eval_relu_res_bf16", "n2c21h8w8_far100_f32", "n3c6h7w7_relu6_f32",
     "n2c24h6w6_bf16", "n2c16h6w6_relu_res_bf16", "n3c9_eval_bf16", "n1c6h4w4_plain_f32",
 )  # fmt: skip
 _IMAGES = ("n2c3h5w7_f32", "n3c17h4w4_f32", "n1c64h8w8_plain_f32", "n0c4h3w3_f32",
@@ -281,7 +282,7 @@ _BENCH = ("n16c64h112w112_f32", "n16c256h56w56_f32", "n16c256h56w56_bf16")
 OPS: dict[str, Op] = {
     "batch_norm": Op(
         batch_norm, batch_norm_backward, _batch_problem, _BATCH,
-        (*_BENCH, "n16c256h56w56_relu_res_f32"),
+        (*_BENCH, "n16c256h56w56_relu_res_f32", "n16c3h224w224_f32"),
     ),
     "instance_norm": Op(
         instance_norm, instance_norm_backward, _instance_problem,
