@@ -16,7 +16,8 @@ side = st.integers(1, 7)
 @PROPERTY
 @given(
     op=st.sampled_from(["softmax", "log_softmax"]), n=st.integers(0, 3),
-    c=st.integers(2, 4) | st.integers(1, 70), h=side, w=side, d=st.integers(-4, 3), dtype=st.sampled_from(["f32", "bf16"]),
+    c=st.integers(2, 4) | st.integers(1, 70), h=side, w=side, d=st.integers(-4, 3),
+    dtype=st.sampled_from(["f32", "bf16"]),
 )  # fmt: skip
 def test_softmax_on_random_shapes(op, n, c, h, w, d, dtype):
     check_everywhere(op, f"n{n}c{c}h{h}w{w}_d{d}_{dtype}")
