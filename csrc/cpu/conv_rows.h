@@ -109,7 +109,7 @@ void turn_channels(const T* w, int64_t C, int64_t rows, P* turned) {
 // whose blocks of outputs take turns, so that the inputs that they share are still in L1; single
 // ones where there are few for each thread. (There, to give each thread the channels whose weights
 // it has turned costs up to four times as much: prefetchers fetch the lines of both.)
-constexpr int64_t kTurns = 4, kNearBytes = 8 << 20;
+constexpr int64_t kTurns = 4, kNearBytes = 4 << 20;
 template <class Body>
 void each_strip(int64_t images, int64_t H, const Body& body) {
   const int64_t turns = images * H < 4 * kTurns * get_num_threads() ? 1 : kTurns;
