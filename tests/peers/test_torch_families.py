@@ -47,7 +47,7 @@ NO_PEER = {
 
 def fused(out, activation, residual):
     out = out if residual is None else out + residual
-    return torch.relu(out) if activation == "relu" else out
+    return {None: lambda y: y, "relu": torch.relu, "relu6": TF.relu6}[activation](out)
 
 
 def conv2d(input, weight, bias=None, padding=0, *, activation=None, residual=None, **settings):
