@@ -14,10 +14,7 @@ FASTNN_INLINE vfloat gelu_argument(vfloat v) {
   return 2.0f * kSqrt2OverPi * (v + kGeluCubic * v * v * v);
 }
 
-// Between two limits, NaN stays; and what a gradient is there: nothing at and beyond them.
-FASTNN_INLINE vfloat clamped(vfloat v, float low, float high) {
-  return vmin(set1(high), vmax(set1(low), v));
-}
+// The gradient of vclamp: nothing at and beyond the limits.
 FASTNN_INLINE vfloat within(vfloat v, float low, float high, vfloat grad) {
   return select(v <= low, vfloat{}, select(v >= high, vfloat{}, grad));
 }
@@ -90,11 +87,12 @@ void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t 
       });
     case Activation::hardswish:
       return map(x, y, count,
-                 [](vfloat v) { return v * vmax(vfloat{}, vmin(set1(6.0f), v + 3.0f)) / 6.0f; });
+                 [](vfloat v) { return v * vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
     case Activation::hardsigmoid:
-      return map(x, y, count, [](vfloat v) { return clamped(v + 3.0f, 0, 6) / 6.0f; });
+      return map(x, y, count,
+                 [](vfloat v) { return vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
     case Activation::hardtanh:
-      return map(x, y, count, [=](vfloat v) { return clamped(v, a, b); });
+      return map(x, y, count, [=](vfloat v) { return vclamp(v, set1(a), set1(b)); });
   }
 }
 

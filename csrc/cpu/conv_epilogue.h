@@ -13,7 +13,7 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
                                  T* y, Route route) {
   if (e.bias) value += load_any(e.bias + c, n);
   if (e.residual) value += load_any(static_cast<const T*>(e.residual) + at, n);
-  if (e.relu) value = vmin(set1(e.relu.ceiling), vmax(vfloat{}, value));  // NaN stays
+  if (e.relu) value = vclamp(value, vfloat{}, set1(e.relu.ceiling));
   store_any(y + at, value, n, route);
 }
 
@@ -41,17 +41,12 @@ struct Rows {
   FASTNN_INLINED inline auto store(vfloat low, vfloat high, int64_t at) const {
     low += bias[0], high += bias[1];
     if (residual) low += load(residual + at), high += load(residual + at + LANES);
-    return store_two(y + at, clamped(low), clamped(high), route);
+    return store_two(y + at, vclamp(low, floor, ceiling), vclamp(high, floor, ceiling), route);
   }
   FASTNN_INLINED inline void store(vfloat value, int64_t at) const {
     value += bias[0];
     if (residual) value += load(residual + at);
-    store_any(y + at, clamped(value), LANES, route);
-  }
-
- private:
-  FASTNN_INLINED inline vfloat clamped(vfloat value) const {
-    return vmin(ceiling, vmax(floor, value));  // NaN stays
+    store_any(y + at, vclamp(value, floor, ceiling), LANES, route);
   }
 };
 

@@ -171,11 +171,6 @@ inline int64_t common_run(const InputGrid& in) {
   return 1;
 }
 
-template <class T, class P>
-constexpr bool kSame = false;
-template <class T>
-constexpr bool kSame<T, T> = true;
-
 // Settles tiles of about `pixels` grid points whose panels have at most about `size` values of type
 // P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles, and a
 // `width` below K for padded panels cut into planes of that many channels.

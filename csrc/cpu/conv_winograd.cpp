@@ -98,8 +98,7 @@ FASTNN_INLINE void write_vector(const Winograd<T>& c, const float* m, int64_t pl
       const int64_t at = ((image * c.YH + row + i) * c.YW + col + j) * c.columns + channel;
       vfloat value = out[i] + bias;
       if (residual) value += load_any(residual + at, n);
-      if (c.epilogue.relu)
-        value = vmin(set1(c.epilogue.relu.ceiling), vmax(vfloat{}, value));  // NaN stays
+      if (c.epilogue.relu) value = vclamp(value, vfloat{}, set1(c.epilogue.relu.ceiling));
       store_any(c.y + at, value, n, c.route);
       const vfloat stored = as_stored<T>(value);
       if (opens) counted = CountedVector(stored), opens = false;

@@ -14,11 +14,6 @@ namespace {
 
 constexpr int64_t kTile = 32;
 
-template <class D, class S>
-constexpr bool kSame = false;
-template <class T>
-constexpr bool kSame<T, T> = true;
-
 FASTNN_INLINE void convert(float& y, bfloat16 x) { y = to_float(x); }
 FASTNN_INLINE void convert(bfloat16& y, bfloat16 x) { y = x; }
 template <class S>

@@ -14,8 +14,8 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 // `rows` rows one after the other along the last dimension but one.
-typedef void (*RowsCall)(const void* row, const ElementwiseParams& p, char* out, const char** in,
-                         int64_t n, int64_t rows);
+typedef void (*RowsCall)(const void* row, const ElementwiseParams& p, char* out,
+                         const char* const* in, int64_t n, int64_t rows);
 
 // Once, out of line, for all operators.
 __attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, RowsCall call,
@@ -43,31 +43,23 @@ __attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, Row
       advance(i, index[i]);
     }
     advance(last, block * width);
-    for (int64_t task = begin; task < end;) {
+    for (int64_t task = begin, some; task < end; task += some) {
       const int64_t left = columns - block * width;
-      if (blocks > 1) {
-        call(row, p, out, in, left < width ? left : width, 1);
-        ++task;
-        if (++block < blocks) {
-          advance(last, width);
-          continue;
-        }
-        advance(last, -(blocks - 1) * width);
-        block = 0;
-        if (last > 0) advance(last - 1, 1), ++index[last - 1];
-      } else {
-        int64_t some = last > 0 ? p.shape[last - 1] - index[last - 1] : 1;
-        some = some < end - task ? some : end - task;
-        const char* from[kMaxOperands];
-        for (int k = 0; k < p.operands; ++k) from[k] = in[k];
-        call(row, p, out, from, columns, some);
-        task += some;
-        if (last > 0) advance(last - 1, some), index[last - 1] += some;
+      some = last > 0 && blocks == 1 ? p.shape[last - 1] - index[last - 1] : 1;
+      some = some < end - task ? some : end - task;
+      call(row, p, out, in, left < width ? left : width, some);
+      if (++block < blocks) {
+        advance(last, width);
+        continue;
       }
-      for (int i = last - 1; i >= 0 && index[i] == p.shape[i]; --i) {
+      advance(last, -(blocks - 1) * width);
+      block = 0;
+      int64_t steps = some;
+      for (int i = last - 1; i >= 0; --i, steps = 1) {
+        advance(i, steps);
+        if ((index[i] += steps) < p.shape[i]) break;
         advance(i, -p.shape[i]);
         index[i] = 0;
-        if (i > 0) advance(i - 1, 1), ++index[i - 1];
       }
     }
   });
@@ -77,11 +69,13 @@ __attribute__((noinline, unused)) void walk_rows(const ElementwiseParams& p, Row
 template <class Row>
 void for_rows(const ElementwiseParams& p, const Row& row) {
   const RowsCall call = [](const void* context, const ElementwiseParams& all, char* out,
-                           const char** in, int64_t n, int64_t rows) {
-    const int dim = all.rank - 2;
-    for (int64_t i = 0; i < rows; ++i) {
+                           const char* const* first, int64_t n, int64_t rows) {
+    const char* in[kMaxOperands];
+    for (int k = 0; k < all.operands; ++k) in[k] = first[k];
+    for (int64_t i = 0;;) {
       (*static_cast<const Row*>(context))(out, in, n);
-      if (dim < 0) break;
+      if (++i == rows) return;
+      const int dim = all.rank - 2;
       out += all.out_steps[dim];
       for (int k = 0; k < all.operands; ++k)
         if (in[k]) in[k] += all.in_steps[k][dim];

@@ -116,7 +116,7 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
         const int64_t i = first + u * s.C;
         vfloat v = (load_ahead(x + i, n) - m) * factor + shift;
         if (residual) v += load_any(residual + i, n);
-        if (relu) v = vmin(set1(relu.ceiling), vmax(vfloat{}, v));  // NaN stays
+        if (relu) v = vclamp(v, vfloat{}, set1(relu.ceiling));
         store_any(y + i, v, n, route);
       }
     });
@@ -140,8 +140,8 @@ FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, const ChannelMask&
   if (!mask.y && !mask.scale) return v;
   const vfloat out =
       mask.y ? load_any(static_cast<const T*>(mask.y) + i, n) : away * channel.scale + channel.bias;
-  const vfloat passed = select(out <= 0, vfloat{}, v);
-  return mask.relu.capped() ? select(out >= mask.relu.ceiling, vfloat{}, passed) : passed;
+  const vfloat above = select(out <= 0, vfloat{}, v);
+  return mask.relu.capped() ? select(out >= mask.relu.ceiling, vfloat{}, above) : above;
 }
 
 template <class T>
@@ -222,12 +222,6 @@ struct Widened {
     s.P /= together;
     s.C *= together;
   }
-  // Values of S x C channels, as often as there are pixels together.
-  void repeat(const float* from, float* to) const {
-    const int64_t C = s.C / together;
-    for (int64_t i = 0; i < s.S * together; ++i)
-      __builtin_memcpy(to + i * C, from + i / together * C, sizeof(float) * static_cast<size_t>(C));
-  }
   // Sums of S x C channels, of those of the pixels together.
   void add(const float* from, float* to) const {
     const int64_t C = s.C / together;
@@ -262,8 +256,11 @@ class Repeated {
   Repeated(const Widened& w, const float* values)
       : room_(w.together > 1 && values ? w.s.S * w.s.C * 4 : 0), at_(values) {
     if (w.together == 1 || !values) return;
-    w.repeat(values, room_.floats());
-    at_ = room_.floats();
+    const int64_t C = w.s.C / w.together;
+    float* to = room_.floats();
+    at_ = to;
+    for (int64_t i = 0; i < w.s.S * w.together; ++i, to += C)
+      __builtin_memcpy(to, values + i / w.together * C, sizeof(float) * static_cast<size_t>(C));
   }
   operator const float*() const { return at_; }
 

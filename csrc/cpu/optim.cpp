@@ -138,7 +138,7 @@ void clip_norm(const OptimTensor* tensors, int64_t count, float max_norm, float*
 
 void clamp(const OptimTensor* tensors, int64_t count, float limit) {
   // A NaN fails both comparisons and stays.
-  update(tensors, count, [=](vfloat v) { return vmax(set1(-limit), vmin(set1(limit), v)); });
+  update(tensors, count, [=](vfloat v) { return vclamp(v, set1(-limit), set1(limit)); });
 }
 
 }  // namespace

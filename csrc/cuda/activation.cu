@@ -52,8 +52,7 @@ struct Function {
       const float z = v * a;
       return z > b ? v : (fmaxf(z, 0.0f) + log1pf(expf(-fabsf(z)))) / a;
     }
-    if constexpr (kind == Activation::hardswish)
-      return v * (v != v ? v : fmaxf(0.0f, fminf(6.0f, v + 3.0f))) / 6.0f;
+    if constexpr (kind == Activation::hardswish) return v * clamped(v + 3.0f, 0.0f, 6.0f) / 6.0f;
     if constexpr (kind == Activation::hardsigmoid) return clamped(v + 3.0f, 0.0f, 6.0f) / 6.0f;
     if constexpr (kind == Activation::hardtanh) return clamped(v, a, b);
   }

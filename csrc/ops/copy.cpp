@@ -40,16 +40,17 @@ CopyParams plan(const Array& dst, const Array& src) {
 
 // The copy as rows of neighbouring elements; false if it is none, or converts.
 bool as_rows(const CopyParams& p, RowPart& part, int64_t& rows, int64_t& dst_step) {
-  const int64_t item = item_size(p.dst_dtype);
-  const bool single = p.rank == 1 && p.dst_strides[0] != 1;  // of one element each
   if (p.src_dtype != p.dst_dtype || p.rank < 1 || p.rank > 2) return false;
+  const int64_t item = item_size(p.dst_dtype);
   const int last = p.rank - 1;
+  const bool single = last == 0 && p.dst_strides[0] != 1;  // rows of one element
   if (!single && (p.src_strides[last] != 1 || p.dst_strides[last] != 1)) return false;
-  part.bytes = (single ? 1 : p.shape[last]) * item;
-  rows = single || p.rank == 2 ? p.shape[0] : 1;
-  part.src_step = single || p.rank == 2 ? p.src_strides[0] * item : 0;
-  dst_step = single || p.rank == 2 ? p.dst_strides[0] * item : 0;
+  const bool one = last == 0 && !single;
+  rows = one ? 1 : p.shape[0];
+  dst_step = one ? 0 : p.dst_strides[0] * item;
   part.src = static_cast<const char*>(p.src);
+  part.src_step = one ? 0 : p.src_strides[0] * item;
+  part.bytes = (single ? 1 : p.shape[last]) * item;
   return true;
 }
 

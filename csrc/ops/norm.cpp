@@ -45,11 +45,13 @@ bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
          copy(m2, x.device(), from + C, x.device(), bytes, true);
 }
 
-void check_epilogue(const Array& input, const std::string& activation, const Array* residual) {
-  fused_relu("batch_norm", activation);
+FusedRelu checked_epilogue(const Array& input, const std::string& activation,
+                           const Array* residual) {
+  const FusedRelu relu = fused_relu("batch_norm", activation);
   if (residual)
     check(residual->shape() == input.shape(), "batch_norm: residual expects the input's shape ",
           input.shape(), ", got ", residual->shape());
+  return relu;
 }
 
 }  // namespace
@@ -103,7 +105,7 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
 
 Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
                        const std::string& activation, const Array* residual) {
-  check_epilogue(input, activation, residual);
+  const FusedRelu relu = checked_epilogue(input, activation, residual);
   Array r;
   if (residual) r = canonical(astype(*residual, input.dtype()));
   const Array x = canonical(input);
@@ -111,15 +113,14 @@ Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
   if (x.count())
     kernels().norm.channel_apply(pixels_of(x, false), x.raw(), pointer(statistics.mean),
                                  pointer(statistics.scale), pointer(statistics.shift),
-                                 residual ? r.raw() : nullptr, fused_relu("batch_norm", activation),
-                                 y.raw());
+                                 residual ? r.raw() : nullptr, relu, y.raw());
   return y;
 }
 
 Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual) {
-  check_epilogue(input, activation, residual);  // before running statistics change
+  checked_epilogue(input, activation, residual);  // before running statistics change
   const Array x = canonical(input);
   const BatchStatistics s =
       batch_norm_statistics(x, running_mean, running_var, weight, bias, training, factor, eps);

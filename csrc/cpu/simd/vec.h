@@ -109,6 +109,8 @@ FASTNN_INLINE vfloat vmin(vfloat a, vfloat b) {
   return a < b ? a : b;
 #endif
 }
+// Between two limits; a NaN in v stays.
+FASTNN_INLINE vfloat vclamp(vfloat v, vfloat low, vfloat high) { return vmin(high, vmax(low, v)); }
 FASTNN_INLINE vfloat vabs(vfloat a) { return as_float(as_int(a) & 0x7fffffff); }
 FASTNN_INLINE vfloat vsqrt(vfloat a) {
 #if defined(FASTNN_ISA_avx512)
@@ -413,6 +415,11 @@ template <>
 constexpr bool kFloating<float> = true;
 template <>
 constexpr bool kFloating<bfloat16> = true;
+
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
 
 // Elements per chunk of a bandwidth-bound loop: 256 KiB of float32, a share of one L2 cache.
 constexpr int64_t kGrain = 65536;

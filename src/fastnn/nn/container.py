@@ -102,13 +102,9 @@ class Sequential(ModuleList):
         i = 0
         while i < len(modules):
             module, after = modules[i], modules[i + 1] if i + 1 < len(modules) else None
-            activation = activations.get(type(after)) if type(module) in layers else None
-            if (
-                activation
-                and self.fuse
-                and not module.has_hooks()
-                and not (after is None or after.has_hooks())
-            ):
+            joins = self.fuse and type(module) in layers
+            activation = activations.get(type(after)) if joins else None
+            if activation and not any(m.has_hooks() for m in modules[i : i + 2]):
                 input = module(input, activation=activation)
                 i += 2
             else:

@@ -99,6 +99,19 @@ class BadCall:
     match: str
 
 
+def relu_of(p: Params) -> str:
+    """The activation that ``relu`` or ``relu6`` in a case line asks for."""
+    return "relu6" if p["relu"] == 6 else "relu"
+
+
+def through_relu(activation: str | None, grad_output: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The gradient where a fused activation let ``out``, which it was given, pass."""
+    low, high = RELU[activation]
+    return (
+        grad_output if activation is None else np.where((out > low) & (out < high), grad_output, 0)
+    )
+
+
 def parse(line: str) -> Params:
     """Parameters of a case line; ``dtype`` is always among them.
 

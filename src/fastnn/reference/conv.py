@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.reference.case import RELU, BadCall, Op, Params, Problem, pair
+from fastnn.reference.case import RELU, BadCall, Op, Params, Problem, pair, relu_of, through_relu
 
 
 def _sides(padding: Any, dilation: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, ...]:
@@ -54,8 +54,7 @@ def conv2d_backward(
 ):  # fmt: skip
     if activation:
         out = conv2d(input, weight, bias, stride, padding, dilation, groups, residual=residual)
-        low, high = RELU[activation]
-        grad_output = np.where((out > low) & (out < high), grad_output, 0)
+        grad_output = through_relu(activation, grad_output, out)
     stride, dilation, kernel = pair(stride), pair(dilation), weight.shape[2:]
     left, right, top, bottom = sides = _sides(padding, dilation, kernel)
     windows, padded = _windows(input, kernel, stride, sides, dilation)
@@ -184,7 +183,7 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
     }
     kwargs = _settings(p)
     if "relu" in p:
-        kwargs["activation"] = "relu6" if p["relu"] == 6 else "relu"
+        kwargs["activation"] = relu_of(p)
     n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
     plain = kwargs["stride"] in (1, (1, 1)) and kwargs["dilation"] in (1, (1, 1)) and groups == 1
     winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32

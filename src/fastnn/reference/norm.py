@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.reference.case import RELU, BadCall, Op, Params, Problem
+from fastnn.reference.case import RELU, BadCall, Op, Params, Problem, relu_of, through_relu
 
 
 def _along(vector, x):
@@ -63,8 +63,7 @@ def batch_norm_backward(
     invstd = 1 / np.sqrt(_along(var, input) + eps)
     xhat = (input - _along(mean, input)) * invstd
     out = _affine(xhat, weight, bias) + (0 if residual is None else residual)
-    low, high = RELU[activation]
-    g = np.where((out > low) & (out < high), grad_output, 0) if activation else grad_output
+    g = through_relu(activation, grad_output, out)
     scaled = g if weight is None else g * _along(weight, g)
     if training and input.size:
         grads = {"input": _normalised_backward(scaled, xhat, invstd, axes)}
@@ -222,7 +221,7 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
     if "mo" in p:
         kwargs["momentum"] = p["mo"]
     if "relu" in p:
-        kwargs["activation"] = "relu6" if p["relu"] == 6 else "relu"
+        kwargs["activation"] = relu_of(p)
     if "res" in p:
         rest["residual"] = rng.standard_normal(x.shape)
     axes = (0, *range(2, x.ndim))
