@@ -22,7 +22,7 @@ FASTNN_INLINE vfloat within(vfloat v, float low, float high, vfloat grad) {
 // y[i] = f(x[i]).
 template <class T, class F>
 void map(const T* x, T* y, int64_t count, const F& f) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, count);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     vectors_loop<2>(begin, end, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
       if constexpr (decltype(vectors)::count == 2) {
@@ -38,7 +38,7 @@ void map(const T* x, T* y, int64_t count, const F& f) {
 // y[i] = f(a[i], b[i]).
 template <class T, class F>
 void map(const T* a, const T* b, T* y, int64_t count, const F& f) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, count);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     vectors_loop<2>(begin, end, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
       if constexpr (decltype(vectors)::count == 2) {

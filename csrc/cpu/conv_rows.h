@@ -128,7 +128,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
   turn_channels(w, C, taps * G, turned);
-  const Route route = route_to(y, kCachedOfProducts);
+  const Route route = route_to(y, C, kCachedOfProducts);
   // With a stride, prefetching what a cache holds costs more than it hides.
   const bool near = p.stride_w > 1 && p.N * p.H * p.W * C * int64_t{sizeof(T)} <= kNearBytes;
   each_strip(p.N, p.OH, [&](int64_t n, int64_t begin, int64_t end) {
@@ -246,7 +246,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
     if (G > 1) turn_group_taps(p, w, across, of_phase);
     turned_taps += p.KH * across.count;
   }
-  const Route route = route_to(grad_input, kCachedOfProducts);
+  const Route route = route_to(grad_input, C, kCachedOfProducts);
   each_strip(p.N, p.H, [&](int64_t n, int64_t begin, int64_t end) {
     int64_t taps_before = 0;
     for (int64_t phase = 0; phase < phases; ++phase) {

@@ -211,7 +211,7 @@ void dispatch(int tile, Winograd<T>& c, KeptWorkspaces* kept, const Weights& wei
 template <class T>
 void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
                    const ConvEpilogue& epilogue, T* y) {
-  const Route route = route_to(y, kCachedOfProducts);
+  const Route route = route_to(y, p.OC, kCachedOfProducts);
   Winograd<T> c{x,    p.N, p.H, p.W, p.C,     p.pad_top, p.pad_left, p.OH, p.OW,
                 p.OC, 0,   0,   0,   nullptr, epilogue,  y,          route};
   dispatch(tile, c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
@@ -228,7 +228,7 @@ void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
 template <class T>
 void backward_data_typed(const ConvParams& p, int tile, const T* g, const T* w,
                          const ConvEpilogue& epilogue, T* grad_input) {
-  const Route route = route_to(grad_input, kCachedOfProducts);
+  const Route route = route_to(grad_input, p.C, kCachedOfProducts);
   Winograd<T> c{g,   p.N, p.OH, p.OW, p.OC,    2 - p.pad_top, 2 - p.pad_left, p.H,  p.W,
                 p.C, 0,   0,    0,    nullptr, epilogue,      grad_input,     route};
   dispatch(tile, c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {

@@ -75,7 +75,7 @@ FASTNN_INLINE vuint load_halves(const uint32_t* words, int64_t i) {
 template <class T>
 void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t offset,
                     uint32_t threshold, float scale) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, count);
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     uint32_t buffer[kWords + LANES] = {};
     for (int64_t first = begin; first < end; first += 2 * kWords) {
@@ -96,7 +96,7 @@ void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t see
   auto kept = [&](int64_t unit) {
     return half(philox(seed, offset, static_cast<uint64_t>(unit / 8)), unit % 8) >= threshold;
   };
-  const Route route = route_to(y);
+  const Route route = route_to(y, C == 1 ? P : C);
   if (C == 1) {  // whole samples
     parallel_for(N, [&](int64_t n) {
       if (kept(n))

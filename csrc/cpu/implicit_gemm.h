@@ -55,12 +55,6 @@ struct TapGrid {
   }
 };
 
-// Groups write their share of a pixel at different times: unless it is whole lines, they stay in
-// the caches meanwhile. `columns` of one group.
-FASTNN_INLINE Route conv_route(const ConvParams& p, int64_t columns, const void* y) {
-  return p.groups == 1 || columns % 32 == 0 ? route_to(y, kCachedOfProducts) : Route::through;
-}
-
 // Whether moments are counted: of whole vectors, all channels (of one group), and nothing but a
 // bias.
 FASTNN_INLINE bool is_counted(const TapGrid& g) {

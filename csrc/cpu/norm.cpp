@@ -105,7 +105,7 @@ FASTNN_INLINE void each_chunk(const NormShape& s, const Body& body) {
 template <class T>
 void channel_apply_typed(const NormShape& s, const T* x, const float* mean, const float* scale,
                          const float* bias, const T* residual, FusedRelu relu, T* y) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, s.C);
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
     each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
@@ -185,7 +185,7 @@ template <class T>
 void channel_grad_apply_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
                               const float* mean, const float* a, const float* b, const float* d,
                               T* grad_x, T* grad_residual) {
-  const Route route = route_to(grad_x), residual_route = route_to(grad_residual);
+  const Route route = route_to(grad_x, s.C), residual_route = route_to(grad_residual, s.C);
   each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
     const int64_t at = segment * s.C;
     each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {

@@ -85,7 +85,7 @@ __attribute__((noinline)) void max_with_nan(const Window<T>& window, int64_t c, 
 
 template <class T, class I>
 void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, p.C);
   each_window(p, x, [&](const Window<T>& window, int64_t, int64_t, int64_t pixel) FASTNN_INLINED {
     const Inside &rows = window.rows, &cols = window.cols;
     const bool empty = rows.begin >= rows.end || cols.begin >= cols.end;
@@ -124,7 +124,7 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
 // output (oh, ow) of which lies at `where`.
 template <class T, class Add>
 FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Add& add) {
-  const Route route = route_to(grad_x);
+  const Route route = route_to(grad_x, p.C);
   parallel_for(p.N * p.h.in, [&](int64_t task) {
     const int64_t h = task % p.h.in, image = task / p.h.in;
     for (int64_t w = 0; w < p.w.in; ++w)
@@ -170,7 +170,7 @@ void flat_typed(const PoolParams& p, const I* indices, int64_t* flat) {
 
 template <class T>
 void average_typed(const PoolParams& p, const T* x, T* y) {
-  const Route route = route_to(y);
+  const Route route = route_to(y, p.C);
   each_window(p, x,
               [&](const Window<T>& window, int64_t oh, int64_t ow, int64_t pixel) FASTNN_INLINED {
                 const float divisor = p.h.divisor[oh] * p.w.divisor[ow];

@@ -73,6 +73,9 @@ _CASES = (
     "n2c5h4w3_f2_f32", "n1c3h5w5_f1.5_f32", "n1c3h9w8_f0.5_f32", "n2c3h4w5_o8x10_bil_f32",
     "n2c17h5w7_o3x9_bil_f32", "n1c3h5w5_o7_bil_ac_f32", "n1c3h5w5_o1_bil_ac_f32", "n1c3h1w1_o4_bil_f32",
     "n2c4h6w5_f2.5_bil_f32", "n2c20h4w4_o9_bil_ac_f32", "n2c8h5w5_o3_bf16", "n2c24h4w4_f2_bil_bf16",
+    "n2c21h7w9_o33x170_bil_f32", "n1c3h40w300_o20x37_bil_f32", "n1c3h9w300_o5x37_f32",
+    "n1c130h3w40_o5x90_bil_bf16", "n2c64h3w41_o5x90_f32", "n1c2h1w1_o9x1500_bil_bf16",
+    "n1c5h700w3_o2x2_bil_f32",
 )  # fmt: skip
 
 OPS: dict[str, Op] = {
@@ -81,7 +84,14 @@ OPS: dict[str, Op] = {
         interpolate_backward,
         _problem,
         _CASES,
-        ("n16c64h56w56_f2_f32", "n16c64h56w56_f2_bil_f32", "n16c64h56w56_f2_bil_bf16"),
+        (
+            "n16c64h56w56_f2_f32",
+            "n16c64h56w56_f2_bil_f32",
+            "n16c64h56w56_f2_bil_bf16",
+            "n16c3h112w112_f2_f32",
+            "n4c21h28w28_o224_bil_f32",
+            "n4c21h28w28_o224_bil_bf16",
+        ),
     ),
 }
 
