@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from harness import PROPERTY, check_everywhere
@@ -263,8 +265,10 @@ def winograd_lines(draw):
     """A 3x3 stride-1 case line with channels enough for Winograd's algorithm."""
     c, oc = draw(st.sampled_from([32, 35, 64])), draw(st.sampled_from([32, 36, 70]))
     h, w = draw(st.integers(1, 13)), draw(st.integers(1, 13))
-    ph, pw = draw(st.integers(max(0, 2 - h // 2), 2)), draw(st.integers(max(0, 2 - w // 2), 2))
-    line = f"n{draw(st.integers(0, 5))}c{c}h{h}w{w}_oc{oc}_k3p{ph}x{pw}"
+    steps = st.sampled_from([1, 1, 1, 2, 3, 5])
+    dh, dw = draw(steps), draw(steps)
+    ph, pw = (draw(st.integers(max(0, (2 * d + 2 - n) // 2), 2 * d)) for d, n in ((dh, h), (dw, w)))
+    line = f"n{draw(st.integers(0, 5))}c{c}h{h}w{w}_oc{oc}_k3p{ph}x{pw}d{dh}x{dw}"
     line += draw(st.sampled_from(["", "_relu", "_res", "_relu_res", "_nobias"]))
     return line + draw(st.sampled_from(["_f32", "_bf16"]))
 
@@ -277,15 +281,17 @@ def test_winograd_keeps_the_bound_of_direct_sums(line):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_winograd_gives_the_same_bits_for_any_number_of_threads(threads, isa):
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_winograd_gives_the_same_bits_for_any_number_of_threads(dilation, threads, isa):
     x, weight = fastnn.randn(3, 40, 19, 18), fastnn.randn(70, 40, 3, 3)
+    conv2d = partial(F.conv2d, x, weight, padding=dilation, dilation=dilation)
     with fastnn.backends.cpu.winograd("always"):
         fastnn.set_num_threads(1)
-        alone = F.conv2d(x, weight, padding=1).numpy()
+        alone = conv2d().numpy()
         fastnn.set_num_threads(threads)
-        assert np.array_equal(F.conv2d(x, weight, padding=1).numpy(), alone)
+        assert np.array_equal(conv2d().numpy(), alone)
     with fastnn.backends.cpu.winograd("off"):
-        assert not np.array_equal(F.conv2d(x, weight, padding=1).numpy(), alone)
+        assert not np.array_equal(conv2d().numpy(), alone)
 
 
 def test_winograd_modes():

@@ -120,10 +120,10 @@ def test_a_nan_stays_in_its_channel(isa):
     h=st.integers(1, 21), w=st.integers(1, 21), k=st.sampled_from([1, 3]), s=st.integers(1, 2),
     far=st.sampled_from([0.0, 30.0]), dtype=st.sampled_from(["float32", "bfloat16"]),
     isa=st.sampled_from(fastnn.backends.cpu.available_isas()),
-    winograd=st.sampled_from(["auto", "always"]),
+    winograd=st.sampled_from(["auto", "always"]), d=st.sampled_from([1, 1, 2, 5]),
 )  # fmt: skip
 def test_moments_from_the_convolution_before_are_the_outputs(
-    n, c, oc, h, w, k, s, far, dtype, isa, winograd
+    n, c, oc, h, w, k, s, far, dtype, isa, winograd, d
 ):
     """Convolutions keep the moments of what they stored; batch norm then gives what it gives for a
     copy, about whose origin it knows nothing."""
@@ -135,7 +135,7 @@ def test_moments_from_the_convolution_before_are_the_outputs(
     weight = weight.to(dtype).requires_grad_()
     bias = fastnn.tensor(np.full(oc, far, np.float32))
     with fastnn.backends.cpu.isa(isa), fastnn.backends.cpu.winograd(winograd):
-        y = F.conv2d(x, weight, bias, stride=s, padding=k // 2)
+        y = F.conv2d(x, weight, bias, stride=s, padding=k // 2 * d, dilation=d)
         if y.shape[0] * y.shape[2] * y.shape[3] == 1:
             return
         assert y._array.kept_blocks == 1

@@ -52,7 +52,7 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   in.K += in.missing;
   in.odd = in.K % kStep<P>;
   const int64_t more = values % kStep<P>, rows = taps / run * (values + more);
-  const Route route = route_to(y, oc, kCachedOfProducts);
+  const Route route = product_route(y, oc);
   const int64_t size = packed_columns(oc) * rows;
   KeptWorkspace packed(p.kept, hash(0, LANES, kStep<P>, oc, rows),
                        p.groups * size * int64_t{sizeof(P)});

@@ -171,6 +171,13 @@ inline int64_t common_run(const InputGrid& in) {
   return 1;
 }
 
+// Taps of a kernel row: taps are those of some kernel rows by some columns.
+inline int64_t kernel_row(const InputGrid& in) {
+  int64_t taps = 1;
+  while (taps < in.tap_count && in.dh[taps] == in.dh[0]) ++taps;
+  return taps;
+}
+
 // Settles tiles of about `pixels` grid points whose panels have at most about `size` values of type
 // P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles, and a
 // `width` below K for padded panels cut into planes of that many channels.
@@ -223,7 +230,10 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.panel_rows = (t.rows - 1) * in.step_h + span_h;
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
   if (t.source == Source::gathered) {
-    const int64_t together = in.odd ? t.run : in.tap_count;
+    // Kernel rows are a tap each where parts of them are left out (conv_inside.h).
+    const int64_t together = in.odd                   ? t.run
+                             : t.run == 1 && !stepped ? kernel_row(in)
+                                                      : in.tap_count;
     t.k = stepped ? padded_to_steps(in.K * in.tap_count) : in.K * together;
     t.tap_count = in.tap_count / together;
     for (int64_t i = 0; i < t.tap_count; ++i) t.taps[i] = i * t.k;

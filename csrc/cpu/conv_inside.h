@@ -9,6 +9,7 @@
 //   2 3 3 3 4    one longer tap then (InputTiles::run), cut at one end
 //   5 5 5 5 5
 //
+// Taps that are copied pixel by pixel, the far ones of a dilated kernel, are cut so in every row.
 // An edge of too few pixels for a kernel call of its own stays with what is next to it.
 #pragma once
 
@@ -48,7 +49,7 @@ struct Piece {
   int64_t skipped, b_row;
 };
 struct Pieces {
-  Piece piece[5];
+  Piece piece[9];
   int count = 0;
   const Piece* begin() const { return piece; }
   const Piece* end() const { return piece + count; }
@@ -60,7 +61,7 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
   const InputGrid& in = t.in;
   const int64_t joined = joined_taps(t);
   int64_t first = 0, end = t.tap_count, left = 0, right = joined;
-  if (t.source == Source::padded) {
+  if (t.source != Source::direct) {
     const auto is_above_or_below = [&](int64_t tap) {
       const int64_t dh = in.dh[tap * joined];
       return (tile.row + row_end - 1) * in.step_h + dh < 0 ||
@@ -85,20 +86,29 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
 
 FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
   const InputGrid& in = t.in;
-  Middle down{0, tile.rows}, across{0, tile.cols};
   const auto least = [&](int64_t pixels) { return ceil_div(MR / 2, pixels * tile.images); };
-  if (t.source == Source::padded) {
-    down = middle(tile.row, tile.rows, in.step_h, t.low_h, t.high_h, in.H, least(tile.cols));
-    if (joined_taps(t) > 1 && !in.odd && down.begin < down.end)
-      across = middle(tile.col, tile.cols, in.step_w, t.low_w, t.high_w, in.W,
-                      least(down.end - down.begin));
-  }
+  const auto edges = [&](int64_t first, int64_t count, int64_t step, int64_t low, int64_t high,
+                         int64_t size, int64_t least_of) {
+    const Middle m = middle(first, count, step, low, high, size, least_of);
+    // Far taps leave the image before and behind under the same points: a middle of those.
+    const int64_t behind = clamp(ceil_div(size - high, step) - first, 0, m.begin);
+    return m.end == m.begin && behind >= least_of ? Middle{behind, m.begin} : m;
+  };
+  const bool rows = t.source != Source::direct && t.tap_count > 1;
+  const bool columns = t.source != Source::direct && joined_taps(t) > 1 && !in.odd;
+  Middle down{0, tile.rows};
+  if (rows) down = edges(tile.row, tile.rows, in.step_h, t.low_h, t.high_h, in.H, least(tile.cols));
   Pieces all;
-  add_piece(all, t, tile, 0, down.begin, 0, tile.cols);
-  add_piece(all, t, tile, down.begin, down.end, 0, across.begin);
-  add_piece(all, t, tile, down.begin, down.end, across.begin, across.end);
-  add_piece(all, t, tile, down.begin, down.end, across.end, tile.cols);
-  add_piece(all, t, tile, down.end, tile.rows, 0, tile.cols);
+  const int64_t cuts[] = {0, down.begin, down.end, tile.rows};
+  for (int i = 0; i < 3; ++i) {
+    const int64_t begin = cuts[i], end = cuts[i + 1];
+    Middle across{0, tile.cols};
+    if (columns && begin < end && (i == 1 || t.source == Source::gathered))
+      across = edges(tile.col, tile.cols, in.step_w, t.low_w, t.high_w, in.W, least(end - begin));
+    add_piece(all, t, tile, begin, end, 0, across.begin);
+    add_piece(all, t, tile, begin, end, across.begin, across.end);
+    add_piece(all, t, tile, begin, end, across.end, tile.cols);
+  }
   return all;
 }
 

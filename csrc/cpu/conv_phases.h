@@ -41,7 +41,7 @@ template <class T, class Run>
 void each_phase(const ConvParams& p, const T* g, const ConvEpilogue& epilogue, T* grad_input,
                 const Run& run) {
   const int64_t ic = p.group_inputs(), oc = p.group_outputs();
-  const Route route = route_to(grad_input, ic, kCachedOfProducts);
+  const Route route = product_route(grad_input, ic);
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H;
   const int64_t phases_w = p.stride_w < p.W ? p.stride_w : p.W;
   Taps taps;

@@ -1,8 +1,8 @@
-// 3x3 convolutions of stride 1 by Winograd's algorithm (winograd.h), in float32: forward, and the
-// gradient with respect to the input, which is the same with turned weights (that with respect to
-// the weight is in conv_winograd_weight.cpp). A quarter (R = 4) of the multiplications of the
-// direct kernel, for more traffic and an error some 1.6 times as large. bfloat16 is widened where
-// it is read and rounded where it is stored.
+// 3x3 convolutions of stride 1 and any dilation by Winograd's algorithm (winograd.h), in float32:
+// forward, and the gradient with respect to the input, which is the same with turned weights (that
+// with respect to the weight is in conv_winograd_weight.cpp). A quarter (R = 4) of the
+// multiplications of the direct kernel, for more traffic and an error some 1.6 times as large.
+// bfloat16 is widened where it is read and rounded where it is stored.
 //
 //   once:  U[x][block of NR columns][k] = transformed weights, (R + 2)^2 numbers x per (k, column)
 //   task = some tiles of R x R outputs, everything of it in this thread's scratch memory:
@@ -29,18 +29,18 @@ constexpr int64_t kInputFloats = 256 << 10;  // of V
 constexpr int64_t kSumFloats = 128 << 10;    // of M
 constexpr int64_t kLeastTiles = 64;
 
-// One convolution: K channels in, `columns` channels out.
-template <class T>
+// One convolution: K channels in, `columns` channels out, in tiles of R x R outputs.
+template <int R, class T>
 struct Winograd {
   const T* x;
   int64_t N, H, W, K;  // input
   int64_t pad_h, pad_w;
-  int64_t YH, YW, columns;
-  int64_t down, across, tiles;  // tiles of an image, and of all
-  const float* u;
+  TileAxis down, across;  // of the outputs
+  int64_t columns;
   ConvEpilogue epilogue;
   T* y;
   Route route;
+  const float* u = nullptr;
 };
 
 // The U of 3 x 3 weights. weights(k, rows, n, count, square) fills square[tap][k][n] for `rows`
@@ -75,11 +75,15 @@ void transform_weights(int64_t K, int64_t columns, float* u, const Weights& weig
   });
 }
 
+// Where the outputs of a tile begin, and how many there are.
+struct Spot {
+  int64_t image, row, col, rows, cols;
+};
+
 // The outputs of one tile, one vector of columns.
 template <int R, class T>
-FASTNN_INLINE void write_vector(const Winograd<T>& c, const float* m, int64_t plane, int64_t image,
-                                int64_t row, int64_t col, int64_t channel, int n,
-                                TileMoments* moments) {
+FASTNN_INLINE void write_vector(const Winograd<R, T>& c, const float* m, int64_t plane, Spot tile,
+                                int64_t channel, int n, TileMoments* moments) {
   constexpr int kSide = R + 2;
   vfloat half[kSide][R], in[kSide], out[R];
   for (int i = 0; i < kSide; ++i) {
@@ -91,11 +95,14 @@ FASTNN_INLINE void write_vector(const Winograd<T>& c, const float* m, int64_t pl
   CountedVector counted(vfloat{});
   if (moments && moments->count > 0) counted = CountedVector(*moments, channel % NR);
   bool opens = moments && moments->count == 0;
-  for (int j = 0; j < R && col + j < c.YW; ++j) {
+  const int64_t W = c.across.size;
+  const int64_t first =
+      ((tile.image * c.down.size + tile.row) * W + tile.col) * c.columns + channel;
+  for (int j = 0; j < tile.cols; ++j) {
     for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
     transform_output<R>(in, out);
-    for (int i = 0; i < R && row + i < c.YH; ++i) {
-      const int64_t at = ((image * c.YH + row + i) * c.YW + col + j) * c.columns + channel;
+    for (int i = 0; i < tile.rows; ++i) {
+      const int64_t at = first + (i * c.down.step * W + j * c.across.step) * c.columns;
       vfloat value = out[i] + bias;
       if (residual) value += load_any(residual + at, n);
       if (c.epilogue.relu) value = vclamp(value, vfloat{}, set1(c.epilogue.relu.ceiling));
@@ -109,13 +116,14 @@ FASTNN_INLINE void write_vector(const Winograd<T>& c, const float* m, int64_t pl
 }
 
 template <int R, class T>
-void run(const Winograd<T>& c) {
+void run(const Winograd<R, T>& c) {
   constexpr int kSide = R + 2, kPoints = kSide * kSide;
   const int64_t blocks = block_count(c.columns), u_plane = packed_columns(c.columns) * c.K;
   const int64_t pitch = is_far(c.K * 4) ? c.K + LANES : c.K;  // of the tiles of V
-  int64_t count = clamp(kInputFloats / (kPoints * c.K), kLeastTiles, c.tiles);
-  const int64_t tasks = ceil_div(c.tiles, count);
-  count = ceil_div(c.tiles, tasks);
+  const int64_t down = c.down.count(), across = c.across.count(), all = c.N * down * across;
+  int64_t count = clamp(kInputFloats / (kPoints * c.K), kLeastTiles, all);
+  const int64_t tasks = ceil_div(all, count);
+  count = ceil_div(all, tasks);
   const int64_t group = clamp(kSumFloats / (kPoints * NR * count), 1, blocks);
   const int64_t v_plane = padded_plane(count * pitch), m_plane = padded_plane(group * NR * count);
   int64_t parts = 1;  // of the columns, where there are few tiles
@@ -127,20 +135,23 @@ void run(const Winograd<T>& c) {
   for (int64_t i = 0; moments && i < tasks * blocks; ++i) moments[i].count = 0;
   parallel_for_dynamic(tasks * parts, [&](int64_t index) {
     const int64_t task = index / parts, part = index % parts;
-    const int64_t first = task * count, tiles = clamp(c.tiles - first, 0, count);
+    const int64_t first = task * count, tiles = clamp(all - first, 0, count);
     // V stays from one part to the next; what it is of stands behind it.
     auto* const v = static_cast<float*>(thread_scratch(kPoints * v_plane * 4 + 16, 0));
     auto* const kept = reinterpret_cast<int64_t*>(v + kPoints * v_plane);
     auto* const m = static_cast<float*>(thread_scratch(kPoints * m_plane * 4, 1));
     const auto at = [&](int64_t t, const auto& use) {
-      const int64_t tile = first + t, image = tile / (c.down * c.across);
-      use(image, tile / c.across % c.down * R, tile % c.across * R);
+      const int64_t tile = first + t;
+      const int64_t row = c.down.start(tile / across % down), col = c.across.start(tile % across);
+      use(Spot{tile / (down * across), row, col, c.down.points(row), c.across.points(col)});
     };
     const bool there = kept[0] == call && kept[1] == task;
     for (int64_t t = 0; t < tiles && !there; ++t)
-      at(t, [&](int64_t image, int64_t row, int64_t col) {
-        transform_tile<R>(c.x + image * c.H * c.W * c.K, c.H, c.W, c.K, row - c.pad_h,
-                          col - c.pad_w, c.K, v + t * pitch, v_plane);
+      at(t, [&](Spot tile) {
+        const TilePixels<kSide, T> from(c.x + tile.image * c.H * c.W * c.K, c.H, c.W, c.K,
+                                        tile.row - c.pad_h, tile.col - c.pad_w, c.down.step,
+                                        c.across.step);
+        transform_tile<R>(from, c.K, v + t * pitch, v_plane);
       });
     kept[0] = call, kept[1] = task;
     const int block_m = even_block(tiles);
@@ -168,18 +179,17 @@ void run(const Winograd<T>& c) {
           }
         }
       for (int64_t t = 0; t < tiles; ++t)
-        at(t, [&](int64_t image, int64_t row, int64_t col) {
+        at(t, [&](Spot tile) {
           for (int64_t block = b; block < end; ++block) {
             const int vectors = block_vectors(c.columns, block);
             TileMoments* const of = moments ? moments + task * blocks + block : nullptr;
             for (int i = 0; i < vectors; ++i) {
               const int64_t channel = block * NR + i * LANES;
               write_vector<R>(c, m + (block - b) * NR * count + (t * vectors + i) * LANES, m_plane,
-                              image, row, col, channel,
-                              static_cast<int>(clamp(c.columns - channel, 0, LANES)), of);
+                              tile, channel, static_cast<int>(clamp(c.columns - channel, 0, LANES)),
+                              of);
             }
-            if (of)
-              of->count += static_cast<float>(clamp(c.YH - row, 0, R) * clamp(c.YW - col, 0, R));
+            if (of) of->count += static_cast<float>(tile.rows * tile.cols);
           }
         });
     }
@@ -188,33 +198,33 @@ void run(const Winograd<T>& c) {
 }
 
 template <int R, class T, class Weights>
-void transform_and_run(Winograd<T>& c, KeptWorkspaces* kept, const Weights& weights) {
+void transform_and_run(Winograd<R, T> c, KeptWorkspaces* kept, const Weights& weights) {
   constexpr int64_t kPoints = (R + 2) * (R + 2);
+  if (c.N * c.down.size * c.across.size == 0) return;
   KeptWorkspace u(kept, hash(2, LANES, R, c.columns, c.K),
                   kPoints * packed_columns(c.columns) * c.K * 4);
-  c.down = ceil_div(c.YH, R), c.across = ceil_div(c.YW, R);
-  c.tiles = c.N * c.down * c.across;
   if (!u.filled()) transform_weights<R>(c.K, c.columns, u.floats(), weights);
   c.u = u.floats();
-  run<R>(c);
+  run(c);
 }
 
-template <class T, class Weights>
-void dispatch(int tile, Winograd<T>& c, KeptWorkspaces* kept, const Weights& weights) {
-  if (c.N * c.YH * c.YW == 0) return;
-  if (tile == 4)
-    transform_and_run<4>(c, kept, weights);
-  else
-    transform_and_run<2>(c, kept, weights);
-}
-
-template <class T>
-void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
-                   const ConvEpilogue& epilogue, T* y) {
-  const Route route = route_to(y, p.OC, kCachedOfProducts);
-  Winograd<T> c{x,    p.N, p.H, p.W, p.C,     p.pad_top, p.pad_left, p.OH, p.OW,
-                p.OC, 0,   0,   0,   nullptr, epilogue,  y,          route};
-  dispatch(tile, c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
+template <int R, class T>
+void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
+                   T* y) {
+  const Winograd<R, T> c{x,
+                         p.N,
+                         p.H,
+                         p.W,
+                         p.C,
+                         p.pad_top,
+                         p.pad_left,
+                         {p.OH, p.dilation_h, R},
+                         {p.OW, p.dilation_w, R},
+                         p.OC,
+                         epilogue,
+                         y,
+                         route_to(y, p.OC, kCachedOfProducts)};
+  transform_and_run(c, p.kept, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap) {
       vfloat turned[LANES] = {};
       for (int64_t i = 0; i < count; ++i)
@@ -225,36 +235,59 @@ void forward_typed(const ConvParams& p, int tile, const T* x, const T* w,
   });
 }
 
-template <class T>
-void backward_data_typed(const ConvParams& p, int tile, const T* g, const T* w,
-                         const ConvEpilogue& epilogue, T* grad_input) {
-  const Route route = route_to(grad_input, p.C, kCachedOfProducts);
-  Winograd<T> c{g,   p.N, p.OH, p.OW, p.OC,    2 - p.pad_top, 2 - p.pad_left, p.H,  p.W,
-                p.C, 0,   0,    0,    nullptr, epilogue,      grad_input,     route};
-  dispatch(tile, c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
+template <int R, class T>
+void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
+                         T* grad_input) {
+  const Winograd<R, T> c{g,
+                         p.N,
+                         p.OH,
+                         p.OW,
+                         p.OC,
+                         2 * p.dilation_h - p.pad_top,
+                         2 * p.dilation_w - p.pad_left,
+                         {p.H, p.dilation_h, R},
+                         {p.W, p.dilation_w, R},
+                         p.C,
+                         epilogue,
+                         grad_input,
+                         route_to(grad_input, p.C, kCachedOfProducts)};
+  transform_and_run(c, nullptr, [&](int64_t k, int64_t rows, int64_t n, int64_t count, Square& to) {
     for (int tap = 0; tap < 9; ++tap)
       for (int64_t r = 0; r < rows; ++r)
         store(to[tap][r], load_any(w + ((k + r) * 9 + 8 - tap) * p.C + n, static_cast<int>(count)));
   });
 }
 
+// call(R, T{}) with the tile's size as a constant and a value of the tensors' type.
+template <int R>
+struct Size {
+  static constexpr int value = R;
+};
+template <class Call>
+void typed(const ConvParams& p, int tile, const Call& call) {
+  const bool single = p.dtype == DType::float32;
+  if (tile == 4)
+    single ? call(Size<4>{}, float{}) : call(Size<4>{}, bfloat16{});
+  else
+    single ? call(Size<2>{}, float{}) : call(Size<2>{}, bfloat16{});
+}
+
 void forward(const ConvParams& p, int tile, const void* x, const void* w,
              const ConvEpilogue& epilogue, void* y) {
-  if (p.dtype == DType::float32)
-    forward_typed(p, tile, static_cast<const float*>(x), static_cast<const float*>(w), epilogue,
-                  static_cast<float*>(y));
-  else
-    forward_typed(p, tile, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w),
-                  epilogue, static_cast<bfloat16*>(y));
+  typed(p, tile, [&](auto size, auto zero) {
+    using T = decltype(zero);
+    forward_typed<decltype(size)::value>(p, static_cast<const T*>(x), static_cast<const T*>(w),
+                                         epilogue, static_cast<T*>(y));
+  });
 }
 void backward_data(const ConvParams& p, int tile, const void* g, const void* w,
                    const ConvEpilogue& epilogue, void* grad_input) {
-  if (p.dtype == DType::float32)
-    backward_data_typed(p, tile, static_cast<const float*>(g), static_cast<const float*>(w),
-                        epilogue, static_cast<float*>(grad_input));
-  else
-    backward_data_typed(p, tile, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w),
-                        epilogue, static_cast<bfloat16*>(grad_input));
+  typed(p, tile, [&](auto size, auto zero) {
+    using T = decltype(zero);
+    backward_data_typed<decltype(size)::value>(p, static_cast<const T*>(g),
+                                               static_cast<const T*>(w), epilogue,
+                                               static_cast<T*>(grad_input));
+  });
 }
 
 }  // namespace

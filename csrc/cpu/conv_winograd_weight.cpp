@@ -1,6 +1,6 @@
-// Gradient of a 3x3 convolution of stride 1 with respect to its weight, summed in float32, by the
-// transpose of Winograd's F(4x4, 3x3) (winograd.h): what the forward pass multiplies point by point
-// is summed point by point,
+// Gradient of a 3x3 convolution of stride 1 and any dilation with respect to its weight, summed in
+// float32, by the transpose of Winograd's F(4x4, 3x3) (winograd.h): what the forward pass
+// multiplies point by point is summed point by point,
 //   gw = G^T [ sum over tiles of (A g A^T) * (B^T x B) ] G,
 // an outer product over tiles for each of 36 points, instead of one over 16 pixels per tile for
 // each of 9 taps: a quarter of the multiply-adds.
@@ -36,7 +36,7 @@ constexpr int kBlock = LANES == 4 ? 4 : LANES / 2;
 template <class T>
 void transform_gradient_tile(const ConvParams& p, const T* g, int64_t row, int64_t col,
                              int64_t count, float* w, int64_t plane) {
-  const TilePixels<4, T> from(g, p.OH, p.OW, p.OC, row, col);
+  const TilePixels<4, T> from(g, p.OH, p.OW, p.OC, row, col, p.dilation_h, p.dilation_w);
   transform_both_ways<6>(from, count, w, plane, true,
                          [](const vfloat* y, vfloat* out)
                              FASTNN_INLINED { transform_gradient(y, out); });
@@ -51,7 +51,8 @@ struct Range {
 template <class T>
 void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic, Range oc,
               float* sums) {
-  const int64_t down = ceil_div(p.OH, 4), across = ceil_div(p.OW, 4);
+  const TileAxis rows{p.OH, p.dilation_h, 4}, cols{p.OW, p.dilation_w, 4};
+  const int64_t down = rows.count(), across = cols.count();
   const int64_t outputs = ceil_div(oc.size(), LANES) * LANES;
   const int64_t v_plane = padded_plane(kChunk * ic.size() + LANES);
   const int64_t w_plane = padded_plane(kChunk * outputs);
@@ -61,9 +62,10 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
     const int64_t count = clamp(tiles.last - first, 0, kChunk);
     for (int64_t t = 0; t < count; ++t) {
       const int64_t tile = first + t, image = tile / (down * across);
-      const int64_t row = tile / across % down * 4, col = tile % across * 4;
-      transform_tile<4>(x + image * p.H * p.W * p.C + ic.first, p.H, p.W, p.C, row - p.pad_top,
-                        col - p.pad_left, ic.size(), v + t * ic.size(), v_plane);
+      const int64_t row = rows.start(tile / across % down), col = cols.start(tile % across);
+      const TilePixels<6, T> from(x + image * p.H * p.W * p.C + ic.first, p.H, p.W, p.C,
+                                  row - p.pad_top, col - p.pad_left, p.dilation_h, p.dilation_w);
+      transform_tile<4>(from, ic.size(), v + t * ic.size(), v_plane);
       transform_gradient_tile(p, g + image * p.OH * p.OW * p.OC + oc.first, row, col, oc.size(),
                               w + t * outputs, w_plane);
     }
@@ -94,7 +96,8 @@ void run_task(const ConvParams& p, const T* x, const T* g, Range tiles, Range ic
 
 template <class T>
 void backward_weight_typed(const ConvParams& p, const T* x, const T* g, const WeightGradient& gw) {
-  const int64_t tiles = p.N * ceil_div(p.OH, 4) * ceil_div(p.OW, 4);
+  const int64_t tiles =
+      p.N * TileAxis{p.OH, p.dilation_h, 4}.count() * TileAxis{p.OW, p.dilation_w, 4}.count();
   const int64_t ic_parts = ceil_div(p.C, kSide), oc_parts = ceil_div(p.OC, kSide);
   const int64_t parts = ic_parts * oc_parts;
   int64_t partials = 1;

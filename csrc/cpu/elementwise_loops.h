@@ -154,7 +154,7 @@ FASTNN_INLINE void general_row(const ElementwiseParams& p, const char* const* in
 // Operands of type T: contiguous, or constant along a row where their bit in Constant is set.
 template <int N, class T, unsigned Constant, class Op>
 void fast_rows(const ElementwiseParams& p, const Op& op) {
-  const Route route = route_to(static_cast<T*>(p.out), p.shape[p.rank - 1]);
+  const Route route = route_to(p.out, p.shape[p.rank - 1]);
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
     vfloat constant[N];
     for (int k = 0; k < N; ++k)

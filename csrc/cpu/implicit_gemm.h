@@ -55,6 +55,14 @@ struct TapGrid {
   }
 };
 
+// To an output of which `columns` of a pixel are written at one time, those beside them at another:
+// around the caches if they are whole lines, or neighbouring pixels make one.
+template <class T>
+FASTNN_INLINE Route product_route(const T* y, int64_t columns) {
+  const int64_t bytes = columns * int64_t{sizeof(T)};
+  return bytes % 64 == 0 || bytes == 32 ? route_to(y, columns, kCachedOfProducts) : Route::through;
+}
+
 // Whether moments are counted: of whole vectors, all channels (of one group), and nothing but a
 // bias.
 FASTNN_INLINE bool is_counted(const TapGrid& g) {

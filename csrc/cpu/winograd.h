@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/simd/vec.h"
+#include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -108,16 +109,17 @@ struct TilePixels {
   int64_t row, pixel;  // values from one row, and from one pixel, to the next
   int64_t top, bottom, left, right;
 
-  // Of an image of H x W pixels, from (row, col) on, which may lie outside it.
+  // Of an image of H x W pixels, from (row, col) on, which may lie outside it, `down` rows and
+  // `across` columns apart.
   TilePixels(const T* image, int64_t H, int64_t W, int64_t values, int64_t first_row,
-             int64_t first_col)
+             int64_t first_col, int64_t down, int64_t across)
       : corner(image + (first_row * W + first_col) * values),
-        row(W * values),
-        pixel(values),
-        top(first_row < 0 ? -first_row : 0),
-        bottom(H - first_row < Side ? H - first_row : Side),
-        left(first_col < 0 ? -first_col : 0),
-        right(W - first_col < Side ? W - first_col : Side) {}
+        row(down * W * values),
+        pixel(across * values),
+        top(first_row < 0 ? ceil_div(-first_row, down) : 0),
+        bottom(TileAxis{H, down, Side}.points(first_row)),
+        left(first_col < 0 ? ceil_div(-first_col, across) : 0),
+        right(TileAxis{W, across, Side}.points(first_col)) {}
   bool whole() const { return top + left == 0 && bottom == Side && right == Side; }
 };
 
@@ -162,14 +164,10 @@ FASTNN_INLINE void transform_both_ways(const TilePixels<In, T>& from, int64_t co
     transform_pixels<false, Out>(from, count, to, plane, padded, transform);
 }
 
-// V of the tile whose first input is (row, col): `count` channels of an image of H x W pixels,
-// `pixel` values apart, zeros outside it.
+// V of a tile: `count` channels.
 template <int R, class T>
-void transform_tile(const T* x, int64_t H, int64_t W, int64_t pixel, int64_t row, int64_t col,
-                    int64_t count, float* v, int64_t plane) {
-  constexpr int kSide = R + 2;
-  const TilePixels<kSide, T> from(x, H, W, pixel, row, col);
-  transform_both_ways<kSide>(from, count, v, plane, false,
+void transform_tile(const TilePixels<R + 2, T>& from, int64_t count, float* v, int64_t plane) {
+  transform_both_ways<R + 2>(from, count, v, plane, false,
                              [](const vfloat* d, vfloat* out)
                                  FASTNN_INLINED { transform_input<R>(d, out); });
 }

@@ -35,8 +35,8 @@ std::atomic<int>& winograd_mode() {
 // Whether Winograd's algorithm may compute a convolution and its gradients.
 bool winograd_applies(const ConvParams& p) {
   return winograd_mode().load(std::memory_order_relaxed) != kOff && current_device() == kCpu &&
-         p.KH == 3 && p.KW == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-         p.dilation_w == 1 && p.groups == 1 && p.pad_top <= 2 && p.pad_left <= 2 &&
+         p.KH == 3 && p.KW == 3 && p.stride_h == 1 && p.stride_w == 1 && p.groups == 1 &&
+         p.pad_top <= 2 * p.dilation_h && p.pad_left <= 2 * p.dilation_w &&
          p.C >= kWinogradChannels && p.OC >= kWinogradChannels;
 }
 
@@ -58,13 +58,29 @@ double direct_cost(const ConvParams& p) {
   return p.dtype == DType::float32 ? 1 : 1 / bfloat16_rate();
 }
 
+// Products of three taps along an axis that the direct kernels compute for `points` results. Where
+// taps are far from each other, they leave out those with zeros of the padding.
+double direct_products(int64_t points, int64_t in, int64_t out, int64_t pad, int64_t dilation) {
+  if (dilation == 1) return static_cast<double>(3 * points);
+  int64_t products = 0;
+  for (int64_t shift = -pad; shift <= 2 * dilation - pad; shift += dilation)
+    products += std::max<int64_t>(0, std::min(out, in - shift) - std::max<int64_t>(0, -shift));
+  return static_cast<double>(products);
+}
+
+// Tiles of size x size of N maps of rows x cols.
+int64_t winograd_tiles(const ConvParams& p, int64_t rows, int64_t cols, int64_t size) {
+  return p.N * TileAxis{rows, p.dilation_h, size}.count() *
+         TileAxis{cols, p.dilation_w, size}.count();
+}
+
 // Whether it computes the gradient with respect to the weight: its multiply-adds and transforms,
 // and the 36 sums per weight written and read twice, in up to eight parts where channels are few,
 // against the direct ones.
 bool winograd_for_weight(const ConvParams& p) {
   if (!winograd_applies(p) || p.N == 0) return false;
   if (winograd_mode().load(std::memory_order_relaxed) == kAlways) return true;
-  const int64_t tiles = p.N * ((p.OH + 3) / 4) * ((p.OW + 3) / 4);
+  const int64_t tiles = winograd_tiles(p, p.OH, p.OW, 4);
   const int64_t blocks = (p.C + 63) / 64 * ((p.OC + 63) / 64);
   const auto parts =
       static_cast<double>(std::clamp<int64_t>(tiles / 32, 1, std::max<int64_t>(8 / blocks, 1)));
@@ -86,14 +102,15 @@ int winograd_tile(const ConvParams& p, int64_t rows, int64_t cols, int64_t K, in
   const WinogradCost& of = winograd_cost(p);
   constexpr double kL2Floats = 256 << 10;
   const double pair = static_cast<double>(K) * static_cast<double>(columns);
-  const double pixels = static_cast<double>(p.N * rows * cols);
+  const double products = static_cast<double>(p.N) *
+                          direct_products(rows, p.H, p.OH, p.pad_top, p.dilation_h) *
+                          direct_products(cols, p.W, p.OW, p.pad_left, p.dilation_w);
   // The direct kernel takes longer for a multiply-add of few columns.
-  double best = direct_cost(p) * (columns > 16 ? 1 : 1.25) * 2 * 9 * pixels * pair;
+  double best = direct_cost(p) * (columns > 16 ? 1 : 1.25) * 2 * products * pair;
   int tile = 0;
   for (int size : {4, 2}) {
     const double points = (size + 2) * (size + 2);
-    const double tiles =
-        static_cast<double>(p.N * ((rows + size - 1) / size) * ((cols + size - 1) / size));
+    const auto tiles = static_cast<double>(winograd_tiles(p, rows, cols, size));
     const double per_task = std::max(64.0, kL2Floats / (points * static_cast<double>(K)));
     const double tasks = std::ceil(tiles / per_task);
     const double u = points * pair, v = points * tiles * static_cast<double>(K);

@@ -25,6 +25,34 @@ struct ConvParams {
   bool is_depthwise() const { return groups == C && groups == OC; }
 };
 
+// Tiles of `side` points along an axis of `size`. A convolution of dilation d is, along an axis, d
+// convolutions of every d-th point each, the first size % d of which have a point more; so the
+// points of a tile are d apart.
+struct TileAxis {
+  int64_t size, step, side;
+  int64_t of_longer, of_others, longer;  // tiles of one, and of all that have a point more
+
+  TileAxis(int64_t points, int64_t dilation, int64_t of_tile)
+      : size(points),
+        step(dilation),
+        side(of_tile),
+        of_longer((size / step + side) / side),
+        of_others((size / step + side - 1) / side),
+        longer(size % step * of_longer) {}
+  int64_t count() const { return longer + (step - size % step) * of_others; }
+  // The first point of tile i.
+  int64_t start(int64_t i) const {
+    const bool is_longer = i < longer;
+    const int64_t of_one = is_longer ? of_longer : of_others, at = is_longer ? i : i - longer;
+    return (is_longer ? 0 : size % step) + at / of_one + at % of_one * side * step;
+  }
+  // How many points a tile from `first` on has on the axis.
+  int64_t points(int64_t first) const {
+    const int64_t left = (size - first + step - 1) / step;
+    return left < side ? left : side;
+  }
+};
+
 // The moments of a convolution's output as stored, for the batch norm after it. A kernel that can
 // compute them while it stores fills them and says so.
 struct ConvMoments {
@@ -48,7 +76,7 @@ struct ConvSlots {
                         const ConvEpilogue&, void* grad_input);
   void (*backward_weight)(const ConvParams&, const void* input, const void* grad_output,
                           void* grad_weight);
-  // 3x3, stride 1, one group; outputs are computed in tiles of tile x tile, 4 or 2.
+  // 3x3, stride 1, any dilation, one group; outputs are computed in tiles of tile x tile, 4 or 2.
   void (*winograd_forward)(const ConvParams&, int tile, const void* input, const void* weight,
                            const ConvEpilogue&, void* output);
   void (*winograd_backward_data)(const ConvParams&, int tile, const void* grad_output,

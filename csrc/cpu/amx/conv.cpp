@@ -109,7 +109,7 @@ void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilog
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  const Route route = route_to(static_cast<bfloat16*>(y), oc, kCachedOfProducts);
+  const Route route = product_route(static_cast<const bfloat16*>(y), oc);
   const InputGrid in{x,  p.N,  p.H,    p.W,        p.C,        0,
                      ic, p.OH, p.OW,   p.stride_h, p.stride_w, static_cast<int>(taps),
                      dh, dw,   missing};

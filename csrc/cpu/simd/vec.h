@@ -276,14 +276,12 @@ FASTNN_INLINE void store_n(bfloat16* p, vfloat v, int n) { store_halves_n(p, nar
 
 // How an operator's output is written. An ordinary store fetches its line first, from memory if the
 // output has left the caches; a streaming store writes around them (measured: 18 against 47 GB/s).
-// Rows of `row` elements that are written at different times must be whole lines: lines written
-// half around the caches and half through them cost five times as much. Of long rows few are.
+// Rows of `row` elements must be whole vectors: lines written half around the caches and half
+// through them cost five times as much. Of long rows few are.
 enum class Route : uintptr_t { around = 0, through = 1 };
-template <class T>
-FASTNN_INLINE Route route_to(T* output, int64_t row, int64_t cached = kCached) {
-  const int64_t bytes = row * static_cast<int64_t>(sizeof(T));
-  const bool lines = bytes % 64 == 0 || bytes > 4096;
-  return lines && left_caches(output, cached) ? Route::around : Route::through;
+FASTNN_INLINE Route route_to(const void* output, int64_t row, int64_t cached = kCached) {
+  const bool whole = row % LANES == 0 || row > 2048;
+  return whole && left_caches(output, cached) ? Route::around : Route::through;
 }
 #if defined(FASTNN_ISA_avx512)
 FASTNN_INLINE void stream(float* p, vfloat v) { _mm512_stream_ps(p, v); }

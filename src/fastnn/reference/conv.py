@@ -185,8 +185,8 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
     if "relu" in p:
         kwargs["activation"] = relu_of(p)
     n, oc, oh, ow = _conv2d_shape(inputs["input"], inputs["weight"], kwargs)
-    plain = kwargs["stride"] in (1, (1, 1)) and kwargs["dilation"] in (1, (1, 1)) and groups == 1
-    winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 32
+    plain = kwargs["stride"] in (1, (1, 1)) and groups == 1
+    winograd = plain and (kh, kw) == (3, 3) and min(p["c"], oc) >= 16
     if "res" in p:
         inputs["residual"] = rng.standard_normal((n, oc, oh, ow))
     return Problem(
