@@ -39,13 +39,13 @@ def train(peaks: Peaks, options: Options) -> Iterator[Row]:
         for part, as_graph in (("step", False), ("graphed step", True)):
             theirs = {}
             if "torch" in options.installed():
-                theirs = _torch_steps(name, x, target, dtype, options)
+                compiled = options.compiled and not as_graph  # which takes minutes
+                theirs = _torch_steps(name, x, target, dtype, options.device, compiled)
             with precision(dtype, options.device):
-                if as_graph:
-                    theirs = _torch_graphs(theirs, options.device)
+                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
                 ours = _step(name, x, target, dtype, options.device, as_graph)
                 row = measured(
-                    ("train", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    ("train", name, case, part, dtype), ours, peers, peaks, seconds,
                     flops=3 * 2 * work * batch, images=batch, device=options.device,
                 )  # fmt: skip
             yield row
@@ -53,7 +53,7 @@ def train(peaks: Peaks, options: Options) -> Iterator[Row]:
 
 
 def _torch_graphs(calls: dict[str, Call], device: str) -> dict[str, Call]:
-    """PyTorch's calls as graphs, those that can be recorded."""
+    """PyTorch's calls as graphs, those that can be recorded, for as long as the calls live."""
     graphs = {name: graphed(call, device, torch=True, most=1)[0] for name, call in calls.items()}
     return {f"{name} graphed": g for name, g in graphs.items() if g is not calls[name]}
 
@@ -80,17 +80,19 @@ def _step(name: str, x: Any, target: Any, dtype: str, device: str, as_graph: boo
     return run
 
 
-def _torch_steps(name: str, x: Any, target: Any, dtype: str, options: Options) -> dict[str, Call]:
+def _torch_steps(
+    name: str, x: Any, target: Any, dtype: str, device: str, compiled: bool
+) -> dict[str, Call]:
     import torch
 
     from fastnn.bench import torch_models
 
     def make(compile_it: bool) -> Call:
-        model: Any = torch_models.make(name).train().to(options.device)
+        model: Any = torch_models.make(name).train().to(device)
         model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-        images = torch.tensor(x).to(options.device).contiguous(memory_format=torch.channels_last)
-        labels = torch.tensor(target).to(options.device)
+        images = torch.tensor(x).to(device).contiguous(memory_format=torch.channels_last)
+        labels = torch.tensor(target).to(device)
         run: Any = torch.compile(model) if compile_it else model
 
         def step() -> Any:
@@ -105,7 +107,7 @@ def _torch_steps(name: str, x: Any, target: Any, dtype: str, options: Options) -
         return step
 
     found = {"torch channels_last": make(False)}
-    if options.compiled:
+    if compiled:
         found["torch compiled"] = make(True)
     return found
 
@@ -125,12 +127,12 @@ def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
         theirs = _torch_calls(name, x, dtype, options) if "torch" in options.installed() else {}
         for part, ours in (("latency", call), ("graphed latency", fastnn.cuda.graphed(call))):
             with precision(dtype, options.device):
-                if part != "latency":
-                    theirs = _torch_graphs(theirs, options.device)
+                as_graph = part != "latency"
+                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
                 for _ in range(3):
                     ours()
                 row = measured(
-                    ("infer", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    ("infer", name, case, part, dtype), ours, peers, peaks, seconds,
                     flops=2 * work * batch, images=batch, device=options.device,
                 )  # fmt: skip
             yield row

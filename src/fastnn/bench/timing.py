@@ -75,6 +75,7 @@ def graphed(
 
     An operator may take the device less time than its call takes the host, so that calls one by one
     would time Python. What cannot be recorded, since it waits for the device, stays as it is, one call.
+    The function's tensors are to live as long: a graph knows but their addresses.
     """
     function()
     calls = max(1, min(most, int(1e-3 / _turn(function, 3, device))))
