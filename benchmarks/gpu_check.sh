@@ -92,7 +92,11 @@ build() {
     if [ -f $stamp ] && [ "$(digest)" = "$(cat $stamp)" ]; then
       echo "this source is installed"
     else
-      if python3 -c "import $needs" 2>/dev/null; then how=(--no-build-isolation --no-deps --no-index .); fi
+      if python3 -c "import $needs"; then
+        how=(--no-build-isolation --no-deps --no-index .)
+      else
+        echo "so the build is left to pip, which needs a network"
+      fi
       within $most python3 -m pip install --quiet "${how[@]}" --config-settings=cmake.define.FASTNN_CUDA=ON \
         --config-settings=cmake.define.FASTNN_CUDA_ARCHITECTURES="$arch-real"
       mkdir -p build

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -17,8 +18,9 @@ import pytest
 import fastnn
 from fastnn import bench, cli
 from fastnn.bench import layers, run
-from fastnn.bench.peaks import Peaks
-from fastnn.bench.row import Row, format_row
+from fastnn.bench.peaks import Peaks, precision
+from fastnn.bench.row import Row, format_row, measured
+from fastnn.bench.timing import graphed
 
 PEAKS = Peaks(float32=300.0, bfloat16=4000.0, copy_gbs=20.0)
 QUICK = {"quick": True, "peers": ()}
@@ -231,3 +233,52 @@ def test_a_gpu_is_measured_too(tmp_path, capsys):
     assert all(row["seconds"] > 0 for row in rows)
     with pytest.raises(ValueError, match="expected dtypes float32 or bfloat16, got 'tf32'"):
         run.Options(dtypes=("tf32",))
+
+
+@pytest.mark.gpu
+def test_operators_on_a_gpu_are_timed_as_graphs():
+    x, seen = fastnn.ones(8, device="cuda"), []
+
+    def call():
+        seen.append(x + 1)
+
+    replay, calls = graphed(call, "cuda")
+    recorded = len(seen)
+    assert replay is not call and 1 <= calls <= recorded - 4
+    x.fill_(2)
+    replay()
+    assert len(seen) == recorded and (seen[-1].cpu().numpy() == 3).all()
+    about = ("activation", "relu", "n8", "forward", "float32")
+    measured(about, call, {}, PEAKS, 0.02, device="cuda")
+    assert len(seen) < recorded + 4 + 100 + 1  # the warm-up and one recording
+
+    def waits():
+        return (x + 1).sum().item()
+
+    assert graphed(waits, "cuda") == (waits, 1) and waits() == 24
+
+
+@pytest.mark.gpu
+def test_whole_networks_on_a_gpu_are_timed_as_they_are_called():
+    x, seen = fastnn.ones(8, device="cuda"), []
+    about = ("infer", "net", "n8", "latency", "float32")
+    measured(about, lambda: seen.append((x + 1).shape), {}, PEAKS, 0.1, images=8, device="cuda")
+    assert len(seen) > 4 + 100 + 1
+
+
+def test_a_gpu_gets_more_images_than_its_cache_holds():
+    assert run._larger("n16c64h56w56_p0.5_f32") == "n128c64h56w56_p0.5_f32"
+    assert run._larger("size25557032_f32") == "size25557032_f32"
+
+
+def test_pytorch_that_warns_of_its_flags_rounds_to_tf32(monkeypatch):
+    torch = pytest.importorskip("torch")
+    allowed = []
+
+    def warning(value):  # as in 2.9
+        allowed.append(value)
+        warnings.warn("use the new API settings to control TF32", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch._C, "_set_cublas_allow_tf32", warning)
+    with precision("tf32", "cuda"), precision("float32", "cuda"):
+        assert allowed == [True, False]

@@ -118,6 +118,48 @@ def test_what_other_threads_do_is_not_recorded():
     assert (y.cpu().numpy() == 6).all()
 
 
+def test_what_cannot_be_recorded_is_refused():
+    x = on_cuda(4)
+    with fastnn.cuda.graph() as first:
+        y = x + 1
+    for forbidden in (first.replay, x.__dlpack__):
+        with pytest.raises(RuntimeError, match="being recorded"), fastnn.cuda.graph():
+            forbidden()
+    with fastnn.cuda.graph():
+        x.__dlpack__(stream=-1)  # waits for nothing
+    first.replay()
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() + 1)
+
+
+class OneOf:
+    """A CUDA module that says yes, with a note of each call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments)) or 7
+
+
+def test_events_are_of_the_device_of_their_stream(monkeypatch):
+    """Where there is one device only, what the runtime would be asked for."""
+    module = OneOf()
+    monkeypatch.setattr(fastnn.cuda, "cuda_module", lambda: module)
+    here, there = object.__new__(fastnn.cuda.Stream), object.__new__(fastnn.cuda.Stream)
+    here.device, here.cuda_stream, there.device, there.cuda_stream = 0, 11, 1, 22
+    here.wait_stream(there)
+    event = fastnn.cuda.Event()
+    here.wait_event(event)
+    event.synchronize()
+    with pytest.raises(RuntimeError, match="have to be recorded first"):
+        event.elapsed_time(event)
+    event.record(there)
+    here.wait_event(event)
+    assert [call for call in module.calls if call[0] != "check"] == [
+        ("follow", 1, 11, 22), ("new_event", 1, False), ("record_event", 7, 22), ("wait_event", 11, 7),
+    ]  # fmt: skip
+
+
 def test_the_default_stream_has_no_handle():
     stream = fastnn.cuda.Stream(handle=0)
     assert stream.cuda_stream == 1

@@ -109,8 +109,8 @@ def test_a_source_is_built_once_and_without_network(check):
         assert "pip install" in check("build")[3], changed
         assert "pip install" not in check("build")[3]
     shutil.rmtree(check.site)
-    _, _, _, calls = check("build", codes=["scikit_build_core|1"])
-    assert "pip install --quiet .[test] --config" in calls
+    _, _, output, calls = check("build", codes=["scikit_build_core|1"])
+    assert "pip install --quiet .[test] --config" in calls and "needs a network" in output
 
 
 def test_a_failed_build_keeps_the_rest_from_running(check):

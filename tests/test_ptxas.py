@@ -28,6 +28,16 @@ def test_kernels_stay_within_their_limits(ptxas):
     assert not worse, "\n".join(worse)
 
 
+def test_remarks_that_give_up_overlap_or_registers_are_found(ptxas):
+    wgmma = "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+    registers = (
+        "ptxas info : (C7508) setmaxnreg ignored; unable to determine register count at entry"
+    )
+    said = f"ptxas info : Compiling entry function 'f' for 'sm_90a'\n{wgmma}\n{registers}\n"
+    assert ptxas.ignored(said).splitlines() == [wgmma, registers]
+    assert not ptxas.ignored("ptxas info : Used 168 registers, used 9 barriers")
+
+
 def test_a_spill_and_a_register_too_many_are_found(ptxas):
     fine = {"stack": 0, "spilled": 0, "registers": 100, "shared": 0}
     limits = {"sm_80": {"conv: gather_kernel<x>": fine}}

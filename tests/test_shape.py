@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fastnn
+from fastnn import _core
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5)
 
@@ -45,19 +46,52 @@ def test_indexing_has_numpys_meaning(case):
     np.testing.assert_allclose(x.grad.numpy(), scattered, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @PROPERTY
-@given(indexed())
-def test_index_assignment_has_numpys_meaning(case):
+@given(case=indexed())
+def test_index_assignment_has_numpys_meaning(device, case):
     shape, key = case
     values = np.zeros(shape, np.float32)
-    x = fastnn.tensor(values)
+    x = fastnn.tensor(values, device=device)
     x[key] = 7.0
     values[key] = 7.0
-    assert np.array_equal(x.numpy(), values)
+    assert np.array_equal(np.asarray(x), values)
     rows = np.random.default_rng(0).standard_normal(values[key].shape).astype(np.float32)
-    x[key] = fastnn.tensor(rows)
+    x[key] = fastnn.tensor(rows, device=device)
     values[key] = rows
-    assert np.array_equal(x.numpy(), values)
+    assert np.array_equal(np.asarray(x), values)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_assigned_values_may_be_of_the_same_memory(device):
+    values = np.arange(24, dtype=np.float32).reshape(6, 4)
+    x = fastnn.tensor(values, device=device)
+    before = x._array.version
+    x[1:], values[1:] = x[:-1], values[:-1].copy()
+    x[::-1, 2:], values[::-1, 2:] = x[:, :2], values[:, :2].copy()
+    x[:2], values[:2] = x[5], values[5].copy()
+    x[2], values[2] = fastnn.ones(1, 1, 4, device=device), 1
+    assert np.array_equal(np.asarray(x), values) and x._array.version > before
+    with pytest.raises(ValueError):
+        x[:2] = fastnn.ones(3, 4, device=device)
+    with pytest.raises(IndexError):
+        x[6] = 0.0
+
+
+@pytest.mark.gpu
+def test_assigning_to_a_slice_moves_no_other_values(monkeypatch):
+    x, moved, to_device = fastnn.zeros(50, 40, device="cuda"), [], _core.to_device
+
+    def moving(array, device):
+        moved.append(array.count)
+        return to_device(array, device)
+
+    monkeypatch.setattr(_core, "to_device", moving)
+    x[3, ..., 1:3] = 5.0
+    x[4] = [1.0] * 40
+    assert max(moved) == 40
+    monkeypatch.undo()
+    assert x.sum().item() == 50
 
 
 @PROPERTY

@@ -148,6 +148,17 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         run(tmp_path, TrainConfig("small", epochs=1), train, test)
 
 
+def test_nothing_of_a_step_waits_for_its_loss(monkeypatch):
+    """A GPU would have nothing to do meanwhile."""
+    model, order, config = small_net(), [], TrainConfig("small", batch_size=50, lr=0.1)
+    optimizer, item = make_optimizer(model, config), fastnn.Tensor.item
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: (order.append("step"), step()))
+    monkeypatch.setattr(fastnn.Tensor, "item", lambda t: (order.append("read"), item(t))[1])
+    train_epoch(model, optimizer, parts(100)[0], config, 0)
+    assert order == ["step", "read"] * 2
+
+
 def test_evaluate_agrees_with_numpy():
     fastnn.manual_seed(0)
     model, (_, test) = small_net(), parts()

@@ -212,6 +212,8 @@ void abandon_capture() {
 }
 
 void replay(Graph* graph) {
+  if (recording)
+    return note_text("replay: a graph is being recorded, of which no other can be part");
   select(graph->device);
   // As arguments of kernels: a copy from ordinary memory would wait for the stream.
   for (int64_t at = 0; at < graph->used; at += kSentBytes) {
@@ -221,7 +223,7 @@ void replay(Graph* graph) {
     launch(send_kernel, dim3(1), kThreads, 0, reinterpret_cast<unsigned char*>(graph->live) + at,
            values, static_cast<int>(bytes));
   }
-  if (!recording) graph->last = current_stream();
+  graph->last = current_stream();
   note(cudaGraphLaunch(graph->exec, current_stream()), "replaying a graph");
 }
 

@@ -189,7 +189,7 @@ template <bool kForward>
 void pixels(const ConvParams& params, const void* from, const void* weight, const ConvEpilogue& e,
             void* to) {
   Depthwise p(params);
-  const bool turned = !kForward && span_stride(p) == 1;
+  const bool turned = !kForward && p.stride_h == 1 && p.stride_w == 1;
   if (turned) p = reversed(p);
   const int64_t taps = p.KH * p.KW, stride = kForward || turned ? span_stride(p) : 0;
   Workspace memory(p.C * taps * 4);
@@ -210,9 +210,10 @@ void pixels(const ConvParams& params, const void* from, const void* weight, cons
           else if (stride == 2)
             each_place<2>(params.N, p.OH, Span<2>::across(p), packs,
                           SpanForward<T, N, 2>{p, source, by_tap, out, e});
+          else if (kForward || turned)
+            each_place(params.N, p.OH, p.OW, packs, Pixel<T, N, true>{p, source, by_tap, out, e});
           else
-            each_place(params.N, kForward ? p.OH : p.H, kForward ? p.OW : p.W, packs,
-                       Pixel<T, N, kForward>{p, source, by_tap, out, e});
+            each_place(params.N, p.H, p.W, packs, Pixel<T, N, false>{p, source, by_tap, out, e});
         },
         source, out, e.bias, static_cast<const T*>(e.residual));
   });

@@ -1,5 +1,6 @@
 // Losses. Class losses: a team per row of scores (device/teams.h), with target weights t_c w_c as
-// in cpu/loss.cpp; the row comes from cache after its first pass. Pair losses are elementwise.
+// in cpu/loss.cpp; the row comes from cache after its first pass. Pair losses are elementwise, 16
+// bytes at a time.
 // Means and sums: blocks add in double, one more kernel adds the blocks.
 #include "cuda/device/teams.h"
 #include "ops/slots.h"
@@ -144,82 +145,140 @@ void total(const float* x, int64_t count, double divisor, float* out) {
   sum_to(Element{x}, count, divisor, out);
 }
 
-template <class T>
-struct Pair {
-  PairParams p;
+// Of an input and its target, by how much a hit and the whole count.
+FASTNN_DEVICE float pair_loss(const PairParams& p, float v, float t, float hit, float weight) {
+  const float d = v - t;
+  switch (p.kind) {
+    case PairLoss::mse:
+      return d * d;
+    case PairLoss::l1:
+      return fabsf(d);
+    case PairLoss::smooth_l1:
+      return fabsf(d) < p.a ? 0.5f * d * d / p.a : fabsf(d) - 0.5f * p.a;
+    default: {
+      // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
+      const float rest = log1pf(expf(-fabsf(v)));
+      const float y = hit * t * (rest + fmaxf(-v, 0.0f)) + (1.0f - t) * (rest + fmaxf(v, 0.0f));
+      return (v != v ? v : y) * weight;
+    }
+  }
+}
+FASTNN_DEVICE float pair_slope(const PairParams& p, float v, float t, float hit, float weight) {
+  const float d = v - t, sign = d > 0 ? 1.0f : d < 0 ? -1.0f : d;
+  switch (p.kind) {
+    case PairLoss::mse:
+      return 2.0f * d;
+    case PairLoss::l1:
+      return sign;
+    case PairLoss::smooth_l1:
+      return fabsf(d) < p.a ? d / p.a : sign;
+    default:
+      return ((1.0f - t) / (1.0f + expf(-v)) - hit * t / (1.0f + expf(v))) * weight;
+  }
+}
 
-  FASTNN_MEMBER float loss(int64_t i) const {
-    const float v = to_float(static_cast<const T*>(p.x)[i]),
-                t = to_float(static_cast<const T*>(p.t)[i]), d = v - t;
-    switch (p.kind) {
-      case PairLoss::mse:
-        return d * d;
-      case PairLoss::l1:
-        return fabsf(d);
-      case PairLoss::smooth_l1:
-        return fabsf(d) < p.a ? 0.5f * d * d / p.a : fabsf(d) - 0.5f * p.a;
-      default: {
-        // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
-        const float rest = log1pf(expf(-fabsf(v))), hit = p.pos_weight ? p.pos_weight[i] : 1.0f;
-        const float y = hit * t * (rest + fmaxf(-v, 0.0f)) + (1.0f - t) * (rest + fmaxf(v, 0.0f));
-        return (v != v ? v : y) * (p.weight ? p.weight[i] : 1.0f);
-      }
-    }
+// y[n] = f(p, input, target, pos_weight, weight) of N pairs from `at` on.
+template <class T, int N, class F>
+FASTNN_DEVICE void each_pair(const PairParams& p, int64_t at, float (&y)[N], const F& f) {
+  float v[N], t[N], hit[N], weight[N];
+  load_floats(static_cast<const T*>(p.x) + at, v);
+  load_floats(static_cast<const T*>(p.t) + at, t);
+  for (int n = 0; n < N; ++n) hit[n] = weight[n] = 1.0f;
+  if (p.pos_weight) load_terms(p.pos_weight + at, hit);
+  if (p.weight) load_terms(p.weight + at, weight);
+  for (int n = 0; n < N; ++n) y[n] = f(p, v[n], t[n], hit[n], weight[n]);
+}
+struct PairValue {
+  FASTNN_MEMBER float operator()(const PairParams& p, float v, float t, float hit, float w) const {
+    return pair_loss(p, v, t, hit, w);
   }
-  FASTNN_MEMBER float slope(int64_t i) const {
-    const float v = to_float(static_cast<const T*>(p.x)[i]),
-                t = to_float(static_cast<const T*>(p.t)[i]), d = v - t;
-    const float sign = d > 0 ? 1.0f : d < 0 ? -1.0f : d;
-    switch (p.kind) {
-      case PairLoss::mse:
-        return 2.0f * d;
-      case PairLoss::l1:
-        return sign;
-      case PairLoss::smooth_l1:
-        return fabsf(d) < p.a ? d / p.a : sign;
-      default: {
-        const float hit = (p.pos_weight ? p.pos_weight[i] : 1.0f) * t / (1.0f + expf(v));
-        return ((1.0f - t) / (1.0f + expf(-v)) - hit) * (p.weight ? p.weight[i] : 1.0f);
-      }
-    }
+};
+struct PairSlope {
+  FASTNN_MEMBER float operator()(const PairParams& p, float v, float t, float hit, float w) const {
+    return pair_slope(p, v, t, hit, w);
   }
-  FASTNN_MEMBER double operator()(int64_t i) const { return loss(i); }  // a term of sum_to()
 };
 
-template <class T>
+template <class T, int N>
 struct Pairs {
-  Pair<T> pair;
+  PairParams p;
   float* loss;
-  __device__ void operator()(int64_t i) const { loss[i] = pair.loss(i); }
+  __device__ void operator()(int64_t i) const {
+    take_pack<N>(i, p.count, [&](int64_t at, auto width) {
+      float y[decltype(width)::value];
+      each_pair<T>(p, at, y, PairValue{});
+      store_terms(loss + at, y);
+    });
+  }
 };
-template <class T>
+template <class T, int N>
+struct PairsTerm {  // of sum_to()
+  PairParams p;
+  FASTNN_MEMBER double operator()(int64_t i) const {
+    double sum = 0;
+    take_pack<N>(i, p.count, [&](int64_t at, auto width) {
+      float y[decltype(width)::value];
+      each_pair<T>(p, at, y, PairValue{});
+      for (const float one : y) sum += one;
+    });
+    return sum;
+  }
+};
+template <class T, int N>
 struct PairsBackward {
-  Pair<T> pair;
+  PairParams p;
   const float* scale;
   bool one_scale;
   T* grad_x;
   __device__ void operator()(int64_t i) const {
-    from_float(grad_x[i], pair.slope(i) * scale[one_scale ? 0 : i]);
+    take_pack<N>(i, p.count, [&](int64_t at, auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      float y[kWidth], by[kWidth];
+      each_pair<T>(p, at, y, PairSlope{});
+      if (!one_scale) load_terms(scale + at, by);
+      for (int n = 0; n < kWidth; ++n) y[n] *= one_scale ? scale[0] : by[n];
+      store_floats(grad_x + at, y);
+    });
   }
 };
 
-void pairs(const PairParams& p, float* loss) {
+// f(T, N, packs) with the pairs that a thread takes at a time.
+template <class F, class... P>
+void with_pairs(const PairParams& p, const F& f, const P*... pointers) {
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    each(p.count, Pairs<T>{{p}, loss});
+    const auto run = [&](auto pack) {
+      constexpr int N = decltype(pack)::value;
+      f(type, pack, (p.count + N - 1) / N);
+    };
+    // The last pack may end early.
+    with_pack<T>(0, run, static_cast<const T*>(p.x), static_cast<const T*>(p.t), p.weight,
+                 p.pos_weight, pointers...);
   });
 }
+
+void pairs(const PairParams& p, float* loss) {
+  with_pairs(
+      p,
+      [&](auto type, auto pack, int64_t packs) {
+        each(packs, Pairs<decltype(type), decltype(pack)::value>{p, loss});
+      },
+      loss);
+}
 void pairs_total(const PairParams& p, double divisor, float* out) {
-  with_type(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    sum_to(Pair<T>{p}, p.count, divisor, out);
+  with_pairs(p, [&](auto type, auto pack, int64_t packs) {
+    sum_to(PairsTerm<decltype(type), decltype(pack)::value>{p}, packs, divisor, out);
   });
 }
 void pairs_backward(const PairParams& p, const float* scale, bool one_scale, void* grad_x) {
-  with_type(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    each(p.count, PairsBackward<T>{{p}, scale, one_scale, static_cast<T*>(grad_x)});
-  });
+  with_pairs(
+      p,
+      [&](auto type, auto pack, int64_t packs) {
+        using T = decltype(type);
+        each(packs,
+             PairsBackward<T, decltype(pack)::value>{p, scale, one_scale, static_cast<T*>(grad_x)});
+      },
+      one_scale ? nullptr : scale, static_cast<const char*>(grad_x));
 }
 
 }  // namespace

@@ -109,6 +109,7 @@ void bind_graphs(py::module_& m) {
     return handle(graph);
   });
   m.def("abandon_capture", &abandon_capture);
+  m.def("recording", [] { return recorded_graph() != nullptr; });
   m.def("replay", [](uintptr_t graph) {
     replay(pointer<Graph*>(graph));
     check();

@@ -4,6 +4,10 @@
 // Max pooling keeps the winner's index within its window in 8 bits. Both backward passes gather: an
 // input pixel adds up the windows it is in, in a fixed order, and is written once; no atomics, no
 // zeroing. Floor: read x, write y (and indices); for overlapping windows the re-reads come from L1.
+//
+// One window over each whole image would leave a thread with all pixels: its columns are reduced
+// (device/columns.h).
+#include "cuda/device/columns.h"
 #include "cuda/device/pixels.h"
 #include "ops/slots.h"
 
@@ -143,6 +147,71 @@ struct AverageBackward {
   }
 };
 
+// Whether the one window of each image is all of it; `p` on the host.
+bool is_global(const PoolParams& p) {
+  const auto whole = [](const PoolAxis& a) {
+    return a.out == 1 && a.start[0] == 0 && a.taps[0] == a.in && a.dilation == 1;
+  };
+  return whole(p.h) && whole(p.w);
+}
+
+// The first largest; a NaN wins over what comes before it.
+struct Winner {
+  float value = -INFINITY;
+  int tap = -1;  // none
+  FASTNN_MEMBER void add(const Winner& other) {
+    const bool nan = value != value, other_nan = other.value != other.value,
+               before = tap < other.tap;
+    const bool equal = nan || other_nan ? nan && other_nan : value == other.value;
+    if (other.tap < 0) return;
+    if (tap < 0 || (equal ? before == nan : other_nan || other.value > value)) *this = other;
+  }
+};
+template <class T, class I>
+struct WinnerWriter {
+  T* y;
+  I* indices;
+  FASTNN_MEMBER void write(int64_t at, const Winner& w) const {
+    from_float(y[at], w.value);
+    indices[at] = static_cast<I>(w.tap);
+  }
+};
+template <class T, int N>
+struct GlobalMax {
+  using State = Winner;
+  const T* x;
+  int64_t pixels;
+
+  struct Column : OneOperand<T, N> {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> x;
+      int tap;
+    };
+    int64_t first;  // the image's first pixel
+    Winner state[N];
+    FASTNN_MEMBER Column(const GlobalMax& body, int64_t segment, int64_t)
+        : OneOperand<T, N>{body.x}, first(segment * body.pixels) {}
+    FASTNN_MEMBER void fetch(int64_t row, int64_t at, Fetched& to) const {
+      to = {load_pack<N>(this->x + at), static_cast<int>(row - first)};
+    }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float v[N];
+      to_floats(from.x, v);
+      for (int n = 0; n < N; ++n) state[n].add({v[n], from.tap});
+    }
+  };
+};
+
+template <class T>
+struct AverageWriter {
+  T* y;
+  float divisor;
+  FASTNN_MEMBER void write(int64_t at, const OneSum& s) const {
+    from_float(y[at], s.sum / divisor);
+  }
+};
+
 template <class F>
 void each_output(const PoolParams& p, int N, const F& f) {
   each_place(p.N, p.h.out, p.w.out, p.C / N, f);
@@ -165,16 +234,23 @@ void typed(const PoolParams& p, const F& f, const void* x, const void* y,
 }
 
 void max(const PoolParams& host, const void* x, void* y, void* indices) {
-  const PoolParams p = on_device(host);
+  const bool global = is_global(host);
+  const PoolParams p = global ? host : on_device(host);
   typed(
       p,
       [&](auto t, auto i, auto n) {
         using T = decltype(t);
         using I = decltype(i);
         constexpr int N = decltype(n)::value;
-        each_output(p, N,
-                    Max<T, I, N>{p, static_cast<const T*>(x), static_cast<T*>(y),
-                                 static_cast<I*>(indices)});
+        const T* const from = static_cast<const T*>(x);
+        T* const to = static_cast<T*>(y);
+        I* const winners = static_cast<I*>(indices);
+        const int64_t pixels = p.h.in * p.w.in;
+        if (global)
+          reduce_columns<N>(GlobalMax<T, N>{from, pixels}, WinnerWriter<T, I>{to, winners}, p.N,
+                            pixels, p.C);
+        else
+          each_output(p, N, Max<T, I, N>{p, from, to, winners});
       },
       x, y, indices);
 }
@@ -203,13 +279,21 @@ void flat_indices(const PoolParams& host, const void* indices, int64_t* flat) {
 }
 
 void average(const PoolParams& host, const void* x, void* y) {
-  const PoolParams p = on_device(host);
+  const bool global = is_global(host);
+  const PoolParams p = global ? host : on_device(host);
   typed(
       p,
       [&](auto t, auto, auto n) {
         using T = decltype(t);
         constexpr int N = decltype(n)::value;
-        each_output(p, N, Average<T, N>{p, static_cast<const T*>(x), static_cast<T*>(y)});
+        const T* const from = static_cast<const T*>(x);
+        T* const to = static_cast<T*>(y);
+        if (global)
+          reduce_columns<N>(ColumnSums<T, N>{from},
+                            AverageWriter<T>{to, host.h.divisor[0] * host.w.divisor[0]}, p.N,
+                            p.h.in * p.w.in, p.C);
+        else
+          each_output(p, N, Average<T, N>{p, from, to});
       },
       x, y);
 }

@@ -2,9 +2,9 @@
 //
 //   inner == 1: a row, or a block of it, is contiguous and one team's (device/teams.h).
 //   inner  > 1: a thread per column goes down a block of rows; neighbouring threads have
-//   neighbouring
-//               columns.
+//               neighbouring columns. Few long columns are cut among threads (device/columns.h).
 // One read of the input; the floor is the read bandwidth.
+#include "cuda/device/columns.h"
 #include "cuda/device/teams.h"
 #include "ops/slots.h"
 
@@ -146,6 +146,74 @@ void fold_with(const ReduceParams& p, const Fold& fold) {
   with_pack<T>(p.count | p.block, run, static_cast<const T*>(p.input));
 }
 
+// What the columns' parts are combined by: that of op's results.
+template <Reduction op>
+struct Folded {
+  float value = FloatFold{op}.identity();
+  FASTNN_MEMBER void add(const Folded& other) { value = FloatFold{op}.combine(value, other.value); }
+};
+template <Reduction op>
+struct FoldedWriter {
+  float* out;
+  float divisor;
+  FASTNN_MEMBER void write(int64_t at, const Folded<op>& state) const {
+    out[at] = divided(state.value, divisor);
+  }
+};
+template <class T, int N, Reduction op>
+struct FoldColumns {
+  using State = Folded<op>;
+  const T* x;
+  const float* mean;
+  int64_t C;
+  FloatFold fold;
+
+  struct Column : OneOperand<T, N> {
+    static constexpr int kAhead = 8;
+    FloatFold fold;
+    float mean[N] = {};
+    State state[N];
+    FASTNN_MEMBER Column(const FoldColumns& body, int64_t segment, int64_t c)
+        : OneOperand<T, N>{body.x}, fold(body.fold) {
+      if (body.mean) load_terms(body.mean + segment * body.C + c, mean);
+    }
+    FASTNN_MEMBER void use(int64_t, const Pack<T, N>& from) {
+      float v[N];
+      to_floats(from, v);
+      for (int n = 0; n < N; ++n) state[n].add({fold.map(v[n], mean[n])});
+    }
+  };
+};
+template <class T, Reduction op>
+void fold_columns(const ReduceParams& p) {
+  const T* const x = static_cast<const T*>(p.input);
+  with_pack<T>(
+      p.inner,
+      [&](auto pack) {
+        constexpr int N = decltype(pack)::value;
+        reduce_columns<N>(FoldColumns<T, N, op>{x, p.mean, p.inner, {p.op}},
+                          FoldedWriter<op>{static_cast<float*>(p.output), p.divisor}, p.outer,
+                          p.count, p.inner);
+      },
+      x, p.mean);
+}
+template <class T>
+void fold_floats(const ReduceParams& p) {
+  if (p.block < p.count || !shares_columns(p.outer, p.count, p.inner))
+    return fold_with<T, float>(p, FloatFold{p.op});
+  switch (p.op) {
+    case Reduction::prod:
+      return fold_columns<T, Reduction::prod>(p);
+    case Reduction::max:
+    case Reduction::abs_max:
+      return fold_columns<T, Reduction::max>(p);
+    case Reduction::min:
+      return fold_columns<T, Reduction::min>(p);
+    default:
+      return fold_columns<T, Reduction::sum>(p);
+  }
+}
+
 template <class T>
 void fold_integers(const ReduceParams& p, T lowest, T highest) {
   if (p.op == Reduction::max || p.op == Reduction::min)
@@ -157,9 +225,9 @@ void fold_integers(const ReduceParams& p, T lowest, T highest) {
 void fold(const ReduceParams& p) {
   switch (p.dtype) {
     case DType::float32:
-      return fold_with<float, float>(p, FloatFold{p.op});
+      return fold_floats<float>(p);
     case DType::bfloat16:
-      return fold_with<bfloat16, float>(p, FloatFold{p.op});
+      return fold_floats<bfloat16>(p);
     case DType::int64:
       return fold_integers<int64_t>(p, INT64_MIN, INT64_MAX);
     case DType::int32:
@@ -243,8 +311,65 @@ struct PickColumn {
   }
 };
 
+template <bool kLargest>
+struct Best {
+  Candidate<float> held{0, -1};
+  FASTNN_MEMBER void add(const Best& other) { held = better(held, other.held, kLargest); }
+};
+template <class T, bool kLargest>
+struct BestWriter {
+  T* values;
+  int64_t* indices;
+  FASTNN_MEMBER void write(int64_t at, const Best<kLargest>& best) const {
+    from_float(values[at], best.held.value);
+    indices[at] = best.held.at;
+  }
+};
+template <class T, int N, bool kLargest>
+struct PickColumns {
+  using State = Best<kLargest>;
+  const T* x;
+  int64_t count;
+
+  struct Column : OneOperand<T, N> {
+    static constexpr int kAhead = 4;
+    struct Fetched {
+      Pack<T, N> x;
+      int64_t at;
+    };
+    int64_t first;  // row of the segment
+    State state[N];
+    FASTNN_MEMBER Column(const PickColumns& body, int64_t segment, int64_t)
+        : OneOperand<T, N>{body.x}, first(segment * body.count) {}
+    FASTNN_MEMBER void fetch(int64_t row, int64_t at, Fetched& to) const {
+      to = {load_pack<N>(this->x + at), row - first};
+    }
+    FASTNN_MEMBER void use(int64_t, const Fetched& from) {
+      float v[N];
+      to_floats(from.x, v);
+      for (int n = 0; n < N; ++n) state[n].add({{v[n], from.at}});
+    }
+  };
+};
+template <class T, bool kLargest>
+void pick_columns(const PickParams& p) {
+  const T* const x = static_cast<const T*>(p.input);
+  with_pack<T>(
+      p.inner,
+      [&](auto pack) {
+        constexpr int N = decltype(pack)::value;
+        reduce_columns<N>(PickColumns<T, N, kLargest>{x, p.count},
+                          BestWriter<T, kLargest>{static_cast<T*>(p.values), p.indices}, p.outer,
+                          p.count, p.inner);
+      },
+      x);
+}
+
 template <class T>
 void pick_typed(const PickParams& p) {
+  if constexpr (std::is_same_v<ValueOf<T>, float>)
+    if (shares_columns(p.outer, p.count, p.inner))
+      return p.largest ? pick_columns<T, true>(p) : pick_columns<T, false>(p);
   if (p.inner != 1) return each(p.outer * p.inner, PickColumn<T>{p});
   const int64_t blocks = (p.count + p.block - 1) / p.block;
   with_team(p.outer * blocks, p.count < p.block ? p.count : p.block, [&](auto team, dim3 grid) {

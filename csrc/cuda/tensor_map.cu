@@ -22,20 +22,21 @@ TensorMap dense(const void* data, DType dtype, const int64_t* size, int rank) {
 
 }  // namespace
 
-TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
-                   const int64_t (&box)[3]) {
-  TensorMap m = dense(data, dtype, size, 3);
-  for (int i = 0; i < 3; ++i) m.box[i] = box[i];
-  return m;
+bool boxes_of(const void* data, DType dtype, const int64_t (&size)[3], const int64_t (&box)[3],
+              TensorMap* map) {
+  *map = dense(data, dtype, size, 3);
+  for (int i = 0; i < 3; ++i) map->box[i] = box[i];
+  return true;
 }
 
-TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels) {
+bool pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels,
+               TensorMap* map) {
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
-  TensorMap m = dense(data, dtype, size, 4);
-  m.box[0] = 128 / m.item, m.box[1] = pixels;
+  *map = dense(data, dtype, size, 4);
+  map->box[0] = 128 / map->item, map->box[1] = pixels;
   for (int i = 0; i < 2; ++i)
-    m.lower[i] = grid.lower[i], m.upper[i] = grid.upper[i], m.step[i] = grid.step[i];
-  return m;
+    map->lower[i] = grid.lower[i], map->upper[i] = grid.upper[i], map->step[i] = grid.step[i];
+  return true;
 }
 
 #else
@@ -57,17 +58,6 @@ Function driver_function(const char* name) {
   return there ? reinterpret_cast<Function>(found) : nullptr;
 }
 
-// Of a function that was not found.
-TensorMap no_map() {
-  note_text("conv2d: this driver makes no tensor maps; update it, or leave FASTNN_WGMMA unset");
-  return TensorMap{};
-}
-
-void check_made(CUresult result) {
-  if (result != CUDA_SUCCESS)
-    note_text("conv2d: the driver refused a tensor map, error " + std::to_string(result));
-}
-
 CUtensorMapDataType type_of(DType dtype) {
   return dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                   : CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
@@ -80,12 +70,11 @@ constexpr auto kZeros = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
 
 }  // namespace
 
-TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
-                   const int64_t (&box)[3]) {
+bool boxes_of(const void* data, DType dtype, const int64_t (&size)[3], const int64_t (&box)[3],
+              TensorMap* map) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeTiled");
-  if (!encode) return no_map();
-  TensorMap map{};
+  if (!encode) return false;
   cuuint64_t sizes[3], strides[2];
   cuuint32_t boxes[3], steps[3] = {1, 1, 1};
   for (int i = 0; i < 3; ++i) {
@@ -94,16 +83,15 @@ TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
   }
   const auto item = static_cast<cuuint64_t>(item_size(dtype));
   strides[0] = item * sizes[0], strides[1] = strides[0] * sizes[1];
-  check_made(encode(&map, type_of(dtype), 3, const_cast<void*>(data), sizes, strides, boxes, steps,
-                    kNoInterleave, kSwizzle, kPromotion, kZeros));
-  return map;
+  return encode(map, type_of(dtype), 3, const_cast<void*>(data), sizes, strides, boxes, steps,
+                kNoInterleave, kSwizzle, kPromotion, kZeros) == CUDA_SUCCESS;
 }
 
-TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels) {
+bool pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels,
+               TensorMap* map) {
   using Encode = decltype(&cuTensorMapEncodeIm2col);
   static const auto encode = driver_function<Encode>("cuTensorMapEncodeIm2col");
-  if (!encode) return no_map();
-  TensorMap map{};
+  if (!encode) return false;
   const int64_t size[4] = {grid.channels, grid.width, grid.height, grid.images};
   const auto item = static_cast<cuuint64_t>(item_size(dtype));
   cuuint64_t sizes[4], strides[3];
@@ -117,10 +105,9 @@ TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_
     lower[i] = static_cast<int>(grid.lower[i]), upper[i] = static_cast<int>(grid.upper[i]);
     steps[i + 1] = static_cast<cuuint32_t>(grid.step[i]);
   }
-  check_made(encode(&map, type_of(dtype), 4, const_cast<void*>(data), sizes, strides, lower, upper,
-                    static_cast<cuuint32_t>(128 / item), static_cast<cuuint32_t>(pixels), steps,
-                    kNoInterleave, kSwizzle, kPromotion, kZeros));
-  return map;
+  return encode(map, type_of(dtype), 4, const_cast<void*>(data), sizes, strides, lower, upper,
+                static_cast<cuuint32_t>(128 / item), static_cast<cuuint32_t>(pixels), steps,
+                kNoInterleave, kSwizzle, kPromotion, kZeros) == CUDA_SUCCESS;
 }
 
 #endif

@@ -38,9 +38,9 @@ using TensorMap = CUtensorMap;
 
 // Boxes of a dense tensor of rank 3, sizes innermost first: bfloat16, or float32, which is rounded
 // to TF32 on its way. `data` and rows are multiples of 16 bytes; boxes of up to 256 elements each
-// way, innermost 128 bytes. Failures are noted.
-TensorMap boxes_of(const void* data, DType dtype, const int64_t (&size)[3],
-                   const int64_t (&box)[3]);
+// way, innermost 128 bytes. False where the driver makes none.
+bool boxes_of(const void* data, DType dtype, const int64_t (&size)[3], const int64_t (&box)[3],
+              TensorMap* map);
 
 template <class T>
 constexpr DType kElement = sizeof(T) == 2 ? DType::bfloat16 : DType::float32;
@@ -51,7 +51,8 @@ struct PixelGrid {
   int64_t images, height, width, channels;
   int64_t lower[2], upper[2], step[2];
 };
-// Boxes of `pixels` base pixels, in order, by 128 bytes of channels.
-TensorMap pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels);
+// Boxes of `pixels` base pixels, in order, by 128 bytes of channels. False as above.
+bool pixels_of(const void* data, DType dtype, const PixelGrid& grid, int64_t pixels,
+               TensorMap* map);
 
 }  // namespace fastnn::cuda

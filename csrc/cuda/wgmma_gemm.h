@@ -91,10 +91,12 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
 }
 
 template <class T, int kColumns>
-void wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments* moments) {
+bool wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments* moments) {
   const int64_t channels = int64_t{p.vectors} * kPack<T>;
-  const TensorMap weight =
-      boxes_of(p.weight, kElement<T>, {channels, p.all_taps, p.columns}, {kBoxOf<T>, 1, kColumns});
+  TensorMap weight;
+  if (!boxes_of(p.weight, kElement<T>, {channels, p.all_taps, p.columns}, {kBoxOf<T>, 1, kColumns},
+                &weight))
+    return false;
   const int64_t down = (p.rows() + kWgmmaRows - 1) / kWgmmaRows;
   const int64_t tiles = down * ((p.columns + kColumns - 1) / kColumns);
   const ColumnMoments kept(p, moments, down);
@@ -102,6 +104,8 @@ void wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments*
   launch(wgmma_kernel<T, kColumns>, dim3(static_cast<unsigned>(blocks)), kWarpgroupsThreads,
          warpgroups_memory<WgmmaStage<T, kColumns>>(), pixels, weight, p, base, tiles);
   kept.merge();
+  ++wgmma_products();
+  return true;
 }
 
 // Whether the accelerator can walk the operand of p.phase; if so, runs the product. `taps` are
@@ -120,13 +124,10 @@ bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
                  &walk))
     return false;
   if (p.rows() >= int64_t{1} << 31 || p.columns >= int64_t{1} << 31) return false;
-  ++wgmma_products();
-  const TensorMap pixels = pixels_of(p.source, kElement<T>, walk.grid, kWgmmaRows);
-  if (p.columns > 64)
-    wgmma_with<T, 128>(p, pixels, walk.base, moments);
-  else
-    wgmma_with<T, 64>(p, pixels, walk.base, moments);
-  return true;
+  TensorMap pixels;
+  if (!pixels_of(p.source, kElement<T>, walk.grid, kWgmmaRows, &pixels)) return false;
+  return p.columns > 64 ? wgmma_with<T, 128>(p, pixels, walk.base, moments)
+                        : wgmma_with<T, 64>(p, pixels, walk.base, moments);
 }
 
 }  // namespace fastnn::cuda

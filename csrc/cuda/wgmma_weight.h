@@ -112,9 +112,14 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
 }
 
 template <int kRowBoxes>
-void wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype,
+bool wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype,
                        void* grad_weight) {
   using Stage = WeightStage<kRowBoxes>;
+  TensorMap grads, pixels;
+  if (!boxes_of(p.grad, kElement<bfloat16>, {int64_t{p.grad_vectors} * 8, p.pixels, 1},
+                {kBoxValues, kBoxPixels, 1}, &grads) ||
+      !pixels_of(p.input, kElement<bfloat16>, walk.grid, kBoxPixels, &pixels))
+    return false;
   const auto boxes = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
   const int64_t column_boxes = p.tap_count * boxes(int64_t{p.input_vectors} * 8, kBoxValues);
   const int64_t column_tiles = boxes(column_boxes, Stage::kColumnBoxes);
@@ -122,16 +127,14 @@ void wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype
   const int64_t splits = set_splits(p, boxes(2 * multiprocessors(), tiles), kBoxPixels);
   Workspace sums(splits * p.count() * 4);
   p.sums = sums.as<float>();
-  const TensorMap grads =
-      boxes_of(p.grad, kElement<bfloat16>, {int64_t{p.grad_vectors} * 8, p.pixels, 1},
-               {kBoxValues, kBoxPixels, 1});
-  const TensorMap pixels = pixels_of(p.input, kElement<bfloat16>, walk.grid, kBoxPixels);
   const int64_t items = tiles * splits;
   launch(wgmma_weight_kernel<kRowBoxes>,
          dim3(static_cast<unsigned>(std::min<int64_t>(items, multiprocessors()))),
          kWarpgroupsThreads, warpgroups_memory<Stage>(), grads, pixels, p, walk.base, tiles,
          column_tiles, items);
   add_parts(p.sums, splits, p.count(), grad_dtype, grad_weight);
+  ++wgmma_products();
+  return true;
 }
 
 // Whether these kernels can do it; if so, does it. `taps` are p.taps on the host.
@@ -147,10 +150,8 @@ inline bool try_wgmma_weight(const WeightGradient& p, const Tap* taps, DType gra
   grid.step[0] = p.step_across, grid.step[1] = p.step_down;
   PixelWalk walk;
   if (!find_walk(grid, p.down, p.across, taps, p.tap_count, &walk)) return false;
-  ++wgmma_products();
-  p.outputs > kBoxValues ? wgmma_weight_with<2>(p, walk, grad_dtype, grad_weight)
-                         : wgmma_weight_with<1>(p, walk, grad_dtype, grad_weight);
-  return true;
+  return p.outputs > kBoxValues ? wgmma_weight_with<2>(p, walk, grad_dtype, grad_weight)
+                                : wgmma_weight_with<1>(p, walk, grad_dtype, grad_weight);
 }
 
 }  // namespace fastnn::cuda

@@ -26,23 +26,20 @@ NormShape pixels_of(const Array& x, bool per_image) {
                    : NormShape{1, images * area, C, x.dtype()};
 }
 
-Array constant(int64_t count, float value) { return full({count}, value, DType::float32); }
+Array zeros(int64_t count) { return full({count}, 0, DType::float32); }
+// What a pass over so many pixels writes.
+Array from_pixels(int64_t count, int64_t pixels) { return pixels ? empty({count}) : zeros(count); }
 
-// Moments that the convolution before kept with its output.
-bool kept_moments(const Array& x, int64_t C, float* mean, float* m2) {
+// Moments that the convolution before kept with its output: C means, then C sums of squares.
+bool kept_moments(const Array& x, int64_t C, float* moments) {
   KeptWorkspaces* const kept = kept_with(x);
   const std::shared_ptr<KeptBlock> block = kept ? kept->find(kMomentsKey) : nullptr;
   if (!block || block->bytes != 2 * C * int64_t{sizeof(float)}) return false;
   const auto* const from = static_cast<const float*>(block->data);
-  if (x.device() == kCpu) {
-    std::copy_n(from, C, mean);
-    std::copy_n(from + C, C, m2);
-    return true;
-  }
-  const auto copy = device_table()->copy;
-  const int64_t bytes = C * int64_t{sizeof(float)};
-  return copy(mean, x.device(), from, x.device(), bytes, true) &&
-         copy(m2, x.device(), from + C, x.device(), bytes, true);
+  if (x.device() != kCpu)
+    return device_table()->copy(moments, x.device(), from, x.device(), block->bytes, true);
+  std::copy_n(from, 2 * C, moments);
+  return true;
 }
 
 FusedRelu checked_epilogue(const Array& input, const std::string& activation,
@@ -83,13 +80,13 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
           ": running statistics are read-only");
 
   const Array x = canonical(input);
-  BatchStatistics out{constant(s.C, 0), constant(s.C, 0), empty({s.C}), empty({s.C})};
-  float* mean = out.mean.data<float>();
-  Array m2 = constant(training ? s.C : 0, 0);
+  const Array moments = training ? from_pixels(2 * s.C, s.P) : empty({s.C});
+  BatchStatistics out{moments.view(0, {s.C}, {1}), empty({s.C}), empty({s.C}), empty({s.C})};
+  float* const mean = pointer(moments);
   const NormSlots& slots = kernels().norm;
-  if (training && s.P && !kept_moments(x, s.C, mean, m2.data<float>()))
-    slots.channel_moments(s, x.raw(), mean, m2.data<float>());
-  slots.finish_batch({training, static_cast<double>(s.P), factor, eps, m2.data<float>(),
+  if (training && s.P && !kept_moments(x, s.C, mean))
+    slots.channel_moments(s, x.raw(), mean, mean + s.C);
+  slots.finish_batch({training, static_cast<double>(s.P), factor, eps, mean + s.C,
                       pointer(old_mean), pointer(old_var), pointer(w), pointer(b), mean,
                       out.invstd.data<float>(), pointer(out.scale), pointer(out.shift)},
                      s.C);
@@ -140,7 +137,7 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
   const Array w = floats("batch_norm", "weight", weight, s.C);
   const Array shift = floats("batch_norm", "bias", bias, s.C);
   const NormSlots& slots = kernels().norm;
-  Array scale = empty({s.C}), b = empty({s.C}), d = empty({s.C}), zeros;
+  Array scale = empty({s.C}), b = empty({s.C}), d = empty({s.C}), no_bias;
   BatchGradient step{training,       static_cast<float>(s.P),
                      pointer(w),     pointer(invstd),
                      pointer(scale), nullptr,
@@ -148,15 +145,15 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
                      nullptr};
   if (relu && !output) {
     slots.batch_gradients(step, s.C);
-    if (!bias) zeros = constant(s.C, 0);
+    if (!bias) no_bias = zeros(s.C);
   }
   NormMask mask;
   mask.relu = relu;
   if (output)
     mask.y = y.raw();
   else if (relu)
-    mask.scale = pointer(scale), mask.bias = bias ? pointer(shift) : pointer(zeros);
-  NormGrads out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0), {}};
+    mask.scale = pointer(scale), mask.bias = bias ? pointer(shift) : pointer(no_bias);
+  NormGrads out{empty(x.shape(), x.dtype()), from_pixels(s.C, s.P), from_pixels(s.C, s.P), {}};
   if (want_residual) out.residual = empty(x.shape(), x.dtype());
   float* sum_g = out.bias.data<float>();
   float* sum_gx = out.weight.data<float>();
@@ -186,7 +183,7 @@ Normed group_norm(const Array& input, int64_t groups, const Array* weight, const
   Normed out{empty(x.shape(), x.dtype()), empty({s.S, groups}), empty({s.S, groups})};
   if (x.count() == 0) return out;
   const int64_t SC = s.S * s.C;
-  Array mean = constant(SC, 0), m2 = constant(SC, 0), scale = empty({SC}), shift = empty({SC});
+  Array mean = empty({SC}), m2 = empty({SC}), scale = empty({SC}), shift = empty({SC});
   kernels().norm.channel_moments(s, x.raw(), pointer(mean), pointer(m2));
   kernels().norm.finish_groups(
       {groups, s.C / groups, static_cast<double>(s.P), eps, pointer(w), pointer(b), pointer(mean),
@@ -204,14 +201,16 @@ NormGrads group_norm_backward(const Array& grad_output, const Array& input, int6
         input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
   const Array w = floats("group_norm", "weight", weight, s.C);
-  NormGrads out{empty(x.shape(), x.dtype()), constant(s.C, 0), constant(s.C, 0), {}};
+  const int64_t pixels = s.S * s.P;
+  NormGrads out{
+      empty(x.shape(), x.dtype()), from_pixels(s.C, pixels), from_pixels(s.C, pixels), {}};
   if (x.count() == 0) return out;
   const int64_t SC = s.S * s.C, width = s.C / groups;
   // Each channel's mean is its group's.
   Array m = empty({s.S, groups, width});
   copy_into(m, mean.view(mean.offset(), m.shape(), {groups, 1, 0}));
   Array a = empty({SC}), b = empty({SC}), d = empty({SC});
-  Array sum_g = constant(SC, 0), sum_gx = constant(SC, 0);
+  Array sum_g = empty({SC}), sum_gx = empty({SC});
   kernels().norm.channel_grad_sums(s, g.raw(), x.raw(), {}, pointer(m), pointer(sum_g),
                                    pointer(sum_gx));
   kernels().norm.group_gradients({s.S, groups, width, static_cast<double>(s.P), pointer(w),

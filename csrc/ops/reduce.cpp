@@ -147,8 +147,11 @@ Array tiled(const float* rows, int64_t count, int64_t columns, int64_t times) {
 // [outer, inner], flat. Block lengths: a row of 16 Ki elements, or 256 rows of a matrix; sums
 // inside a block run over at most 256 terms per vector lane.
 Array fold(const Plan& p, Reduction op, const float* mean = nullptr, double divisor = 1.0) {
-  const int64_t block = p.inner == 1 ? 16384 : 256;
-  int64_t wide = p.x.device() == kCpu ? rows_per_wide_row(p.count, p.inner) : 1;
+  const bool on_cpu = p.x.device() == kCpu;
+  const bool whole =
+      !on_cpu && is_floating(p.x.dtype()) && shares_columns(p.outer, p.count, p.inner);
+  const int64_t block = whole ? p.count : p.inner == 1 ? 16384 : 256;
+  int64_t wide = on_cpu ? rows_per_wide_row(p.count, p.inner) : 1;
   const Array means = mean && wide > 1 ? tiled(mean, p.outer, p.inner, wide) : Array();
   if (means.defined()) mean = means.data<float>();
   Array input = p.x;

@@ -24,6 +24,12 @@ enum class Reduction : int {
   deviation,  // sum of (x - mean)^2
 };
 
+// Whether a GPU folds all rows at once, floating ones, with several threads to a column: so few are
+// the columns of [outer, count, inner], and so long.
+inline bool shares_columns(int64_t outer, int64_t count, int64_t inner) {
+  return inner > 1 && count >= 32 && outer * inner < 1 << 17;
+}
+
 // One level: input [outer, count, inner] to output [outer, ceil(count / block), inner].
 struct ReduceParams {
   Reduction op;
@@ -32,7 +38,7 @@ struct ReduceParams {
   void* output;       // of the dtype stated above
   const float* mean;  // [outer, inner], for `deviation`
   int64_t outer, count, inner;
-  int64_t block;
+  int64_t block;  // `count` on a GPU that shares columns
   float divisor;  // of the last level's sums; 1 elsewhere
 };
 

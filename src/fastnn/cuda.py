@@ -87,7 +87,7 @@ def empty_cache(device: int | str | None = None) -> None:
 
 
 class Event:
-    """A point in a stream's work.
+    """A point in a stream's work, of the device of the stream that it is first recorded on.
 
     Args:
         enable_timing: whether :meth:`elapsed_time` will be asked for.
@@ -95,19 +95,26 @@ class Event:
 
     def __init__(self, enable_timing: bool = False) -> None:
         self._module = cuda_module()
-        self.cuda_event = self._module.new_event(_index(None), enable_timing)
+        self._timing = enable_timing
+        self.cuda_event = 0  # until it is recorded
 
     def record(self, stream: Stream | None = None) -> None:
         """Marks this point of the stream (the current one)."""
-        self._module.record_event(self.cuda_event, (stream or current_stream()).cuda_stream)
+        stream = stream or current_stream()
+        if not self.cuda_event:
+            self.cuda_event = self._module.new_event(stream.device, self._timing)
+        self._module.record_event(self.cuda_event, stream.cuda_stream)
 
     def synchronize(self) -> None:
-        """Waits until the work before the event is done."""
-        self._module.synchronize_event(self.cuda_event)
+        """Waits until the work before the event is done; at once if it was never recorded."""
+        if self.cuda_event:
+            self._module.synchronize_event(self.cuda_event)
         self._module.check()
 
     def elapsed_time(self, end: Event) -> float:
-        """Milliseconds from this event to ``end``; both are to have timing."""
+        """Milliseconds from this event to ``end``; both are to have timing and be recorded."""
+        if not (self.cuda_event and end.cuda_event):
+            raise RuntimeError("elapsed_time: both events have to be recorded first")
         end.synchronize()
         return self._module.elapsed(self.cuda_event, end.cuda_event)
 
@@ -140,14 +147,13 @@ class Stream:
         cuda_module().check()
 
     def wait_event(self, event: Event) -> None:
-        """Later work here waits for ``event``."""
-        cuda_module().wait_event(self.cuda_stream, event.cuda_event)
+        """Later work here waits for ``event``, if that was recorded."""
+        if event.cuda_event:
+            cuda_module().wait_event(self.cuda_stream, event.cuda_event)
 
     def wait_stream(self, other: Stream) -> None:
         """Later work here waits for what ``other`` has queued by now."""
-        event = Event()
-        event.record(other)
-        self.wait_event(event)
+        cuda_module().follow(other.device, self.cuda_stream, other.cuda_stream)
 
 
 def current_stream(device: int | str | None = None) -> Stream:
@@ -195,7 +201,11 @@ class graph:
             self._module.abandon_capture()  # if it has not ended
 
     def replay(self) -> None:
-        """Queues the recorded work on the current stream."""
+        """Queues the recorded work on the current stream.
+
+        Raises:
+            RuntimeError: nothing was recorded, or this thread is recording a graph.
+        """
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
         self._module.replay(self._graph)

@@ -275,6 +275,7 @@ class Tensor:
         Raises:
             BufferError: the tensor requires a gradient, or another device or a copy is asked for.
             ValueError: stream 0, which is ambiguous.
+            RuntimeError: this thread is recording a graph, for which no other stream can wait.
         """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
@@ -284,6 +285,8 @@ class Tensor:
         if self.is_cuda and stream != -1:
             if stream == 0:
                 raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
+            if _device.cuda_module().recording():
+                raise RuntimeError("__dlpack__: a graph is being recorded; export before or after")
             stream = 1 if stream is None else stream
             self._followed_by(stream)
         return _core.to_dlpack(self._array, stream == 1)

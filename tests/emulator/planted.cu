@@ -132,7 +132,8 @@ int main(int, char** argv) {
   std::vector<bfloat16> ones(64 * 64, to_bfloat16(1.0f));
   Workspace matrix(64 * 64 * 2);
   cuda::copy(matrix.as<float>(), 0, ones.data(), -1, 64 * 64 * 2);
-  const TensorMap map = boxes_of(matrix.as<char>(), kElement<bfloat16>, {64, 64, 1}, {64, 64, 1});
+  TensorMap map;
+  boxes_of(matrix.as<char>(), kElement<bfloat16>, {64, 64, 1}, {64, 64, 1}, &map);
   const auto wgmma = [&](auto kernel) {
     launch(kernel, one, kWarpgroup, 64 * kBoxBytes + kTileAlignment, map, out);
     expected.assign(kN, 64.0f);
@@ -154,6 +155,16 @@ int main(int, char** argv) {
   if (is("tile-reused-too-early")) wgmma(wgmma_kernel<Mistake::tile_reused>);
   if (is("wait-for-too-many-bytes")) wgmma(wgmma_kernel<Mistake::too_few_bytes>);
   if (is("too-many-threads")) launch(reverse_kernel<true>, one, 2048, 0, in, out);
+  if (is("graph-in-a-recording")) {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaStream_t const stream = new_stream(0);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaStreamEndCapture(stream, &graph);
+    cudaGraphInstantiate(&exec, graph, 0);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    note(cudaGraphLaunch(exec, stream), "a graph");
+  }
   if (std::strncmp(name, "reverse", 7) == 0)
     for (int i = 0; i < kN; ++i) expected[i] = x[kN - 1 - i];
   if (std::strncmp(name, "sums", 4) == 0)

@@ -124,6 +124,23 @@ struct OneSumWriter {
   float* out;
   FASTNN_MEMBER void write(int64_t at, const OneSum& state) const { out[at] = state.sum; }
 };
+// The sums themselves.
+template <class T, int N>
+struct ColumnSums {
+  using State = OneSum;
+  const T* x;
+
+  struct Column : OneOperand<T, N> {
+    static constexpr int kAhead = 8;
+    OneSum state[N];
+    FASTNN_MEMBER Column(const ColumnSums& body, int64_t, int64_t) : OneOperand<T, N>{body.x} {}
+    FASTNN_MEMBER void use(int64_t, const Pack<T, N>& from) {
+      float v[N];
+      to_floats(from, v);
+      for (int n = 0; n < N; ++n) state[n].sum += v[n];
+    }
+  };
+};
 struct TwoSums {
   float a = 0, b = 0;
   FASTNN_MEMBER void add(const TwoSums& other) {

@@ -43,7 +43,8 @@ FASTNN_DEVICE void make_barriers(Barrier* b, int count, unsigned arrivals) {
 #if __CUDA_ARCH__ >= 900
   for (int i = 0; i < count; ++i)
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b + i)),
-                 "r"(arrivals));
+                 "r"(arrivals)
+                 : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #else
   __trap();
@@ -237,6 +238,13 @@ static inline void barrier_wait(Barrier* b, unsigned parity) { emulator::barrier
 // Where byte `at` of a tile lies: parts of 16 bytes change places within eight rows.
 static inline size_t swizzled(size_t at) { return at ^ (at / kBoxBytes % 8 * 16); }
 
+// As the accelerator rounds to TF32: ties to even, Inf and NaN stay (triton-lang/triton#11751),
+// where to_tf32() rounds ties away from zero.
+static inline uint32_t copied_as_tf32(uint32_t bits) {
+  if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
+  return (bits + 0xfffu + (bits >> 13 & 1)) & 0xffffe000u;
+}
+
 // One row of a box: its values from element `at` of the tensor on.
 template <int kRank>
 static inline void copy_box_row(const TensorMap& m, int64_t (&at)[kRank], void* shared,
@@ -245,7 +253,7 @@ static inline void copy_box_row(const TensorMap& m, int64_t (&at)[kRank], void* 
     const auto item = static_cast<size_t>(m.item);
     uint32_t value = 0;
     if (m.holds(at, kRank)) memcpy(&value, m.address(at, kRank), item);
-    if (item == 4) value = to_tf32(__int_as_float(static_cast<int>(value)));
+    if (item == 4) value = copied_as_tf32(value);
     memcpy(static_cast<char*>(shared) + swizzled(static_cast<size_t>(row * kBoxBytes + m.item * i)),
            &value, item);
   }

@@ -65,6 +65,20 @@ FASTNN_DEVICE void load_terms(const float* p, float (&x)[N]) {
   for (int i = 0; i < N; i += kSome) load_floats(p + i, reinterpret_cast<float (&)[kSome]>(x[i]));
 }
 
+template <int N>
+FASTNN_DEVICE void store_terms(float* p, const float (&x)[N]) {
+  constexpr int kSome = N % 4 ? N : 4;
+  for (int i = 0; i < N; i += kSome)
+    store_floats(p + i, reinterpret_cast<const float (&)[kSome]>(x[i]));
+}
+
+// Pack i of `count` elements: f(first, N), or, where it ends early, f(element, 1) for each.
+template <int N, class F>
+FASTNN_DEVICE void take_pack(int64_t i, int64_t count, const F& f) {
+  if ((i + 1) * N <= count) return f(i * N, std::integral_constant<int, N>{});
+  for (int64_t at = i * N; at < count; ++at) f(at, std::integral_constant<int, 1>{});
+}
+
 // Whether every pointer starts a 16-byte access; null is fine.
 template <class... P>
 bool aligned(const P*... pointers) {

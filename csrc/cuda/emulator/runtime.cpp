@@ -300,7 +300,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   *exec = graph;
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (captures(stream)) {
+    stream->valid = false;
+    return cudaErrorStreamCaptureUnsupported;
+  }
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   for (const auto& work : exec->work) work();
   return cudaSuccess;

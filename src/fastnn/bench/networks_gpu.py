@@ -1,5 +1,6 @@
 """Whole networks on a GPU: training steps and inference, call by call and as CUDA graphs, beside PyTorch
-(channels_last, cuDNN's benchmark mode, autocast, fused optimizer) and, if asked, its compiled form."""
+(channels_last, cuDNN's benchmark mode, autocast, fused optimizer; likewise call by call and as graphs)
+and, if asked, its compiled form."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from fastnn import optim
 from fastnn.bench.networks import QUICK, _data, _ours
 from fastnn.bench.peaks import Peaks, precision
 from fastnn.bench.row import Row, measured
+from fastnn.bench.timing import graphed
 
 if TYPE_CHECKING:
     from fastnn.bench.run import Options
@@ -34,21 +36,29 @@ def train(peaks: Peaks, options: Options) -> Iterator[Row]:
     seconds = 0.1 if options.quick else 4.0
     for name, batch, size, work, case, dtype in _cases(options, "train"):
         x, target = _data(batch, size)
-        for part, graphed in (("step", False), ("graphed step", True)):
+        for part, as_graph in (("step", False), ("graphed step", True)):
             theirs = {}
-            if "torch" in options.installed() and not graphed:
-                theirs = _torch_steps(name, x, target, dtype, options)
+            if "torch" in options.installed():
+                compiled = options.compiled and not as_graph  # which takes minutes
+                theirs = _torch_steps(name, x, target, dtype, options.device, compiled)
             with precision(dtype, options.device):
-                ours = _step(name, x, target, dtype, options.device, graphed)
+                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
+                ours = _step(name, x, target, dtype, options.device, as_graph)
                 row = measured(
-                    ("train", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    ("train", name, case, part, dtype), ours, peers, peaks, seconds,
                     flops=3 * 2 * work * batch, images=batch, device=options.device,
                 )  # fmt: skip
             yield row
             fastnn.cuda.empty_cache(options.device)
 
 
-def _step(name: str, x: Any, target: Any, dtype: str, device: str, graphed: bool) -> Call:
+def _torch_graphs(calls: dict[str, Call], device: str) -> dict[str, Call]:
+    """PyTorch's calls as graphs, those that can be recorded, for as long as the calls live."""
+    graphs = {name: graphed(call, device, torch=True, most=1)[0] for name, call in calls.items()}
+    return {f"{name} graphed": g for name, g in graphs.items() if g is not calls[name]}
+
+
+def _step(name: str, x: Any, target: Any, dtype: str, device: str, as_graph: bool) -> Call:
     model = _ours(name).to(device).train()
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     images, labels = fastnn.tensor(x, device=device), fastnn.tensor(target, device=device)
@@ -62,7 +72,7 @@ def _step(name: str, x: Any, target: Any, dtype: str, device: str, graphed: bool
         optimizer.step()
         return loss
 
-    if not graphed:
+    if not as_graph:
         return step
     run = fastnn.cuda.graphed(step)
     for _ in range(3):
@@ -70,17 +80,19 @@ def _step(name: str, x: Any, target: Any, dtype: str, device: str, graphed: bool
     return run
 
 
-def _torch_steps(name: str, x: Any, target: Any, dtype: str, options: Options) -> dict[str, Call]:
+def _torch_steps(
+    name: str, x: Any, target: Any, dtype: str, device: str, compiled: bool
+) -> dict[str, Call]:
     import torch
 
     from fastnn.bench import torch_models
 
     def make(compile_it: bool) -> Call:
-        model: Any = torch_models.make(name).train().to(options.device)
+        model: Any = torch_models.make(name).train().to(device)
         model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-        images = torch.tensor(x).to(options.device).contiguous(memory_format=torch.channels_last)
-        labels = torch.tensor(target).to(options.device)
+        images = torch.tensor(x).to(device).contiguous(memory_format=torch.channels_last)
+        labels = torch.tensor(target).to(device)
         run: Any = torch.compile(model) if compile_it else model
 
         def step() -> Any:
@@ -95,7 +107,7 @@ def _torch_steps(name: str, x: Any, target: Any, dtype: str, options: Options) -
         return step
 
     found = {"torch channels_last": make(False)}
-    if options.compiled:
+    if compiled:
         found["torch compiled"] = make(True)
     return found
 
@@ -112,33 +124,40 @@ def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
             with fastnn.no_grad(), fastnn.autocast(dtype == "bfloat16"):
                 return model(images)
 
-        graphed = fastnn.cuda.graphed(call)
-        theirs = _torch_call(name, x, dtype, options) if "torch" in options.installed() else {}
-        for part, ours in (("latency", call), ("graphed latency", graphed)):
+        theirs = _torch_calls(name, x, dtype, options) if "torch" in options.installed() else {}
+        for part, ours in (("latency", call), ("graphed latency", fastnn.cuda.graphed(call))):
             with precision(dtype, options.device):
+                as_graph = part != "latency"
+                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
                 for _ in range(3):
                     ours()
                 row = measured(
-                    ("infer", name, case, part, dtype), ours, theirs, peaks, seconds,
+                    ("infer", name, case, part, dtype), ours, peers, peaks, seconds,
                     flops=2 * work * batch, images=batch, device=options.device,
                 )  # fmt: skip
             yield row
 
 
-def _torch_call(name: str, x: Any, dtype: str, options: Options) -> dict[str, Call]:
+def _torch_calls(name: str, x: Any, dtype: str, options: Options) -> dict[str, Call]:
+    """In bfloat16 under autocast, which rounds the weights in every call, and rounded once."""
     import torch
 
     from fastnn.bench import torch_models
 
-    model: Any = torch_models.make(name).eval().to(options.device)
-    model = model.to(memory_format=torch.channels_last)
-    images = torch.tensor(x).to(options.device).contiguous(memory_format=torch.channels_last)
+    def make(kind: Any, cast: bool) -> Call:
+        model: Any = torch_models.make(name).eval().to(options.device, kind)
+        model = model.to(memory_format=torch.channels_last)
+        images = torch.tensor(x).to(options.device, kind)
+        images = images.contiguous(memory_format=torch.channels_last)
 
-    def call() -> Any:
-        with (
-            torch.inference_mode(),
-            torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"),
-        ):
-            return model(images)
+        def call() -> Any:
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cast):
+                return model(images)
 
-    return {"torch channels_last": call}
+        return call
+
+    half = dtype == "bfloat16"
+    found = {"torch channels_last": make(torch.float32, half)}
+    if half:
+        found["torch channels_last bfloat16"] = make(torch.bfloat16, False)
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastnn.bench.peaks import Peaks
-from fastnn.bench.timing import times
+from fastnn.bench.timing import graphed, times
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,19 @@ def measured(
     theirs: Mapping[str, Callable[[], Any]], peaks: Peaks, seconds: float, *,
     flops: float = 0, moved: float = 0, images: int = 0, device: str = "cpu",
 ) -> Row:  # fmt: skip
-    """Times ours and the peers in turns; ``about`` is suite, name, case, part and dtype."""
-    found = times([ours, *theirs.values()], seconds, device=device)
-    mine = found[0]
-    peers = {name: t.median for name, t in zip(theirs, found[1:], strict=True)}
-    extra = {"images per second": images / mine.median} if images else {}
-    bound = peaks.bound(flops, moved, about[4])
-    return Row(*about, mine.median, mine.spread, flops, moved, bound / mine.median, peers, extra)
+    """Times ours and the peers in turns; ``about`` is suite, name, case, part and dtype.
+
+    Operators on a GPU are timed as replays of graphs, whole networks (``images``) as they are called.
+    """
+    runs = [(function, 1) for function in (ours, *theirs.values())]
+    if device != "cpu" and not images:
+        runs = [graphed(f, device, torch=i > 0) for i, (f, _) in enumerate(runs)]
+    found = times([function for function, _ in runs], seconds, device=device)
+    mine, *others = (t.median / calls for t, (_, calls) in zip(found, runs, strict=True))
+    extra = {"images per second": images / mine} if images else {}
+    share = peaks.bound(flops, moved, about[4]) / mine
+    peers = dict(zip(theirs, others, strict=True))
+    return Row(*about, mine, found[0].spread, flops, moved, share, peers, extra)
 
 
 def header() -> str:

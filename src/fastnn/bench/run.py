@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,14 +79,17 @@ def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row
     Raises:
         ValueError: there is no such suite, or cases of anything but one operator.
     """
-    with _flushed_denormals(options):
+    if options.device != "cpu":
+        fastnn.cuda.set_device(options.device)  # graphs are recorded on the current one
+    with _torch_prepared(options):
         yield from _all(peaks, chosen(suites, options.cases), options)
 
 
 @contextmanager
-def _flushed_denormals(options: Options) -> Iterator[None]:
+def _torch_prepared(options: Options) -> Iterator[None]:
     """PyTorch treats subnormal numbers as zero meanwhile, as our kernels do; a setting of the
-    processor that must not stay on for others."""
+    processor that must not stay on for others. On a GPU its work goes to a stream that can be
+    recorded, which the default one cannot."""
     if "torch" not in options.installed():
         yield
         return
@@ -93,7 +97,11 @@ def _flushed_denormals(options: Options) -> Iterator[None]:
 
     torch.set_flush_denormal(True)
     try:
-        yield
+        if options.device == "cpu":
+            yield
+        else:
+            with torch.cuda.stream(torch.cuda.Stream(options.device)):
+                yield
     finally:
         torch.set_flush_denormal(False)
 
@@ -109,11 +117,18 @@ def _all(
             yield from getattr(where, suite)(peaks, options)
         for name, op in operators:
             table = tuple(dict.fromkeys(line.rsplit("_", 1)[0] for line in op.bench))
+            if options.device != "cpu" and not options.quick:
+                table = tuple(map(_larger, table))
             for case in options.cases or table[: 1 if options.quick else None]:
                 for dtype in options.dtypes:
                     typed = case + ("_bf16" if dtype == "bfloat16" else "_f32")
                     if options.wants(name, typed):
                         yield from _case(suite, name, op, typed, dtype, peaks, options)
+
+
+def _larger(case: str) -> str:
+    """A case line with eight times the images: a GPU's L2 is not to hold them."""
+    return re.sub(r"^n(\d+)", lambda found: f"n{8 * int(found[1])}", case)
 
 
 def chosen(

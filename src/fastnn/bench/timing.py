@@ -67,6 +67,42 @@ def times(
     return result
 
 
+def graphed(
+    function: Callable[[], Any], device: str, torch: bool = False, most: int = 100
+) -> tuple[Callable[[], Any], int]:
+    """A function as replays of a CUDA graph, PyTorch's or ours, and how many calls of it, ``most`` at
+    most, one replay is.
+
+    An operator may take the device less time than its call takes the host, so that calls one by one
+    would time Python. What cannot be recorded, since it waits for the device, stays as it is, one call.
+    The function's tensors are to live as long: a graph knows but their addresses.
+    """
+    function()
+    calls = max(1, min(most, int(1e-3 / _turn(function, 3, device))))
+    try:
+        return (_torch_graph if torch else _graph)(function, calls), calls
+    except (RuntimeError, MemoryError):
+        return function, 1
+
+
+def _graph(function: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    with fastnn.cuda.graph() as graph:
+        for _ in range(calls):
+            function()
+    return graph.replay
+
+
+def _torch_graph(function: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    # On the stream that backwards run on: that of their forwards, which is no default one (run.py).
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for _ in range(calls):
+            function()
+    return graph.replay
+
+
 def _turn(function: Callable[[], Any], calls: int, device: str) -> float:
     """Seconds per call."""
     if device == "cpu":

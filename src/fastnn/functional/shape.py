@@ -340,14 +340,17 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
         ValueError: the tensor views read-only memory, or the shapes do not fit.
     """
     input._check_in_place("index assignment")
-    parts, _ = _normal_key(input, key)
+    parts, plain = _normal_key(input, key)
     if isinstance(value, Tensor):
         if value.requires_grad and is_grad_enabled():
             raise RuntimeError(
                 "index assignment: the value requires a gradient, which would be lost; assign "
                 "value.detach(), or build the tensor with where() or cat()"
             )
-        value = _values(value._array)
+        if not (input.is_cuda and plain):
+            value = _values(value._array)
+    if input.is_cuda and plain:
+        return _assign(_basic(input, parts), value)
     if input.is_cuda:  # by way of the CPU
         changed = _core.to_device(input._array, CPU)
         _to_numpy(changed)[parts] = value
@@ -355,6 +358,18 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
         return
     _to_numpy(input._array)[parts] = value
     input._array.bump_version()
+
+
+def _assign(view: Tensor, value: Any) -> None:
+    """``view[...] = value`` as NumPy has it: first dimensions of size 1 may be too many, and the value
+    may be of the same memory."""
+    values = value if isinstance(value, Tensor) else tensor(value)
+    more = max(0, values.ndim - view.ndim)
+    if more and all(size == 1 for size in values.shape[:more]):
+        values = values.reshape(values.shape[more:])
+    if values._array.shares_storage(view._array):
+        values = values.clone()
+    view.copy_(values)
 
 
 TENSOR_METHODS: dict[str, Any] = {

@@ -219,12 +219,13 @@ OPS: dict[str, Op] = {
     "avg_pool2d": Op(avg_pool2d, avg_pool2d_backward, _avg_problem, _AVG, _BENCH),
     "adaptive_avg_pool2d": Op(
         adaptive_avg_pool2d, adaptive_avg_pool2d_backward, _adaptive_problem,
-        (*_ADAPTIVE, "n2c24h7w7_o3_bf16"), _BENCH_GLOBAL,
+        (*_ADAPTIVE, "n2c24h7w7_o3_bf16", "n2c24h9w11_o1_bf16"), _BENCH_GLOBAL,
     ),
     "adaptive_max_pool2d": Op(
         adaptive_max_pool2d, adaptive_max_pool2d_backward, _adaptive_problem,
         tuple(line.replace("_f32", "_max_f32") for line in _ADAPTIVE) + (
-            "n2c5h7w9_o3x2_max_idx_f32", "n1c2h40w30_o2_max_idx_f32"),
+            "n2c5h7w9_o3x2_max_idx_f32", "n1c2h40w30_o2_max_idx_f32", "n2c24h9w11_o1_max_idx_bf16",
+            "n1c3h20w17_o1_max_idx_f32"),
         tuple(line.replace("_f32", "_max_f32") for line in _BENCH_GLOBAL),
     ),
 }  # fmt: skip

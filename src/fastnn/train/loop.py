@@ -101,7 +101,7 @@ def train_epoch(
     Raises
     ------
     FloatingPointError
-        The loss is infinite or not a number.
+        The loss is infinite or not a number; the parameters have taken its step.
     """
     import fastnn.nn.functional as F
 
@@ -119,14 +119,14 @@ def train_epoch(
             logits = model(fastnn.from_numpy(images).to(config.device))
         target = fastnn.from_numpy(labels).to(config.device)
         loss = F.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
-        value = float(loss.item())
+        loss.backward()
+        optimizer.step()
+        value = float(loss.item())  # waits for a GPU: only now, with all of the step queued
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"train: the loss became {value} in epoch {epoch + 1}; try a lower learning rate "
                 f"than {config.lr}"
             )
-        loss.backward()
-        optimizer.step()
         seen += len(labels)
         loss_sum += value * len(labels)
         right += int((np.asarray(logits.detach()).argmax(1) == labels).sum())
