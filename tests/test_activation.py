@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,23 @@ def test_relu_propagates_nan_and_infinity(isa):
 def test_relu_of_a_view_with_negative_strides(isa):
     x = np.arange(-12, 12, dtype=np.float32).reshape(4, 6)[::-1, ::2]
     assert np.array_equal(F.relu(fastnn.from_numpy(x)).numpy(), np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.gelu])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_dense_layout_is_kept(activation, same):
+    """A linear layer's result on pixels is not copied to channels last and back."""
+    x = fastnn.randn(2, 3, 4, 5).permute(0, 2, 3, 1)
+    grad = fastnn.randn(*x.shape)
+    grad = grad if same else grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    as_is, copied = x.detach().requires_grad_(), x.clone().requires_grad_()
+    assert as_is._array.strides != copied._array.strides
+    outputs = [activation(leaf) for leaf in (as_is, copied)]
+    assert outputs[0]._array.strides == as_is._array.strides
+    for out in outputs:
+        out.backward(grad)
+    np.testing.assert_array_equal(*(np.asarray(out.detach()) for out in outputs))
+    np.testing.assert_array_equal(as_is.grad.numpy(), copied.grad.numpy())
 
 
 SAMPLES = np.concatenate([

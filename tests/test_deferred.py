@@ -325,7 +325,8 @@ def test_values_after_the_step():
             F.batch_norm(net.activation(), None, None, net.bn.weight, net.bn.bias, True)
         )
         net.bn.weight.copy_(fastnn.randn(8))  # an optimizer's step
-    np.testing.assert_array_equal(values(t), expected)
+    # Moments that the convolution counted while it stored, against those of a pass of their own.
+    np.testing.assert_allclose(values(t), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_running_statistics_move_once_and_at_once():

@@ -148,15 +148,18 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         run(tmp_path, TrainConfig("small", epochs=1), train, test)
 
 
-def test_nothing_of_a_step_waits_for_its_loss(monkeypatch):
-    """A GPU would have nothing to do meanwhile."""
+def test_a_loss_is_read_when_the_backward_pass_is_queued(monkeypatch):
+    """Before that a GPU would have nothing to do meanwhile; after the step the parameters were lost."""
     model, order, config = small_net(), [], TrainConfig("small", batch_size=50, lr=0.1)
     optimizer, item = make_optimizer(model, config), fastnn.Tensor.item
-    step = optimizer.step
+    step, backward = optimizer.step, fastnn.Tensor.backward
     monkeypatch.setattr(optimizer, "step", lambda: (order.append("step"), step()))
     monkeypatch.setattr(fastnn.Tensor, "item", lambda t: (order.append("read"), item(t))[1])
+    monkeypatch.setattr(
+        fastnn.Tensor, "backward", lambda t: (order.append("backward"), backward(t))[1]
+    )
     train_epoch(model, optimizer, parts(100)[0], config, 0)
-    assert order == ["step", "read"] * 2
+    assert order == ["backward", "read", "step"] * 2
 
 
 def test_evaluate_agrees_with_numpy():

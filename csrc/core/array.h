@@ -2,7 +2,8 @@
 // Tensor and the operators in csrc/ops.
 //
 // Canonical layout: rank-4 arrays are logically NCHW and physically dense NHWC (channels last);
-// every other rank is dense row-major. Operators return canonical arrays and kernels see only them.
+// every other rank is dense row-major. Operators return canonical arrays and kernels see only them,
+// but for activations, which leave a dense array the layout that it has.
 #pragma once
 
 #include <atomic>

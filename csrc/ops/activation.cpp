@@ -16,10 +16,19 @@ Activation activation_named(const std::string& name) {
   throw ValueError(text("activation: unknown kind '", name, "'"));
 }
 
+// Elementwise kernels do not mind in which order dimensions lie, as long as all operands agree: the
+// result of a linear layer on pixels, say, goes through the next activation as it is.
+Array dense(const Array& x) { return x.is_dense() ? x : clone(x); }
+Array empty_like(const Array& x) { return empty_strided(x.shape(), x.strides(), x.dtype()); }
+
 Array gradient_like(const char* op, const Array& grad_output, const Array& like) {
   check(grad_output.shape() == like.shape(), op, ": grad_output expects shape ", like.shape(),
         ", got ", grad_output.shape());
-  return canonical(astype(grad_output, like.dtype()));
+  if (grad_output.dtype() == like.dtype() && grad_output.has_strides(like.strides()))
+    return grad_output;
+  const Array g = empty_like(like);
+  copy_into(g, grad_output);
+  return g;
 }
 
 int64_t channels_of(const char* op, const Array& x) {
@@ -58,15 +67,15 @@ FusedRelu fused_relu(const char* op, const std::string& activation) {
 
 Array relu(const Array& input) {
   check_floating("relu", "input", input);
-  const Array x = canonical(input);
-  Array output = empty(x.shape(), x.dtype());
+  const Array x = dense(input);
+  Array output = empty_like(x);
   kernels().activation.relu(x.raw(), output.raw(), x.count(), x.dtype());
   return output;
 }
 
 Array relu_backward(const Array& grad_output, const Array& output) {
-  const Array y = canonical(output), g = gradient_like("relu", grad_output, y);
-  Array grad_input = empty(y.shape(), y.dtype());
+  const Array y = dense(output), g = gradient_like("relu", grad_output, y);
+  Array grad_input = empty_like(y);
   kernels().activation.relu_backward(g.raw(), y.raw(), grad_input.raw(), y.count(), y.dtype());
   return grad_input;
 }
@@ -75,8 +84,8 @@ Array activation(const std::string& name, const Array& input, double a, double b
                  const std::string& asked_by) {
   const Activation kind = activation_named(name);
   check_floating(asked_by.c_str(), "input", input);
-  const Array x = canonical(input);
-  Array y = empty(x.shape(), x.dtype());
+  const Array x = dense(input);
+  Array y = empty_like(x);
   kernels().activation.forward(kind, static_cast<float>(a), static_cast<float>(b), x.raw(), y.raw(),
                                x.count(), x.dtype());
   return y;
@@ -84,8 +93,8 @@ Array activation(const std::string& name, const Array& input, double a, double b
 
 Array activation_backward(const std::string& name, const Array& grad_output, const Array& input,
                           double a, double b) {
-  const Array x = canonical(input), g = gradient_like(name.c_str(), grad_output, x);
-  Array grad_input = empty(x.shape(), x.dtype());
+  const Array x = dense(input), g = gradient_like(name.c_str(), grad_output, x);
+  Array grad_input = empty_like(x);
   kernels().activation.backward(activation_named(name), static_cast<float>(a),
                                 static_cast<float>(b), g.raw(), x.raw(), grad_input.raw(),
                                 x.count(), x.dtype());

@@ -29,7 +29,7 @@ struct FusedRelu {
 };
 
 struct ActivationSlots {
-  // Operands are canonical arrays of `count` elements of one floating dtype.
+  // Operands are dense arrays of `count` elements of one floating dtype, in the same order.
   void (*relu)(const void* input, void* output, int64_t count, DType dtype);
   void (*relu_backward)(const void* grad_output, const void* output, void* grad_input,
                         int64_t count, DType dtype);

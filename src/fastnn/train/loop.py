@@ -101,7 +101,7 @@ def train_epoch(
     Raises
     ------
     FloatingPointError
-        The loss is infinite or not a number; the parameters have taken its step.
+        The loss is infinite or not a number; the parameters are as they were before it.
     """
     import fastnn.nn.functional as F
 
@@ -120,13 +120,13 @@ def train_epoch(
         target = fastnn.from_numpy(labels).to(config.device)
         loss = F.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
         loss.backward()
-        optimizer.step()
-        value = float(loss.item())  # waits for a GPU: only now, with all of the step queued
+        value = float(loss.item())  # waits for a GPU: only now, when all but one launch is queued
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"train: the loss became {value} in epoch {epoch + 1}; try a lower learning rate "
                 f"than {config.lr}"
             )
+        optimizer.step()
         seen += len(labels)
         loss_sum += value * len(labels)
         right += int((np.asarray(logits.detach()).argmax(1) == labels).sum())
