@@ -25,12 +25,14 @@ def conv_lines(draw, transpose=False):
     oc = groups * draw(st.sampled_from([1, 2, 4, 7, 16, 35]))
     if draw(st.booleans()) and groups > 1:
         c = oc = groups  # depthwise
-    kh, kw, sh, sw = draw(small), draw(st.integers(1, 5)), draw(small), draw(small)
+    stride = small if transpose else st.sampled_from([1, 1, 2, 3, 4, 9])
+    kh, kw, sh, sw = draw(small), draw(st.integers(1, 5)), draw(stride), draw(stride)
     dh, dw = draw(small), draw(small)
-    ph, pw = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-    # Large enough for the window, and for a transposed output that is not cut away.
-    h = draw(st.integers(1, 8)) + dh * (kh - 1) + 2 * ph
-    w = draw(st.integers(1, 8)) + dw * (kw - 1) + 2 * pw
+    ph, pw = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    # Large enough for the window, or for a transposed output that is not cut away.
+    side = -1 if not transpose else 1
+    h = max(1, draw(st.integers(1, 8)) + dh * (kh - 1) + side * 2 * ph)
+    w = max(1, draw(st.integers(1, 40)) + dw * (kw - 1) + side * 2 * pw)
     line = f"n{draw(st.integers(0, 3))}c{c}h{h}w{w}_oc{oc}"
     line += f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x{dw}g{groups}"
     if transpose:

@@ -34,6 +34,11 @@ FASTNN_INLINE Middle middle(int64_t first, int64_t count, int64_t step, int64_t 
 // Taps of a kernel row that are one.
 FASTNN_INLINE int64_t joined_taps(const InputTiles& t) { return t.in.tap_count / t.tap_count; }
 
+// Whether each tap, after merging, is of one kernel row, so that it can be left out.
+FASTNN_INLINE bool taps_are_of_rows(const InputTiles& t) {
+  return t.source == Source::padded || (t.source == Source::gathered && t.tap_count > 1);
+}
+
 // The rows of a tile under which a tap lies inside the image.
 FASTNN_INLINE Middle rows_inside(const InputTiles& t, const Tile& tile, int64_t tap) {
   if (t.source != Source::padded) return {0, tile.rows};
@@ -61,7 +66,7 @@ FASTNN_INLINE void add_piece(Pieces& to, const InputTiles& t, const Tile& tile, 
   const InputGrid& in = t.in;
   const int64_t joined = joined_taps(t);
   int64_t first = 0, end = t.tap_count, left = 0, right = joined;
-  if (t.source != Source::direct) {
+  if (taps_are_of_rows(t)) {
     const auto is_above_or_below = [&](int64_t tap) {
       const int64_t dh = in.dh[tap * joined];
       return (tile.row + row_end - 1) * in.step_h + dh < 0 ||
@@ -94,8 +99,7 @@ FASTNN_INLINE Pieces pieces_of(const InputTiles& t, const Tile& tile) {
     const int64_t behind = clamp(ceil_div(size - high, step) - first, 0, m.begin);
     return m.end == m.begin && behind >= least_of ? Middle{behind, m.begin} : m;
   };
-  const bool rows = t.source != Source::direct && t.tap_count > 1;
-  const bool columns = t.source != Source::direct && joined_taps(t) > 1 && !in.odd;
+  const bool rows = taps_are_of_rows(t), columns = rows && joined_taps(t) > 1 && !in.odd;
   Middle down{0, tile.rows};
   if (rows) down = edges(tile.row, tile.rows, in.step_h, t.low_h, t.high_h, in.H, least(tile.cols));
   Pieces all;

@@ -243,7 +243,10 @@ _CONV = (
     "n2c16h8w8_oc24_k3p1_bf16", "n2c3h9w9_oc17_k7s2p3_bf16", "n2c32h7w7_oc16_k1_relu_res_bf16",
     "n2c24h7w7_oc24_k3p1g24_bf16", "n2c2h7w7_oc4_k3p1g2_bf16", "n0c32h5w5_oc32_k3p1_f32",
     "n2c20h9w9_oc9_k3s2p1g1_nobias_bf16", "n2c9h9w8_oc42_k3p1g3_bf16", "n2c15h6w7_oc72_k1g3_bf16",
-    "n2c5h9w8_oc36_k3p2d2_bf16", "n3c3h8w9_oc33_k3x2p1_bf16", "n2c3h31w29_oc40_k2s9_bf16",
+    "n1c16h1w28_oc32_k3s4p1_f32", "n3c32h2w60_oc32_k4s9p3_bf16",
+    "n2c16h3w3_oc36_k7s9p3d1_f32", "n1c32h28w28_oc32_k3p18d18_f32", "n2c40h9w30_oc33_k3p12d12_bf16",
+    "n1c48h5w20_oc48_k3p4d4_f32", "n2c5h9w8_oc36_k3p2d2_bf16", "n3c3h8w9_oc33_k3x2p1_bf16",
+    "n2c3h31w29_oc40_k2s9_bf16",
     "n2c1h12w12_oc6_k5_bf16", "n1c7h1w1_oc33_k3p1_bf16",
     "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
     # Small groups: sizes from 2 to 32, both strides, rows shorter than a block, groups taken together.
