@@ -210,3 +210,19 @@ def test_bad_calls():
 
     with pytest.raises(TypeError, match="expects tensors in tuples, lists or dicts, got float"):
         fastnn.compile(Scalar(), x)
+
+
+@pytest.mark.parametrize("view", [lambda y: y.permute(0, 2, 3, 1), lambda y: y[:, :2]])
+@pytest.mark.parametrize("first", [F.relu, lambda x: x])
+def test_an_input_may_lie_in_any_order(first, view):
+    """Views of it are noted with the strides that the example's copy had."""
+
+    class Viewed(nn.Module):
+        def forward(self, x):
+            return view(first(x)) + 1.0
+
+    images = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+    compiled = fastnn.compile(Viewed(), fastnn.tensor(images))
+    np.testing.assert_array_equal(
+        compiled(fastnn.from_numpy(images)).numpy(), Viewed()(fastnn.tensor(images)).numpy()
+    )

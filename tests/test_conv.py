@@ -252,6 +252,23 @@ def test_same_bits_for_any_number_of_threads_on_a_larger_shape():
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("dtype", [fastnn.float32, fastnn.bfloat16])
+@pytest.mark.parametrize(
+    "c, h, w, oc, d", [(3, 16, 56, 16, 4), (3, 16, 24, 8, 4), (6, 16, 56, 16, 4)]
+)
+def test_same_bits_however_taps_are_gathered(isa, c, h, w, oc, d, dtype):
+    """Fewer threads have larger tiles, whose inputs are copied another way."""
+    x, weight = fastnn.randn(1, c, h, w).to(dtype), fastnn.randn(oc, c, 3, 3).to(dtype)
+    seen = set()
+    for threads in (1, 2, 4):
+        fastnn.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        out = F.conv2d(leaf, weight, padding=d, dilation=d)
+        out.sum().backward()
+        seen.add(tuple(np.asarray(t.detach()).tobytes() for t in (out, leaf.grad)))
+    assert len(seen) == 1
+
+
 def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():
     x, weight = fastnn.randn(2, 4, 6, 6), fastnn.randn(3, 4, 3, 3, requires_grad=True)
     with fastnn.autocast():

@@ -63,6 +63,13 @@ def test_index_assignment_has_numpys_meaning(device, case):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_large_integers_are_assigned_exactly(device):
+    x = fastnn.zeros(3, dtype=fastnn.int64, device=device)
+    x[0], x[1:] = 16777217.0, np.array([2**53 + 2, 5], np.float64)
+    assert np.asarray(x.cpu()).tolist() == [16777217, 2**53 + 2, 5]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_assigned_values_may_be_of_the_same_memory(device):
     values = np.arange(24, dtype=np.float32).reshape(6, 4)
     x = fastnn.tensor(values, device=device)

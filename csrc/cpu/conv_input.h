@@ -17,7 +17,7 @@
 // pixel of 16 images is what lies side by side in the panel (`across`).
 #pragma once
 
-#include "cpu/simd/vec.h"
+#include "cpu/simd/steps.h"
 #include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -60,6 +60,11 @@ struct InputGrid {
   // 1 if the channels do not fall into pairs: those of neighbouring taps are read as one run then,
   // always whole, whose last two pairs overlap if its length is odd too.
   int64_t odd = 0;
+
+  // Products of one vector of columns add terms in two turns (matmul.cpp), beginning anew with
+  // every tap: gathered taps are merged no further than padded ones then, since threads settle
+  // which of the two a tile is, and the sums are not to depend on their number.
+  bool same_sums = false;
 
   // The first channel of a group, if a_channel is that of the first.
   int64_t channel_of(int64_t group) const { return a_channel + group * (K - missing); }
@@ -231,7 +236,8 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
   if (t.source == Source::gathered) {
     // Kernel rows are a tap each where parts of them are left out (conv_inside.h).
-    const int64_t together = in.odd                   ? t.run
+    const bool alike = in.same_sums && t.run * in.K % (2 * kStep<P>) != 0;
+    const int64_t together = in.odd || alike          ? t.run
                              : t.run == 1 && !stepped ? kernel_row(in)
                                                       : in.tap_count;
     t.k = stepped ? padded_to_steps(in.K * in.tap_count) : in.K * together;

@@ -174,6 +174,7 @@ void run_grid(TapGrid all) {
   flatten(all);
   InputTiles t;
   t.in = all.in;
+  t.in.same_sums = true;
   const bool large = all.in.tap_count * all.in.K * all.columns > kLargeB;
   const bool counted = is_counted(all);
   const int64_t tasks = 8 * get_num_threads(), cut = counted ? kCountedTiles : tasks;

@@ -455,7 +455,8 @@ class CompiledModel:
                 raise ValueError(
                     f"compiled model: input {i} expects shape ({wanted}), got {tensor.shape}"
                 )
-        arrays = [t._array for t in inputs]
+        # Views are noted with the strides of the example, whose copy was canonical.
+        arrays = [_core.canonical(t._array) for t in inputs]
         batch = inputs[0].shape[0]
         if 0 < self._chunk < batch and all(t.shape[0] == batch for t in inputs):
             return self._in_chunks(inputs, batch)

@@ -108,7 +108,8 @@ def conv2d(
         used, so that a :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
         Under :func:`fastnn.no_grad` what the kernels make of the weight stays with it until it
         changes. A number that is not finite may reach outputs beside its windows (Winograd's algorithm)
-        and of neighbouring groups (small ones are taken together). Cost: 2 N OC OH OW KH KW C / groups
+        and of neighbouring groups (small ones are taken together); in a weight, it may or may not
+        reach outputs whose window has padding there. Cost: 2 N OC OH OW KH KW C / groups
         flops in each of the forward pass and the two gradients.
 
     References:
