@@ -94,6 +94,69 @@ def test_relu6_disappears_into_convolutions_and_hardtanh_does_not():
         assert want.max().item() == (1 if alone else 6)
 
 
+@pytest.mark.parametrize(
+    "curve", [nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(), nn.Tanh(),
+              nn.Hardsigmoid()],
+    ids=lambda c: repr(c).lower(),
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_other_activations_disappear_into_convolutions(curve, dtype, isa):
+    model = warmed(nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), curve,
+        nn.Conv2d(16, 16, 3, padding=1, groups=16), curve, nn.Conv2d(16, 40, 1), curve,
+    ), (3, 9, 9))  # fmt: skip
+    x = fastnn.randn(2, 3, 9, 9)
+    program = fastnn.compile(model, x, dtype=dtype)
+    assert "activation(" not in str(program) and str(program).count("conv2d(") == 3
+    with fastnn.no_grad():
+        want = model.eval()(x)
+    # Three layers, as in test_bfloat16.
+    bound = 2e-5 if dtype is None else 6 * 2**-9 * (2 * 3) ** 0.5
+    assert spread(program(x).to(fastnn.float32), want) < bound
+
+
+class Preactivated(nn.Module):
+    """A block in DenseNet's order: a norm that no convolution comes before takes the activation."""
+
+    def __init__(self, curve) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.last, self.curve = nn.BatchNorm2d(8), curve
+
+    def forward(self, x):
+        y = fastnn.cat([x, self.conv(self.curve(self.norm(x)))], 1)
+        return self.curve(self.last(y) + y)
+
+
+@pytest.mark.parametrize("curve", [nn.ReLU(), nn.ReLU6(), nn.SiLU()], ids=["relu", "relu6", "silu"])
+def test_norms_that_stay_take_sums_and_activations(curve, isa):
+    model = warmed(Preactivated(curve), (4, 5, 6))
+    x = fastnn.randn(3, 4, 5, 6)
+    program = fastnn.compile(model, x)
+    text = str(program)
+    assert text.count("batch_norm(") == 2
+    assert not any(name in text for name in ("relu(", "activation(", "add("))
+    with fastnn.no_grad():
+        assert spread(program(x), model.eval()(x)) < 2e-5
+
+
+def test_a_sum_with_float32_stays_float32_in_a_bfloat16_program():
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.conv(x) + x
+
+    model, x = Shortcut(), fastnn.randn(2, 4, 3, 3) * 100
+    with fastnn.no_grad(), fastnn.autocast():
+        want = model(x)
+    got = fastnn.compile(model, x, dtype="bfloat16")(x)
+    assert got.dtype == want.dtype == fastnn.float32
+    assert spread(got, want) < 1e-6
+
+
 def test_bottlenecks():
     model = warmed(models.resnet50(num_classes=10), (3, 32, 32))
     x = fastnn.randn(2, 3, 32, 32)

@@ -71,7 +71,7 @@ def name(t):
 
 
 STEP = st.tuples(
-    st.sampled_from("norm norm conv relu relu relu6 add add scale hook read write".split()),
+    st.sampled_from("norm norm conv relu relu relu6 silu add add scale hook read write".split()),
     st.integers(0, 9),
     st.integers(0, 9),
 )
@@ -82,6 +82,7 @@ OPERATORS = {
     "conv": lambda net, a, b: net.mix(a),
     "relu": lambda net, a, b: F.relu(a),
     "relu6": lambda net, a, b: F.relu6(a),
+    "silu": lambda net, a, b: F.silu(a),
     "add": lambda net, a, b: a + b,
     "scale": lambda net, a, b: a * 0.5,
 }
@@ -186,6 +187,70 @@ def test_relu6_is_one_operator_too(kind, relu6, dtype):
             np.testing.assert_array_equal(a, b)
         else:  # what bfloat16 rounds to 6 was below: the norm sees that, the output does not
             np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
+
+
+CURVES = {
+    "gelu": (F.gelu, nn.GELU()),
+    "gelu_tanh": (lambda t: F.gelu(t, "tanh"), nn.GELU("tanh")),
+    "hardsigmoid": (F.hardsigmoid, nn.Hardsigmoid()),
+    "hardswish": (F.hardswish, nn.Hardswish()),
+    "sigmoid": (F.sigmoid, nn.Sigmoid()),
+    "silu": (F.silu, nn.SiLU()),
+    "tanh": (F.tanh, nn.Tanh()),
+}
+
+
+def close(got, want, dtype, roundings=1.0):
+    # In bfloat16 what is joined is rounded once less.
+    eps = 2.0**-8 * roundings if dtype == fastnn.bfloat16 else 1e-6
+    np.testing.assert_allclose(got, want, rtol=eps, atol=2 * eps * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", [fastnn.float32, fastnn.bfloat16])
+@pytest.mark.parametrize("written", [0, 1], ids=["function", "module"])
+@pytest.mark.parametrize("kind", CURVES)
+def test_other_activations_join_a_batch_norm(kind, written, dtype, isa):
+    curve = CURVES[kind][written]
+    net = Net(dtype)
+    fused, plain = curve(net.norm()), curve(settled(net.norm()))
+    assert name(fused) == "batch_norm" != name(plain)
+    close(values(fused), values(plain), dtype)
+    # Of all at once: that of a bias before a norm is nothing but rounding.
+    joined, apart = (np.concatenate([g.ravel() for g in net.gradients(t)]) for t in (fused, plain))
+    close(joined, apart, dtype, roundings=4)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_other_activations_join_a_convolution_without_gradients_only(kind, isa):
+    curve = CURVES[kind][0]
+    net = Net()
+    waiting, taken = net.activation(), curve(net.activation())
+    assert name(taken) not in ("conv2d", "batch_norm")
+    with fastnn.no_grad():
+        made = F.conv2d(net.x, net.conv.weight, net.conv.bias, padding=1)
+        fused = curve(made)
+        assert isinstance(made, Deferred) and len(made._joined) == 1
+    close(values(fused), values(curve(settled(waiting))), fastnn.float32)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_an_activation_that_cannot_join_is_an_operator_of_its_own(kind):
+    net = Net()
+    curve, residual = CURVES[kind][0], fastnn.randn(*SHAPE, requires_grad=True)
+
+    def conv(**kwargs):
+        return F.conv2d(net.x, net.conv.weight, net.conv.bias, 1, 1, **kwargs)
+
+    def norm(**kwargs):
+        weight, bias = net.bn.weight, net.bn.bias
+        return F.batch_norm(net.activation(), None, None, weight, bias, True, **kwargs)
+
+    for operator in (conv, norm):
+        asked = operator(activation=kind, residual=residual)
+        plain = curve(operator(residual=residual))
+        assert name(asked) == name(plain) and name(plain).startswith(kind.split("_")[0])
+        for a, b in zip(net.gradients(asked), net.gradients(plain), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def additions(t, z):

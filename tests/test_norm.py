@@ -223,3 +223,12 @@ def test_moments_are_forgotten_when_the_convolutions_output_changes():
         mean = fastnn.zeros(32)
         F.batch_norm(y, mean, fastnn.ones(32), training=True, momentum=1.0)
         assert np.array_equal(mean.numpy(), np.full(32, 3, np.float32)), change
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_no_channels(activation, isa):
+    x = fastnn.zeros(2, 0, 4, 4, requires_grad=True)
+    y = F.batch_norm(x, training=True, activation=activation)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape

@@ -24,14 +24,15 @@ const DeviceTable* device_table() { return table.load(std::memory_order_acquire)
 void set_device_table(const DeviceTable* given) {
   check(given->slots_size == static_cast<int64_t>(sizeof(Slots)),
         "fastnn._cuda: built from other sources than fastnn._core; install the package again");
-  // Every slot has a kernel but Winograd's, those of few rows and of joined ones, which operators
-  // ask for on the CPU only. Slots is function pointers throughout.
+  // Every slot has a kernel but Winograd's, those of few rows, of joined ones and of curves, which
+  // operators ask for on the CPU only. Slots is function pointers throughout.
   Slots slots = *given->slots;
   slots.conv.winograd_forward = cpu_slots().conv.winograd_forward;
   slots.conv.winograd_backward_data = cpu_slots().conv.winograd_backward_data;
   slots.conv.winograd_backward_weight = cpu_slots().conv.winograd_backward_weight;
   slots.matmul = cpu_slots().matmul;
   slots.copy.join = cpu_slots().copy.join;
+  slots.curves = cpu_slots().curves;
   void* words[sizeof(Slots) / sizeof(void*)];
   std::memcpy(words, &slots, sizeof(slots));
   for (size_t i = 0; i < sizeof(Slots) / sizeof(void*); ++i)

@@ -62,89 +62,119 @@ void relu_backward_typed(const T* g, const T* y, T* grad_x, int64_t count) {
   map(g, y, grad_x, count, [](vfloat grad, vfloat v) { return select(v <= 0, vfloat{}, grad); });
 }
 
-template <class T>
-void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t count) {
+// Calls each(f) with the activation f, as accurate as values stored in T want it.
+template <class T, class Each>
+FASTNN_INLINE void with_activation(Activation kind, float a, float b, const Each& each) {
   switch (kind) {
     case Activation::leaky_relu:
-      return map(x, y, count, [=](vfloat v) { return select(v < 0, v * a, v); });
+      return each([=](vfloat v) { return select(v < 0, v * a, v); });
     case Activation::elu:
-      return map(x, y, count, [=](vfloat v) { return b * select(v < 0, a * vexpm1<T>(v), v); });
+      return each([=](vfloat v) { return b * select(v < 0, a * vexpm1<T>(v), v); });
     case Activation::gelu:
-      return map(x, y, count, [](vfloat v) { return v * vnormal<T>(v).below; });
+      return each([](vfloat v) { return v * vnormal<T>(v).below; });
     case Activation::gelu_tanh:
-      return map(x, y, count, [](vfloat v) { return v * vsigmoid<T>(gelu_argument(v)); });
+      return each([](vfloat v) { return v * vsigmoid<T>(gelu_argument(v)); });
     case Activation::silu:
-      return map(x, y, count, [](vfloat v) { return v * vsigmoid<T>(v); });
+      return each([](vfloat v) { return v * vsigmoid<T>(v); });
     case Activation::sigmoid:
-      return map(x, y, count, [](vfloat v) { return vsigmoid<T>(v); });
+      return each([](vfloat v) { return vsigmoid<T>(v); });
     case Activation::tanh:
-      return map(x, y, count, [](vfloat v) { return vtanh<T>(v); });
+      return each([](vfloat v) { return vtanh<T>(v); });
     case Activation::softplus:
-      return map(x, y, count, [=](vfloat v) {
+      return each([=](vfloat v) {
         const vfloat z = v * a;
         const vfloat soft = (vmax(z, vfloat{}) + vlog1p(vexp<T>(-vabs(z)))) / a;
         return select(z > b, v, soft);
       });
     case Activation::hardswish:
-      return map(x, y, count,
-                 [](vfloat v) { return v * vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
+      return each([](vfloat v) { return v * vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
     case Activation::hardsigmoid:
-      return map(x, y, count,
-                 [](vfloat v) { return vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
+      return each([](vfloat v) { return vclamp(v + 3.0f, vfloat{}, set1(6.0f)) / 6.0f; });
     case Activation::hardtanh:
-      return map(x, y, count, [=](vfloat v) { return vclamp(v, set1(a), set1(b)); });
+      return each([=](vfloat v) { return vclamp(v, set1(a), set1(b)); });
   }
 }
 
-template <class T>
-void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T* grad_x,
-                    int64_t count) {
+// The same with f(grad, v), the gradient at v.
+template <class T, class Each>
+FASTNN_INLINE void with_slope(Activation kind, float a, float b, const Each& each) {
   switch (kind) {
     case Activation::leaky_relu:
-      return map(g, x, grad_x, count,
-                 [=](vfloat grad, vfloat v) { return select(v <= 0, grad * a, grad); });
+      return each([=](vfloat grad, vfloat v) { return select(v <= 0, grad * a, grad); });
     case Activation::elu:
-      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {
+      return each([=](vfloat grad, vfloat v) {
         return grad * b * select(v <= 0, a * vexp<T>(v), set1(1.0f));
       });
     case Activation::gelu:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+      return each([](vfloat grad, vfloat v) {
         const Normal normal = vnormal<T>(v);
         return grad * (normal.below + v * normal.density);
       });
     case Activation::gelu_tanh:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+      return each([](vfloat grad, vfloat v) {
         const Sigmoid s = vsigmoids<T>(gelu_argument(v));
         const vfloat a = vmin(set1(20.0f), vabs(v));  // beyond it s is 0 or 1, and slope may be inf
         const vfloat slope = 2.0f * kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * a * a);
         return grad * s.value * (1.0f + v * s.rest * slope);
       });
     case Activation::silu:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+      return each([](vfloat grad, vfloat v) {
         const Sigmoid s = vsigmoids<T>(v);
         return grad * s.value * (1.0f + v * s.rest);
       });
     case Activation::sigmoid:
-      return map(g, x, grad_x, count,
-                 [](vfloat grad, vfloat v) { return grad * vsigmoid_slope<T>(v); });
+      return each([](vfloat grad, vfloat v) { return grad * vsigmoid_slope<T>(v); });
     case Activation::tanh:  // 1 - tanh(v)^2 is four times the slope of the logistic function at 2 v
-      return map(g, x, grad_x, count,
-                 [](vfloat grad, vfloat v) { return grad * 4.0f * vsigmoid_slope<T>(v + v); });
+      return each([](vfloat grad, vfloat v) { return grad * 4.0f * vsigmoid_slope<T>(v + v); });
     case Activation::softplus:
-      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) {
+      return each([=](vfloat grad, vfloat v) {
         return grad * select(v * a > b, set1(1.0f), vsigmoid<T>(v * a));
       });
     case Activation::hardswish:
-      return map(g, x, grad_x, count, [](vfloat grad, vfloat v) {
+      return each([](vfloat grad, vfloat v) {
         const vfloat inside = grad * (v / 3.0f + 0.5f);
         return select(v <= -3.0f, vfloat{}, select(v >= 3.0f, grad, inside));
       });
     case Activation::hardsigmoid:
-      return map(g, x, grad_x, count,
-                 [](vfloat grad, vfloat v) { return within(v, -3, 3, grad / 6.0f); });
+      return each([](vfloat grad, vfloat v) { return within(v, -3, 3, grad / 6.0f); });
     case Activation::hardtanh:
-      return map(g, x, grad_x, count, [=](vfloat grad, vfloat v) { return within(v, a, b, grad); });
+      return each([=](vfloat grad, vfloat v) { return within(v, a, b, grad); });
   }
+}
+
+template <class T>
+void forward_typed(Activation kind, float a, float b, const T* x, T* y, int64_t count) {
+  with_activation<T>(kind, a, b, [&](auto f) { map(x, y, count, f); });
+}
+
+template <class T>
+void backward_typed(Activation kind, float a, float b, const T* g, const T* x, T* grad_x,
+                    int64_t count) {
+  with_slope<T>(kind, a, b, [&](auto f) { map(g, x, grad_x, count, f); });
+}
+
+// values[i] = f(values[i]), within another kernel's pass.
+template <class F>
+FASTNN_INLINE void map_values(float* values, int64_t count, const F& f) {
+  vectors_loop<2>(0, count, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+    if constexpr (decltype(vectors)::count == 2) {
+      const vfloat low = f(load(values + i)), high = f(load(values + i + LANES));
+      store(values + i, low);
+      store(values + i + LANES, high);
+    } else {
+      store_any(values + i, f(load_any(values + i, n)), n);
+    }
+  });
+}
+template <class T>
+void apply_curve_typed(Activation kind, float* values, int64_t count) {
+  with_activation<T>(kind, 0, 0, [&](auto f) { map_values(values, count, f); });
+}
+template <class T>
+void curve_slope_typed(Activation kind, float* values, int64_t count) {
+  with_slope<T>(kind, 0, 0, [&](auto f) {
+    map_values(values, count, [&](vfloat v) FASTNN_INLINED { return f(set1(1.0f), v); });
+  });
 }
 
 template <class T>
@@ -268,6 +298,20 @@ void backward(Activation kind, float a, float b, const void* g, const void* x, v
   });
 }
 
+void apply_curve(Activation kind, float* values, int64_t count, DType stored) {
+  if (stored == DType::float32)
+    apply_curve_typed<float>(kind, values, count);
+  else
+    apply_curve_typed<bfloat16>(kind, values, count);
+}
+
+void curve_slope(Activation kind, float* values, int64_t count, DType stored) {
+  if (stored == DType::float32)
+    curve_slope_typed<float>(kind, values, count);
+  else
+    curve_slope_typed<bfloat16>(kind, values, count);
+}
+
 void prelu(const void* x, const float* weight, void* y, int64_t pixels, int64_t C, DType dtype) {
   with_type(dtype, [&](auto* t) {
     using P = decltype(t);
@@ -306,6 +350,8 @@ void maxout_backward(const void* g, const void* x, void* grad_x, int64_t count, 
 void fill_activation(Slots& slots) {
   slots.activation = {relu,  relu_backward,  forward, backward,
                       prelu, prelu_backward, maxout,  maxout_backward};
+  slots.curves.apply = apply_curve;
+  slots.curves.slope = curve_slope;
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -101,11 +101,23 @@ FASTNN_INLINE void write_vector(const Winograd<R, T>& c, const float* m, int64_t
   for (int j = 0; j < tile.cols; ++j) {
     for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
     transform_output<R>(in, out);
+    if (c.epilogue.activation.curve) {
+      alignas(64) float sums[R * LANES];
+      int64_t where[R];
+      for (int i = 0; i < R; ++i) {
+        where[i] = first - channel + (i * c.down.step * W + j * c.across.step) * c.columns;
+        store(sums + i * LANES, out[i]);
+      }
+      finish_rows(sums, LANES, static_cast<int>(tile.rows), where, channel, n, c.epilogue, c.y,
+                  c.route);
+      continue;
+    }
     for (int i = 0; i < tile.rows; ++i) {
       const int64_t at = first + (i * c.down.step * W + j * c.across.step) * c.columns;
       vfloat value = out[i] + bias;
       if (residual) value += load_any(residual + at, n);
-      if (c.epilogue.relu) value = vclamp(value, vfloat{}, set1(c.epilogue.relu.ceiling));
+      const FusedRelu relu = c.epilogue.activation.relu;
+      if (relu) value = vclamp(value, vfloat{}, set1(relu.ceiling));
       store_any(c.y + at, value, n, c.route);
       const vfloat stored = as_stored<T>(value);
       if (opens) counted = CountedVector(stored), opens = false;

@@ -102,23 +102,81 @@ FASTNN_INLINE void each_chunk(const NormShape& s, const Body& body) {
   });
 }
 
+// Values that go through an activation's curve at a time, in float32: so few that a core works on
+// the memory of the next ones meanwhile (1024: 0.8 of the speed).
+constexpr int64_t kCurved = 256;
+
+// body(begin, end, room) over pieces of elements [first, last): whole pixels, or channels of one,
+// with room for the floats of a piece.
+template <class Body>
+FASTNN_INLINE void each_piece(int64_t C, int64_t first, int64_t last, const Body& body) {
+  alignas(64) float room[kCurved];
+  const int64_t pixels = C < kCurved ? kCurved / C * C : C;
+  for (int64_t pixel = first; pixel < last; pixel += pixels) {
+    const int64_t end = pixel + pixels < last ? pixel + pixels : last;
+    for (int64_t i = pixel; i < end; i += kCurved)
+      body(i, i + kCurved < end ? i + kCurved : end, room);
+  }
+}
+
+// each_row() over whole pixels or a piece.
+template <class Body>
+FASTNN_INLINE void each_row_of_piece(int64_t C, int64_t begin, int64_t end, const Body& body) {
+  if (end - begin >= C) return each_row(C, begin, end, body);
+  const int64_t c = begin % C;
+  vector_loop(c, c + end - begin,
+              [&](int64_t at, int n) FASTNN_INLINED { body(Rows<1>{}, at, begin - c + at, n); });
+}
+
+// What the apply pass computes of each element, before a curve: store(i, value, n) takes it.
 template <class T>
-void channel_apply_typed(const NormShape& s, const T* x, const float* mean, const float* scale,
-                         const float* bias, const T* residual, FusedRelu relu, T* y) {
-  const Route route = route_to(y, s.C);
-  each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
-    const int64_t at = segment * s.C;
-    each_row(s.C, begin, end, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
-      const vfloat m = load_any(mean + at + c, n), factor = load_any(scale + at + c, n);
-      const vfloat shift = load_any(bias + at + c, n);
+struct Applied {
+  const T* x;
+  const float *mean, *scale, *bias;  // of a segment
+  const T* residual;
+  FusedRelu relu;
+
+  template <class Store>
+  FASTNN_INLINED inline void each(int64_t C, int64_t begin, int64_t end, const Store& store) const {
+    each_row_of_piece(C, begin, end, [&](auto rows, int64_t c, int64_t at, int n) FASTNN_INLINED {
+      const vfloat m = load_any(mean + c, n), factor = load_any(scale + c, n);
+      const vfloat shift = load_any(bias + c, n);
 #pragma GCC unroll 4
       for (int u = 0; u < rows.count; ++u) {
-        const int64_t i = first + u * s.C;
+        const int64_t i = at + u * C;
         vfloat v = (load_ahead(x + i, n) - m) * factor + shift;
         if (residual) v += load_any(residual + i, n);
         if (relu) v = vclamp(v, vfloat{}, set1(relu.ceiling));
-        store_any(y + i, v, n, route);
+        store(i, v, n);
       }
+    });
+  }
+};
+
+template <class T>
+void channel_apply_typed(const NormShape& s, const T* x, const float* mean, const float* scale,
+                         const float* bias, const T* residual, const FusedActivation& fused, T* y) {
+  const Route route = route_to(y, s.C);
+  const FusedCurve curve = fused.curve;
+  each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
+    const int64_t at = segment * s.C;
+    const Applied<T> values{x, mean + at, scale + at, bias + at, residual, fused.relu};
+    if (!curve)
+      return values.each(s.C, begin, end, [&](int64_t i, vfloat v, int n) FASTNN_INLINED {
+        store_any(y + i, v, n, route);
+      });
+    each_piece(s.C, begin, end, [&](int64_t from, int64_t to, float* room) {
+      values.each(s.C, from, to, [&](int64_t i, vfloat v, int n) FASTNN_INLINED {
+        store_any(room + (i - from), v, n);
+      });
+      curve.apply(curve.kind, room, to - from, s.dtype);
+      vectors_loop<2>(from, to, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+        const float* const v = room + (i - from);
+        if constexpr (decltype(vectors)::count == 2)
+          store_two(y + i, load(v), load(v + LANES), route);
+        else
+          store_any(y + i, load_any(v, n), n, route);
+      });
     });
   });
 }
@@ -132,7 +190,7 @@ FASTNN_INLINE ChannelMask channel_mask(const NormMask& mask, const float* mean, 
   return {load_any(mean + c, n), load_any(mask.scale + c, n), load_any(mask.bias + c, n)};
 }
 
-// The gradient where a fused relu let its input pass (or there is none); `away` is x - mean.
+// The gradient before a fused ReLU (or there is none); `away` is x - mean.
 template <class T>
 FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, const ChannelMask& channel,
                             vfloat away, int64_t i, int n) {
@@ -141,37 +199,18 @@ FASTNN_INLINE vfloat passed(const T* g, const NormMask& mask, const ChannelMask&
   const vfloat out =
       mask.y ? load_any(static_cast<const T*>(mask.y) + i, n) : away * channel.scale + channel.bias;
   const vfloat above = select(out <= 0, vfloat{}, v);
-  return mask.relu.capped() ? select(out >= mask.relu.ceiling, vfloat{}, above) : above;
+  const FusedRelu relu = mask.activation.relu;
+  return relu.capped() ? select(out >= relu.ceiling, vfloat{}, above) : above;
 }
 
-template <class T>
-void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
-                             const float* mean, float* sum_g, float* sum_gx) {
+// Adds up what each chunk of pixels wrote to 2 C floats of `parts`, in order.
+void add_chunks(const NormShape& s, const float* parts, float* sum_g, float* sum_gx) {
   const int64_t C = s.C, step = chunk_pixels(s), chunks = (s.P + step - 1) / step;
-  Workspace parts((s.S * chunks * 2 * C + 1) * 4);
-  each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
-    const int64_t chunk = (begin / C - segment * s.P) / step;
-    float* sums = parts.floats() + (segment * chunks + chunk) * 2 * C;
-    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(2 * C));
-    each_row(C, begin, end, [&](auto rows, int64_t c, int64_t i, int n) FASTNN_INLINED {
-      const ChannelMask channel = channel_mask(mask, mean, segment * C + c, n);
-      vfloat first = load_any(sums + c, n), second = load_any(sums + C + c, n);
-#pragma GCC unroll 4
-      for (int u = 0; u < rows.count; ++u) {
-        const vfloat away = load_ahead(x + i + u * C, n) - channel.mean;
-        const vfloat grad = passed(g, mask, channel, away, i + u * C, n);
-        first += grad;
-        second += grad * away;
-      }
-      store_any(sums + c, first, n);
-      store_any(sums + C + c, second, n);
-    });
-  });
   parallel_for(s.S, [&](int64_t segment) {
     vector_loop(0, C, [&](int64_t c, int n) {
       vfloat first{}, second{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* sums = parts.floats() + (segment * chunks + chunk) * 2 * C;
+        const float* sums = parts + (segment * chunks + chunk) * 2 * C;
         first += load_any(sums + c, n);
         second += load_any(sums + C + c, n);
       }
@@ -179,6 +218,82 @@ void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const N
       store_any(sum_gx + segment * C + c, second, n);
     });
   });
+}
+
+// body(segment, first element, last element, sums) over chunks, whose sums are then added up.
+template <class Body>
+FASTNN_INLINE void each_summed_chunk(const NormShape& s, float* sum_g, float* sum_gx,
+                                     const Body& body) {
+  const int64_t C = s.C, step = chunk_pixels(s), chunks = (s.P + step - 1) / step;
+  Workspace parts((s.S * chunks * 2 * C + 1) * 4);
+  each_chunk(s, [&](int64_t segment, int64_t begin, int64_t end) {
+    const int64_t chunk = (begin / C - segment * s.P) / step;
+    float* sums = parts.floats() + (segment * chunks + chunk) * 2 * C;
+    __builtin_memset(sums, 0, sizeof(float) * static_cast<size_t>(2 * C));
+    body(segment, begin, end, sums);
+  });
+  add_chunks(s, parts.floats(), sum_g, sum_gx);
+}
+
+template <class T>
+void channel_grad_sums_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
+                             const float* mean, float* sum_g, float* sum_gx) {
+  const int64_t C = s.C;
+  each_summed_chunk(
+      s, sum_g, sum_gx, [&](int64_t segment, int64_t begin, int64_t end, float* sums) {
+        each_row(C, begin, end, [&](auto rows, int64_t c, int64_t i, int n) FASTNN_INLINED {
+          const ChannelMask channel = channel_mask(mask, mean, segment * C + c, n);
+          vfloat first = load_any(sums + c, n), second = load_any(sums + C + c, n);
+#pragma GCC unroll 4
+          for (int u = 0; u < rows.count; ++u) {
+            const vfloat away = load_ahead(x + i + u * C, n) - channel.mean;
+            const vfloat grad = passed(g, mask, channel, away, i + u * C, n);
+            first += grad;
+            second += grad * away;
+          }
+          store_any(sums + c, first, n);
+          store_any(sums + C + c, second, n);
+        });
+      });
+}
+
+template <class T>
+void channel_grad_curve_typed(const NormShape& s, const T* g, const T* x, const NormMask& mask,
+                              const float* mean, float* sum_g, float* sum_gx, T* before) {
+  const int64_t C = s.C;
+  const FusedCurve curve = mask.activation.curve;
+  const Route route = route_to(before, C);
+  each_summed_chunk(
+      s, sum_g, sum_gx, [&](int64_t segment, int64_t begin, int64_t end, float* sums) {
+        each_piece(C, begin, end, [&](int64_t from, int64_t to, float* slopes) {
+          each_row_of_piece(
+              C, from, to, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
+                const ChannelMask channel = channel_mask(mask, mean, segment * C + c, n);
+#pragma GCC unroll 4
+                for (int u = 0; u < rows.count; ++u) {
+                  const int64_t i = first + u * C;
+                  const vfloat away = load_ahead(x + i, n) - channel.mean;
+                  store_any(slopes + (i - from), away * channel.scale + channel.bias, n);
+                }
+              });
+          curve.slope(curve.kind, slopes, to - from, s.dtype);
+          each_row_of_piece(
+              C, from, to, [&](auto rows, int64_t c, int64_t first, int n) FASTNN_INLINED {
+                const vfloat m = load_any(mean + segment * C + c, n);
+                vfloat sum = load_any(sums + c, n), product = load_any(sums + C + c, n);
+#pragma GCC unroll 4
+                for (int u = 0; u < rows.count; ++u) {
+                  const int64_t i = first + u * C;
+                  const vfloat grad = load_ahead(g + i, n) * load_any(slopes + (i - from), n);
+                  store_any(before + i, grad, n, route);
+                  sum += grad;
+                  product += grad * (load_any(x + i, n) - m);
+                }
+                store_any(sums + c, sum, n);
+                store_any(sums + C + c, product, n);
+              });
+        });
+      });
 }
 
 template <class T>
@@ -269,6 +384,26 @@ class Repeated {
   const float* at_;
 };
 
+// Room for both sums of the widened kernels, added up to those of the channels at the end.
+class WidenedSums {
+ public:
+  WidenedSums(const Widened& w, float* sum_g, float* sum_gx)
+      : w_(w), room_(w.together > 1 ? 2 * w.s.S * w.s.C * 4 : 0), to_{sum_g, sum_gx} {
+    const bool wide = w.together > 1;
+    g = wide ? room_.floats() : sum_g;
+    gx = wide ? g + w.s.S * w.s.C : sum_gx;
+  }
+  ~WidenedSums() {
+    if (w_.together > 1) w_.add(g, to_[0]), w_.add(gx, to_[1]);
+  }
+  float *g, *gx;
+
+ private:
+  const Widened& w_;
+  Workspace room_;
+  float* to_[2];
+};
+
 // f(T{}) with the type of the values.
 template <class F>
 FASTNN_INLINE void with_type(DType dtype, const F& f) {
@@ -291,13 +426,13 @@ void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) 
 }
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
-                   const float* bias, const void* residual, FusedRelu relu, void* y) {
+                   const float* bias, const void* residual, const FusedActivation& fused, void* y) {
   const Widened w(s);
   const Repeated means(w, mean), scales(w, scale), biases(w, bias);
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     channel_apply_typed(w.s, static_cast<const T*>(x), means, scales, biases,
-                        static_cast<const T*>(residual), relu, static_cast<T*>(y));
+                        static_cast<const T*>(residual), fused, static_cast<T*>(y));
   });
 }
 
@@ -305,16 +440,25 @@ void channel_grad_sums(const NormShape& s, const void* g, const void* x, const N
                        const float* mean, float* sum_g, float* sum_gx) {
   const Widened w(s);
   const Repeated means(w, mean), scales(w, mask.scale), biases(w, mask.bias);
-  const bool wide = w.together > 1;
-  Workspace room(wide ? 2 * w.s.S * w.s.C * 4 : 0);
-  float* const sums_g = wide ? room.floats() : sum_g;
-  float* const sums_gx = wide ? sums_g + w.s.S * w.s.C : sum_gx;
+  const WidenedSums sums(w, sum_g, sum_gx);
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     channel_grad_sums_typed(w.s, static_cast<const T*>(g), static_cast<const T*>(x),
-                            {mask.y, scales, biases, mask.relu}, means, sums_g, sums_gx);
+                            {mask.y, scales, biases, mask.activation}, means, sums.g, sums.gx);
   });
-  if (wide) w.add(sums_g, sum_g), w.add(sums_gx, sum_gx);
+}
+
+void channel_grad_curve(const NormShape& s, const void* g, const void* x, const NormMask& mask,
+                        const float* mean, float* sum_g, float* sum_gx, void* before) {
+  const Widened w(s);
+  const Repeated means(w, mean), scales(w, mask.scale), biases(w, mask.bias);
+  const WidenedSums sums(w, sum_g, sum_gx);
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    channel_grad_curve_typed(w.s, static_cast<const T*>(g), static_cast<const T*>(x),
+                             {nullptr, scales, biases, mask.activation}, means, sums.g, sums.gx,
+                             static_cast<T*>(before));
+  });
 }
 
 void channel_grad_apply(const NormShape& s, const void* g, const void* x, const NormMask& mask,
@@ -326,8 +470,8 @@ void channel_grad_apply(const NormShape& s, const void* g, const void* x, const 
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     channel_grad_apply_typed(w.s, static_cast<const T*>(g), static_cast<const T*>(x),
-                             {mask.y, scales, biases, mask.relu}, means, factors, slopes, shifts,
-                             static_cast<T*>(grad_x), static_cast<T*>(grad_residual));
+                             {mask.y, scales, biases, mask.activation}, means, factors, slopes,
+                             shifts, static_cast<T*>(grad_x), static_cast<T*>(grad_residual));
   });
 }
 
@@ -337,6 +481,7 @@ void fill_norm(Slots& slots) {
   slots.norm.channel_moments = channel_moments;
   slots.norm.channel_apply = channel_apply;
   slots.norm.channel_grad_sums = channel_grad_sums;
+  slots.curves.channel_grad_sums = channel_grad_curve;
   slots.norm.channel_grad_apply = channel_grad_apply;
 }
 

@@ -89,7 +89,7 @@ struct Apply {
 };
 
 void channel_apply(const NormShape& s, const void* x, const float* mean, const float* scale,
-                   const float* bias, const void* residual, FusedRelu relu, void* y) {
+                   const float* bias, const void* residual, const FusedActivation& fused, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -99,7 +99,8 @@ void channel_apply(const NormShape& s, const void* x, const float* mean, const f
         s.C,
         [&](auto pack) {
           constexpr int N = decltype(pack)::value;
-          walk_columns<N>(Apply<T, N>{from, r, to, mean, scale, bias, s.C, relu}, s.S, s.P, s.C);
+          walk_columns<N>(Apply<T, N>{from, r, to, mean, scale, bias, s.C, fused.relu}, s.S, s.P,
+                          s.C);
         },
         from, r, to, mean, scale, bias);
   });
@@ -139,8 +140,8 @@ struct GradientColumn {
         x(in.x),
         y(static_cast<const T*>(in.mask.y)),
         masked(!in.mask.y && in.mask.scale),
-        capped(in.mask.relu.ceiling < INFINITY),
-        ceiling(in.mask.relu.ceiling) {
+        capped(in.mask.activation.relu.ceiling < INFINITY),
+        ceiling(in.mask.activation.relu.ceiling) {
     load_terms(in.mean + column, mean);
     if (!masked) return;
     load_terms(in.mask.scale + column, scale);

@@ -1,5 +1,8 @@
 #include "ops/activation.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "core/error.h"
 #include "ops/reduce.h"
 #include "ops/slots.h"
@@ -15,6 +18,10 @@ Activation activation_named(const std::string& name) {
     if (name == names[i]) return static_cast<Activation>(i);
   throw ValueError(text("activation: unknown kind '", name, "'"));
 }
+
+// Those that an operator may apply in its own pass beside a ReLU.
+constexpr const char* kCurves[] = {"gelu",    "gelu_tanh", "hardsigmoid", "hardswish",
+                                   "sigmoid", "silu",      "tanh"};
 
 // Elementwise kernels do not mind in which order dimensions lie, as long as all operands agree: the
 // result of a linear layer on pixels, say, goes through the next activation as it is.
@@ -57,12 +64,19 @@ Dims pooled_shape(const Array& input, int64_t pool) {
 
 }  // namespace
 
-FusedRelu fused_relu(const char* op, const std::string& activation) {
+FusedActivation fused_activation(const char* op, const std::string& activation) {
   if (activation.empty()) return {};
-  if (activation == "relu") return {true};
-  check(activation == "relu6", op, ": activation expects None, 'relu' or 'relu6', got '",
+  if (activation == "relu") return {{true}};
+  if (activation == "relu6") return {{true, 6.0f}};
+  const auto known = std::find(std::begin(kCurves), std::end(kCurves), activation);
+  check(known != std::end(kCurves), op,
+        ": activation expects None, 'relu', 'relu6', 'gelu', 'gelu_tanh', 'hardsigmoid', "
+        "'hardswish', 'sigmoid', 'silu' or 'tanh', got '",
         activation, "'");
-  return {true, 6.0f};
+  const CurveSlots& curves = kernels().curves;
+  check<NotImplementedError>(curves.apply, op, ": activation '", activation,
+                             "' is not part of a pass on a GPU; apply it to the result");
+  return {{}, {activation_named(activation), curves.apply, curves.slope}};
 }
 
 Array relu(const Array& input) {

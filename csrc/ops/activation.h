@@ -28,6 +28,27 @@ struct FusedRelu {
   bool capped() const { return ceiling < __builtin_inff(); }
 };
 
+// Another activation that it applies likewise, one without settings: to float32 values on their way
+// to an output of type `stored`, a few hundred at a time, by functions of the level that computes
+// them.
+struct FusedCurve {
+  using Call = void (*)(Activation, float* values, int64_t count, DType stored);
+
+  Activation kind = Activation::silu;
+  Call apply = nullptr;  // values become the activation's
+  Call slope = nullptr;  // values become its slopes there
+
+  explicit operator bool() const { return apply; }
+};
+
+// At most one of them.
+struct FusedActivation {
+  FusedRelu relu = {};
+  FusedCurve curve = {};
+
+  explicit operator bool() const { return relu || curve; }
+};
+
 struct ActivationSlots {
   // Operands are dense arrays of `count` elements of one floating dtype, in the same order.
   void (*relu)(const void* input, void* output, int64_t count, DType dtype);
@@ -53,8 +74,8 @@ Array relu(const Array& input);
 // grad_output where output > 0 or is NaN, else 0.
 Array relu_backward(const Array& grad_output, const Array& output);
 
-// Of `activation`: "", "relu" or "relu6".
-FusedRelu fused_relu(const char* op, const std::string& activation);
+// Of `activation`: "", "relu", "relu6", or a member of Activation without settings.
+FusedActivation fused_activation(const char* op, const std::string& activation);
 
 // `name` is a member of Activation; a and b as noted there.
 // `asked_by` is the public name, for messages.

@@ -42,13 +42,13 @@ bool kept_moments(const Array& x, int64_t C, float* moments) {
   return true;
 }
 
-FusedRelu checked_epilogue(const Array& input, const std::string& activation,
-                           const Array* residual) {
-  const FusedRelu relu = fused_relu("batch_norm", activation);
+FusedActivation checked_epilogue(const Array& input, const std::string& activation,
+                                 const Array* residual) {
+  const FusedActivation fused = fused_activation("batch_norm", activation);
   if (residual)
     check(residual->shape() == input.shape(), "batch_norm: residual expects the input's shape ",
           input.shape(), ", got ", residual->shape());
-  return relu;
+  return fused;
 }
 
 }  // namespace
@@ -84,7 +84,7 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
   BatchStatistics out{moments.view(0, {s.C}, {1}), empty({s.C}), empty({s.C}), empty({s.C})};
   float* const mean = pointer(moments);
   const NormSlots& slots = kernels().norm;
-  if (training && s.P && !kept_moments(x, s.C, mean))
+  if (training && x.count() && !kept_moments(x, s.C, mean))
     slots.channel_moments(s, x.raw(), mean, mean + s.C);
   slots.finish_batch({training, static_cast<double>(s.P), factor, eps, mean + s.C,
                       pointer(old_mean), pointer(old_var), pointer(w), pointer(b), mean,
@@ -102,7 +102,7 @@ BatchStatistics batch_norm_statistics(const Array& input, const Array* running_m
 
 Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
                        const std::string& activation, const Array* residual) {
-  const FusedRelu relu = checked_epilogue(input, activation, residual);
+  const FusedActivation fused = checked_epilogue(input, activation, residual);
   Array r;
   if (residual) r = canonical(astype(*residual, input.dtype()));
   const Array x = canonical(input);
@@ -110,7 +110,7 @@ Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
   if (x.count())
     kernels().norm.channel_apply(pixels_of(x, false), x.raw(), pointer(statistics.mean),
                                  pointer(statistics.scale), pointer(statistics.shift),
-                                 residual ? r.raw() : nullptr, relu, y.raw());
+                                 residual ? r.raw() : nullptr, fused, y.raw());
   return y;
 }
 
@@ -129,7 +129,7 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
                               const Array* weight, const Array* bias, const Array& mean,
                               const Array& invstd, bool training, bool want_residual) {
   const NormShape s = pixels_of(input, false);
-  const FusedRelu relu = fused_relu("batch_norm", activation);
+  const FusedActivation fused = fused_activation("batch_norm", activation);
   check(grad_output.shape() == input.shape(), "batch_norm: grad_output expects shape ",
         input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);
@@ -143,26 +143,34 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
                      pointer(scale), nullptr,
                      nullptr,        nullptr,
                      nullptr};
-  if (relu && !output) {
+  if (fused && !output) {
     slots.batch_gradients(step, s.C);
     if (!bias) no_bias = zeros(s.C);
   }
   NormMask mask;
-  mask.relu = relu;
+  mask.activation = fused;
   if (output)
     mask.y = y.raw();
-  else if (relu)
+  else if (fused)
     mask.scale = pointer(scale), mask.bias = bias ? pointer(shift) : pointer(no_bias);
   NormGrads out{empty(x.shape(), x.dtype()), from_pixels(s.C, s.P), from_pixels(s.C, s.P), {}};
   if (want_residual) out.residual = empty(x.shape(), x.dtype());
   float* sum_g = out.bias.data<float>();
   float* sum_gx = out.weight.data<float>();
-  if (s.P) slots.channel_grad_sums(s, g.raw(), x.raw(), mask, pointer(mean), sum_g, sum_gx);
+  const void* from = g.raw();
+  if (fused.curve && x.count()) {
+    kernels().curves.channel_grad_sums(s, g.raw(), x.raw(), mask, pointer(mean), sum_g, sum_gx,
+                                       out.input.raw());
+    from = out.input.raw();
+    mask = {};
+  } else if (x.count()) {
+    slots.channel_grad_sums(s, g.raw(), x.raw(), mask, pointer(mean), sum_g, sum_gx);
+  }
   step.sum_g = sum_g, step.sum_gx = sum_gx;
   step.b = pointer(b), step.d = pointer(d);
   slots.batch_gradients(step, s.C);
   if (x.count())
-    slots.channel_grad_apply(s, g.raw(), x.raw(), mask, pointer(mean), pointer(scale), pointer(b),
+    slots.channel_grad_apply(s, from, x.raw(), mask, pointer(mean), pointer(scale), pointer(b),
                              pointer(d), out.input.raw(),
                              want_residual ? out.residual.raw() : nullptr);
   return out;

@@ -14,13 +14,14 @@ struct NormShape {
   DType dtype;
 };
 
-// Where a fused relu let its input pass, by y itself, or by what it was computed from, which the
-// backward reads anyway: (x - mean) * scale + bias, S x C each. Neither: no relu.
+// Where a fused ReLU let its input pass, by y itself, or by what it was computed from, which the
+// backward reads anyway: (x - mean) * scale + bias, S x C each. Neither: no activation. Another one
+// wants its input.
 struct NormMask {
   const void* y = nullptr;
   const float* scale = nullptr;
   const float* bias = nullptr;
-  FusedRelu relu = {};
+  FusedActivation activation = {};
 };
 
 // Where the moments of an array's C channels are kept with it: C means, then C sums of squared
@@ -30,10 +31,10 @@ constexpr uint64_t kMomentsKey = 0x6d6f6d656e7473;
 struct NormSlots {
   // Per segment and channel: mean, and sum of squared deviations from it.
   void (*channel_moments)(const NormShape&, const void* x, float* mean, float* m2);
-  // y = relu((x - mean) * scale + bias + residual); mean, scale, bias are S x C.
+  // y = activation((x - mean) * scale + bias + residual); mean, scale, bias are S x C.
   void (*channel_apply)(const NormShape&, const void* x, const float* mean, const float* scale,
-                        const float* bias, const void* residual, FusedRelu relu, void* y);
-  // sum of g and of g * (x - mean), with g = 0 where the mask says so.
+                        const float* bias, const void* residual, const FusedActivation&, void* y);
+  // sum of g and of g * (x - mean), with g before the activation.
   void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const NormMask&,
                             const float* mean, float* sum_g, float* sum_gx);
   // grad_x = g * a + (x - mean) * b + d, and grad_residual = g if wanted.
@@ -59,6 +60,14 @@ struct NormSlots {
                                   int64_t size, float alpha, float beta, float k, void* grad_x);
 };
 
+// What applies curves (FusedCurve) within other kernels. On CPUs alone: null elsewhere.
+struct CurveSlots {
+  FusedCurve::Call apply, slope;
+  // channel_grad_sums of a curve; g before it is kept, for channel_grad_apply without a mask.
+  void (*channel_grad_sums)(const NormShape&, const void* g, const void* x, const NormMask&,
+                            const float* mean, float* sum_g, float* sum_gx, void* before);
+};
+
 namespace ops {
 
 // Result of a normalisation that has a backward: y, and what it needs (float32).
@@ -79,14 +88,15 @@ struct BatchStatistics {
 BatchStatistics batch_norm_statistics(const Array& input, const Array* running_mean,
                                       const Array* running_var, const Array* weight,
                                       const Array* bias, bool training, double factor, double eps);
-// activation((x - mean) * scale + shift + residual); `activation` is "", "relu" or "relu6".
+// activation((x - mean) * scale + shift + residual), as fused_activation() takes it.
 Array batch_norm_apply(const Array& input, const BatchStatistics& statistics,
                        const std::string& activation, const Array* residual);
 // Both at once.
 Normed batch_norm(const Array& input, const Array* running_mean, const Array* running_var,
                   const Array* weight, const Array* bias, bool training, double factor, double eps,
                   const std::string& activation, const Array* residual);
-// `activation` was fused; `output` is then needed if a residual was added before it.
+// `activation` was fused; `output` is then needed if a residual was added before it, which only a
+// ReLU may follow.
 NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
                               const std::string& activation, const Array* output,
                               const Array* weight, const Array* bias, const Array& mean,

@@ -23,6 +23,7 @@ struct Slots {
   ActivationSlots activation;
   ConvSlots conv;
   CopySlots copy;
+  CurveSlots curves;
   DropoutSlots dropout;
   ElementwiseSlots elementwise;
   InterpolateSlots interpolate;

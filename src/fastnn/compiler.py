@@ -4,7 +4,7 @@ The tracer runs the model in evaluation mode and notes every call that reaches t
 functions of ``fastnn._core`` and the two view methods of its arrays): the program. It is rewritten:
 
 1. batch norm after a convolution goes into the convolution's weight and bias,
-2. additions and ReLU or ReLU6 after a convolution go into its epilogue,
+2. additions and activations after a convolution or another batch norm become part of its pass,
 3. what depends on constants alone is computed now, and what nobody uses is dropped.
 
 An array is freed after its last use, so that the caching allocator gives the next operator warm
@@ -28,6 +28,7 @@ import numpy as np
 import fastnn._core as _core
 from fastnn.autograd import autocast, no_grad, no_waiting
 from fastnn.device import CPU
+from fastnn.functional.activation import CURVES
 from fastnn.nn.module import Module
 from fastnn.tensor import Tensor
 
@@ -52,6 +53,7 @@ class _Step:
     call: Callable[..., Any]
     args: list[Any]
     shape: tuple[int, ...] = ()
+    dtype: str = ""
     keep: dict[str, Any] = field(default_factory=dict)  # keyword arguments
     places: list[int] = field(default_factory=list)  # of arguments that are or hold references
 
@@ -66,7 +68,7 @@ class _Tracer:
     """Notes the calls of this thread while :meth:`watching`."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
-        self.steps: list[_Step] = [_Step("input", _core.clone, [], a.shape) for a in inputs]
+        self.steps = [_Step("input", _core.clone, [], a.shape, str(a.dtype)) for a in inputs]
         self.alive: list[Any] = list(inputs)  # addresses must not be used twice
         self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
         self.thread = threading.get_ident()
@@ -92,7 +94,9 @@ class _Tracer:
             parts = list(enumerate(result))
         arrays = [(p, a) for p, a in parts if isinstance(a, _core.Array)]
         if arrays or name in _IMPURE:
-            self.steps.append(_Step(name, call, encoded, arrays[0][1].shape if arrays else ()))
+            first = arrays[0][1] if arrays else None
+            kind = (first.shape, str(first.dtype)) if first is not None else ((), "")
+            self.steps.append(_Step(name, call, encoded, *kind))
             self.alive += [result, *args]
             for part, array in arrays:
                 self.alive.append(array)
@@ -130,8 +134,9 @@ class _Tracer:
 
 # Steps that change the dtype alone: their first argument is what they start from.
 _CASTS = ("astype", "lowered")
-# The arguments of _core.conv2d, by place.
+# The arguments of _core.conv2d, by place; of _core.batch_norm, training, activation and residual.
 _WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
+_NORM_TRAINING, _NORM_ACTIVATION, _NORM_RESIDUAL = 5, 8, 9
 # Arguments 0, 2 and 3 of _core.activation, for relu6.
 _RELU6 = ["hardtanh", 0.0, 6.0]
 
@@ -139,8 +144,10 @@ _RELU6 = ["hardtanh", 0.0, 6.0]
 class _Program:
     """Steps, and the places of the results among them."""
 
-    def __init__(self, steps: list[_Step], outputs: list[Any], inputs: int) -> None:
-        self.steps, self.outputs, self.inputs = steps, outputs, inputs
+    def __init__(
+        self, steps: list[_Step], outputs: list[Any], inputs: int, curves: frozenset[str]
+    ) -> None:
+        self.steps, self.outputs, self.inputs, self.curves = steps, outputs, inputs, curves
         self._fold_norms()
         self._fuse_epilogues()
         self._fold_constants()
@@ -161,17 +168,17 @@ class _Program:
                 counts[output.step] += 1
         return counts
 
-    def _use_result(self, i: int) -> None:
-        """Users of a part of step i (a norm's ``y``) now use all of its result."""
+    def _use_part(self, i: int, part: str | None) -> None:
+        """Users of step i now use this part of its result (a norm's ``y``), or all of it."""
 
-        def whole(value: Any) -> Any:
+        def changed(value: Any) -> Any:
             if isinstance(value, list):
-                return [whole(v) for v in value]
-            return _Ref(i) if isinstance(value, _Ref) and value.step == i else value
+                return [changed(v) for v in value]
+            return _Ref(i, part) if isinstance(value, _Ref) and value.step == i else value
 
         for step in self.steps:
-            step.args = [whole(a) for a in step.args]
-        self.outputs = [whole(o) for o in self.outputs]
+            step.args = [changed(a) for a in step.args]
+        self.outputs = [changed(o) for o in self.outputs]
 
     def _constant(self, value: Any) -> Any:
         """The float32 array behind a constant, seen through casts; None if it is none."""
@@ -186,15 +193,27 @@ class _Program:
         step = self.steps[value.step]
         return step if step.name == "conv2d" and not step.args[_ACTIVATION] else None
 
-    def _move(self, i: int, conv: _Step, args: list[Any]) -> None:
-        """Puts a changed convolution where its consumer, step i, was."""
-        self.steps[i] = _Step("conv2d", conv.call, args, self.steps[i].shape)
+    def _open(self, value: Any, uses: list[int]) -> _Step | None:
+        """The same of a batch norm that no convolution has taken, too."""
+        if not isinstance(value, _Ref) or uses[value.step] != 1:
+            return None
+        step = self.steps[value.step]
+        norm = step.name == "batch_norm" and not step.args[_NORM_TRAINING]
+        if norm and value.part == "y" and not step.args[_NORM_ACTIVATION]:
+            return step
+        return self._convolution(value, uses)
+
+    def _move(self, i: int, source: _Step, changes: dict[int, Any]) -> None:
+        """Puts a changed convolution or batch norm where its consumer, step i, was."""
+        args = [changes.get(place, value) for place, value in enumerate(source.args)]
+        self.steps[i] = _Step(source.name, source.call, args, source.shape, source.dtype)
+        self._use_part(i, "y" if source.name == "batch_norm" else None)
 
     def _fold_norms(self) -> None:
         """y = (w * x - mean) * scale + shift: scale goes into w, the rest is the bias."""
         uses = self._uses()
         for i, step in enumerate(self.steps):
-            if step.name != "batch_norm" or step.args[5]:
+            if step.name != "batch_norm" or step.args[_NORM_TRAINING]:
                 continue
             conv = self._convolution(step.args[0], uses)
             constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
@@ -212,39 +231,49 @@ class _Program:
             start = 0.0 if bias is None else _values(self._constant(bias)).astype(np.float64)
             shift = (start - mean) * scale + (0.0 if beta is None else beta)
             folded = _values(weight) * scale[:, None, None, None]
-            args = list(conv.args)
-            original = args[_WEIGHT]
+            original = conv.args[_WEIGHT]
             kind = original.dtype if isinstance(original, _core.Array) else "bfloat16"
-            args[_WEIGHT] = _array(folded, kind, weight.device)
-            args[_BIAS] = _array(shift, "float32", weight.device)
-            args[_ACTIVATION], args[_RESIDUAL] = step.args[8], step.args[9]
-            self._move(i, conv, args)
-            self._use_result(i)
+            changes = {
+                _WEIGHT: _array(folded, kind, weight.device),
+                _BIAS: _array(shift, "float32", weight.device),
+                _ACTIVATION: step.args[_NORM_ACTIVATION],
+                _RESIDUAL: step.args[_NORM_RESIDUAL],
+            }
+            self._move(i, conv, changes)
+
+    def _activation(self, step: _Step) -> tuple[str, Any] | None:
+        """The name of an activation that may join what it is applied to, and that."""
+        if step.name == "relu":
+            return "relu", step.args[0]
+        if step.name != "activation":
+            return None
+        kind, value = step.args[:2]
+        if [step.args[k] for k in (0, 2, 3)] == _RELU6:
+            return "relu6", value
+        return (kind, value) if kind in self.curves else None
 
     def _fuse_epilogues(self) -> None:
-        """Additions of a tensor of the same shape, then ReLU(6), join the convolution before."""
+        """Additions of a tensor of the same shape, then activations, join what comes before."""
         uses = self._uses()
         for i, step in enumerate(self.steps):
-            relu6 = step.name == "activation" and [step.args[k] for k in (0, 2, 3)] == _RELU6
-            if step.name == "relu" or relu6:
-                conv = self._convolution(step.args[1 if relu6 else 0], uses)
-                if conv is not None:
-                    args = list(conv.args)
-                    args[_ACTIVATION] = "relu6" if relu6 else "relu"
-                    self._move(i, conv, args)
+            found = self._activation(step)
+            if found is not None:
+                name, value = found
+                source = self._open(value, uses)
+                if source is not None:
+                    norm = source.name == "batch_norm"
+                    self._move(i, source, {_NORM_ACTIVATION if norm else _ACTIVATION: name})
             elif step.name == "add" and list(step.args[2:]) == [1]:
                 for own, other in ((0, 1), (1, 0)):
-                    conv = self._convolution(step.args[own], uses)
+                    source = self._open(step.args[own], uses)
                     residual = step.args[other]
-                    if (
-                        conv is not None
-                        and conv.args[_RESIDUAL] is None
-                        and isinstance(residual, _Ref)
-                        and self.steps[residual.step].shape == step.shape == conv.shape
-                    ):
-                        args = list(conv.args)
-                        args[_RESIDUAL] = residual
-                        self._move(i, conv, args)
+                    if source is None or not isinstance(residual, _Ref):
+                        continue
+                    place = _NORM_RESIDUAL if source.name == "batch_norm" else _RESIDUAL
+                    added = self.steps[residual.step]
+                    alike = step.shape == added.shape == source.shape
+                    if source.args[place] is None and alike and added.dtype == source.dtype:
+                        self._move(i, source, {place: residual})
                         break
 
     def _fold_constants(self) -> None:
@@ -433,7 +462,8 @@ class CompiledModel:
         with no_grad(), no_waiting(), mode, tracer.watching():
             structure = _flatten(self._model(*map(Tensor._wrap, arrays)), leaves)
         outputs = [tracer.encode(t._array) for t in leaves]
-        return _Program(tracer.steps, outputs, len(inputs)), structure
+        curves = frozenset() if inputs[0].device >= 0 else frozenset(CURVES)  # of the kernels there
+        return _Program(tracer.steps, outputs, len(inputs), curves), structure
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The model's result for ``inputs``, shaped like the example but for the batch size.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import fastnn._core as _core
@@ -54,6 +56,10 @@ def relu_backward(name: str, grad_output: Any, output: Any) -> Any:
 
 def _apply(name: str, input: Tensor, a: float = 0.0, b: float = 0.0, kind: str = "") -> Tensor:
     kind = kind or name
+    if kind in CURVES and isinstance(input, Deferred):
+        joined = input.activated(kind, CURVES[kind])
+        if joined is not None:
+            return joined
     output = _core.activation(kind, input._array, a, b, name)
     return record(name, output, (input,), (kind, input._array, a, b), _activation_backward)
 
@@ -231,5 +237,17 @@ def maxout(input: Tensor, pool_size: int) -> Tensor:
 def _maxout_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     return _core.maxout_backward(grad_output, *saved)
 
+
+#: What convolutions and batch norms apply in their own pass beside ``"relu"`` and ``"relu6"``. Their
+#: gradients are functions of the input, not of the output.
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "hardsigmoid": hardsigmoid,
+    "hardswish": hardswish,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "tanh": tanh,
+}
 
 TENSOR_METHODS = {"relu": relu, "sigmoid": sigmoid, "tanh": tanh}

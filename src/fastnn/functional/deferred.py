@@ -8,6 +8,8 @@ over memory, in whatever way the network is written, with gradients and without:
     out = F.relu(bn(conv(x)))                   # two: the batch norm needs all of its input's moments
     out = bn(conv(x)); out += x; out = relu(out)  # two
 
+So it is with SiLU, GELU and the like (``activation.CURVES``) where the operator takes them.
+
 Nobody can tell but by the time (and, of a sum, by one rounding less). Whoever reads the values of a
 waiting tensor has them computed, and so has whoever is about to change one of its operands in place,
 or drops it unused (whoever times a call alone times its work). Whoever asks for its place on the tape,
@@ -49,6 +51,10 @@ class Operator(Protocol):
 
     name: str
     operands: tuple[Any, ...]
+
+    def takes(self, activation: str, inputs: Inputs, recorded: bool) -> bool:
+        """Whether the activation may be part of the pass over ``inputs``."""
+        ...
 
     def compute(self, activation: str, residual: Any) -> Any:
         """The output: an array."""
@@ -149,10 +155,11 @@ class Deferred(Tensor):
         """The activation of this tensor in one pass, or None if it is in use already.
 
         Args:
-            name: ``"relu"`` or ``"relu6"``.
+            name: ``"relu"``, ``"relu6"`` or one of ``CURVES``.
             plain: the function of that name.
         """
-        if not self._can_join():
+        recorded = self._recorded is not None
+        if not self._can_join() or not self._operator.takes(name, self._inputs, recorded):
             return None
         out = self._operator.record(self._computed(name), self._inputs, name)
         self._joined.append((out._node, plain))

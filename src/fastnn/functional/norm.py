@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import no_grad, record
+from fastnn.autograd import is_recorded, no_grad, record
+from fastnn.functional.activation import CURVES
 from fastnn.functional.deferred import Deferred, Inputs, array_of, may_wait
 from fastnn.functional.view import squeeze, unsqueeze
 from fastnn.tensor import Tensor
@@ -40,14 +41,17 @@ def batch_norm(
         training: use the batch's own (biased) moments.
         momentum: ``running = (1 - momentum) * running + momentum * batch``.
         eps: added to the variance.
-        activation: None, ``"relu"`` or ``"relu6"``, applied in the same pass.
+        activation: None, ``"relu"``, ``"relu6"``, ``"gelu"``, ``"gelu_tanh"``, ``"hardsigmoid"``,
+            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``, applied in the same pass (but for
+            the ReLUs: on a CPU, and with gradients if there is no residual, else in one of its own).
         residual: of the input's shape, added before the activation in the same pass.
 
     Returns:
         A tensor of the input's shape and dtype. Moments are computed and kept in float32, in two
         passes over chunks that are merged by Chan's formula; no cancellation for far-off means.
         The values are computed when first used, so that a :func:`relu`, or a sum and a ``relu``,
-        right after it takes no pass of its own.
+        right after it takes no pass of its own (nor, where ``activation`` takes them, a ``silu`` and
+        the like).
 
     Raises:
         ValueError: shapes do not fit, one value per channel when training, or no running
@@ -68,6 +72,12 @@ def batch_norm(
     if activation is None and residual is None and may_wait((input._array,)):
         moments = _core.batch_norm_statistics(*arrays, training, momentum, eps)
         return Deferred(_BatchNorm(input._array, moments, training), inputs, input.shape)
+    if activation in CURVES and not _BatchNorm.takes(activation, inputs, is_recorded(inputs)):
+        plain = batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps,
+            residual=residual,
+        )  # fmt: skip
+        return CURVES[activation](plain)
     result = _core.batch_norm(
         *arrays, training, momentum, eps, activation or "", array_of(residual)
     )
@@ -90,6 +100,13 @@ class _BatchNorm:
 
     def __init__(self, x: Any, moments: Any, training: bool) -> None:
         self.operands, self.moments, self.training = (x,), moments, training
+
+    @staticmethod
+    def takes(activation: str, inputs: Inputs, recorded: bool) -> bool:
+        # With a residual the backward would need the sum, which nobody keeps.
+        input, _, _, residual = inputs
+        plain = activation not in CURVES
+        return plain or not (input.is_cuda or (recorded and residual is not None))
 
     def compute(self, activation: str, residual: Any) -> Any:
         return _core.batch_norm_apply(*self.operands, self.moments, activation, residual)

@@ -54,7 +54,7 @@ class _BatchNorm(Module):
 
         Args:
             input: of the layer's shape.
-            activation: None, ``"relu"`` or ``"relu6"``.
+            activation: None, ``"relu"`` or another that :func:`fastnn.nn.functional.batch_norm` names.
             residual: of the input's shape, added before the activation; or None.
         """
         if input.ndim not in self.ranks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import erf as _erf
 from typing import Any
 
@@ -125,6 +126,29 @@ def hardswish(input):
 def hardswish_backward(grad_output, input):
     slope = np.where(input >= 3, 1, np.where(input <= -3, 0, input / 3 + 0.5))
     return {"input": grad_output * slope}
+
+
+#: What convolutions and batch norms apply to their own results, with its gradient.
+FUSED: dict[str | None, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    None: (lambda input: input, lambda grad_output, input: {"input": grad_output}),
+    "relu": (relu, relu_backward),
+    "relu6": (relu6, relu6_backward),
+    "gelu": (gelu, gelu_backward),
+    "gelu_tanh": (partial(gelu, approximate="tanh"), partial(gelu_backward, approximate="tanh")),
+    "hardsigmoid": (hardsigmoid, hardsigmoid_backward),
+    "hardswish": (hardswish, hardswish_backward),
+    "sigmoid": (sigmoid, sigmoid_backward),
+    "silu": (silu, silu_backward),
+    "tanh": (tanh, tanh_backward),
+}
+
+
+def fused_of(p: Params) -> dict[str, str]:
+    """The keyword for the activation that a case line names: ``relu``, ``relu6``, ``gelutanh``."""
+    if "relu" in p:
+        return {"activation": "relu6" if p["relu"] == 6 else "relu"}
+    named = [name for name in FUSED if name and name.replace("_", "") in p]
+    return {"activation": named[0]} if named else {}
 
 
 def _along(vector, x):

@@ -21,9 +21,6 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 #: Relative spacing of each dtype: one rounding errs by at most half of it.
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 
-#: Limits of what an operator's own activation lets pass.
-RELU = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
-
 _PAIR = re.compile(r"([a-z]+)(-?\d+(?:\.\d+)?(?:x-?\d+(?:\.\d+)?)*)?")
 
 Params = dict[str, Any]
@@ -97,19 +94,6 @@ class BadCall:
     call: Callable[[Any], Any]
     error: type[Exception]
     match: str
-
-
-def relu_of(p: Params) -> str:
-    """The activation that ``relu`` or ``relu6`` in a case line asks for."""
-    return "relu6" if p["relu"] == 6 else "relu"
-
-
-def through_relu(activation: str | None, grad_output: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """The gradient where a fused activation let ``out``, which it was given, pass."""
-    low, high = RELU[activation]
-    return (
-        grad_output if activation is None else np.where((out > low) & (out < high), grad_output, 0)
-    )
 
 
 def parse(line: str) -> Params:

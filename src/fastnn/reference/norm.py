@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.reference.case import RELU, BadCall, Op, Params, Problem, relu_of, through_relu
+from fastnn.reference.activation import FUSED, fused_of
+from fastnn.reference.case import BadCall, Op, Params, Problem
 
 
 def _along(vector, x):
@@ -46,7 +47,7 @@ def batch_norm(
     out = _affine(out, weight, bias)
     if residual is not None:
         out = out + residual
-    return np.clip(out, *RELU[activation])
+    return FUSED[activation][0](out)
 
 
 def batch_norm_backward(
@@ -63,7 +64,7 @@ def batch_norm_backward(
     invstd = 1 / np.sqrt(_along(var, input) + eps)
     xhat = (input - _along(mean, input)) * invstd
     out = _affine(xhat, weight, bias) + (0 if residual is None else residual)
-    g = through_relu(activation, grad_output, out)
+    g = FUSED[activation][1](grad_output, out)["input"]
     scaled = g if weight is None else g * _along(weight, g)
     if training and input.size:
         grads = {"input": _normalised_backward(scaled, xhat, invstd, axes)}
@@ -220,12 +221,18 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
     kwargs: dict[str, Any] = {"training": "eval" not in p}
     if "mo" in p:
         kwargs["momentum"] = p["mo"]
-    if "relu" in p:
-        kwargs["activation"] = relu_of(p)
+    kwargs |= fused_of(p)
     if "res" in p:
         rest["residual"] = rng.standard_normal(x.shape)
     axes = (0, *range(2, x.ndim))
-    return _problem(x, rest, kwargs, x.size // p["c"], p, axes, running=True)
+    problem = _problem(x, rest, kwargs, x.size // p["c"], p, axes, running=True)
+    # With gradients, an activation other than a ReLU of a sum is an operator of its own.
+    curved = kwargs.get("activation") not in (None, "relu", "relu6")
+    problem.differentiable = not (curved and "res" in p)
+    if curved:
+        # The gradient before it is stored, and steep; its slopes are as exact as the dtype needs.
+        problem.saved_scale = 4 * problem.scale_backward + (x.size / max(p["c"], 1)) ** 0.5
+    return problem
 
 
 def _instance_problem(p: Params, rng: np.random.Generator) -> Problem:
@@ -273,6 +280,9 @@ _BATCH = (
     "n3c7h5w5_eval_relu_res_f32", "n4c5h9w9_far100_f32", "n64c3h12w12_f32", "n2c40h70w70_f32",
     "n4c3h8w8_relu_f32", "n5c2h4w4_eval_relu_res_bf16", "n2c21h8w8_far100_f32", "n3c6h7w7_relu6_f32",
     "n2c24h6w6_bf16", "n2c16h6w6_relu_res_bf16", "n3c9_eval_bf16", "n1c6h4w4_plain_f32",
+    "n2c24h9w9_silu_f32", "n3c5h7w7_silu_bf16", "n2c1030h3w2_hardswish_f32", "n4c40_gelu_f32",
+    "n2c16h6w6_eval_res_silu_f32", "n2c100h7w9_eval_sigmoid_bf16", "n2c21h8w8_plain_tanh_f32",
+    "n2c96h6w6_gelutanh_bf16", "n3c8l9_hardsigmoid_f32", "n0c4h3w3_silu_f32",
 )  # fmt: skip
 _IMAGES = ("n2c3h5w7_f32", "n3c17h4w4_f32", "n1c64h8w8_plain_f32", "n0c4h3w3_f32",
            "n2c5h9w9_far50_f32", "n2c16h6w6_bf16", "n2c6l9_f32")  # fmt: skip
@@ -328,7 +338,7 @@ ERRORS: list[BadCall] = [
     BadCall("statistics", _call("batch_norm", (2, 3), (4,), (4,)), ValueError,
             "running_mean expects 3 values"),
     BadCall("residual", _call("batch_norm", (2, 3), training=True, residual=None, activation="elu"),
-            ValueError, "activation expects None, 'relu' or 'relu6'"),
+            ValueError, "activation expects None, 'relu', 'relu6', 'gelu'"),
     BadCall("integers", lambda f: f.nn.functional.batch_norm(f.zeros(2, 3, dtype="int32"),
                                                              training=True),
             TypeError, "batch_norm: input expects dtype float32 or bfloat16, got int32"),
