@@ -3,6 +3,7 @@ wait for what. Without a GPU these run on the emulated one, which ends a recordi
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import fastnn
 import fastnn.nn.functional as F
+from fastnn import nn, optim
 from fastnn.device import cuda_module
 
 pytestmark = pytest.mark.gpu
@@ -248,3 +250,68 @@ def test_smaller_gpus_get_what_fits_them(capability):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_graph_keeps_what_it_reads():
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3)
+    total, by_conv = x.cpu().numpy() * 2, F.conv2d(x.cpu(), weight.cpu(), padding=1).numpy()
+    with fastnn.cuda.graph() as recorded:
+        y, z = x.T * 2, F.conv2d(x, weight, padding=1)
+    used = fastnn.cuda.memory_stats()["allocated"]
+    del x, weight
+    assert fastnn.cuda.memory_stats()["allocated"] == used
+    spoilt = [fastnn.full(shape, 7.5, device="cuda") for shape in ((2, 3, 6, 6), (4, 3, 3, 3))]
+    recorded.replay()
+    assert np.array_equal(y.cpu().numpy(), total.T)
+    assert np.allclose(z.cpu().numpy(), by_conv, atol=1e-4)
+    del spoilt, y, z
+    recorded.reset()
+    assert fastnn.cuda.memory_stats()["allocated"] < used
+
+
+def test_the_memory_of_a_recording_is_used_again_in_it():
+    """What a graph made itself it need not keep."""
+    x = fastnn.zeros(1 << 16, device="cuda")
+    before = fastnn.cuda.memory_stats()["allocated"]
+    with fastnn.cuda.graph():
+        for _ in range(10):
+            x = x + 1
+    assert fastnn.cuda.memory_stats()["allocated"] - before < 4 * x.numel() * x.element_size()
+
+
+def test_a_model_that_moves_away_leaves_a_graph_its_weights():
+    net = nn.Linear(64, 8).to("cuda")
+    x = on_cuda(2, 64)
+    with fastnn.no_grad():
+        run = fastnn.cuda.graphed(net, warmup=1)
+        want = [run(x).cpu().numpy() for _ in range(2)][1]
+        net.to("bfloat16")
+        spoilt = [fastnn.full((8, 64), 7.5, device="cuda") for _ in range(3)]
+        assert np.array_equal(run(x).cpu().numpy(), want)
+    assert len(spoilt) == 3
+
+
+def test_a_graphed_step_goes_on_with_a_loaded_state():
+    def train(graph):
+        fastnn.manual_seed(0)
+        net = nn.Linear(3, 2).to("cuda")
+        optimizer = optim.Adam(net.parameters(), lr=0.1)
+
+        def step(x):
+            optimizer.zero_grad()
+            loss = (net(x) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = fastnn.cuda.graphed(step, warmup=1) if graph else step
+        x, losses = fastnn.ones(2, 3, device="cuda"), []
+        for i in range(8):
+            if i == 1:
+                kept = copy.deepcopy(optimizer.state_dict())
+            if i == 4:
+                optimizer.load_state_dict(kept)
+            losses.append(run(x).item())
+        return losses
+
+    assert train(True) == train(False)

@@ -16,7 +16,8 @@ namespace py = pybind11;
 // Kernels run without the GIL.
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-// The one device of an operator's arguments.
+// The one device of an operator's arguments. A graph that is being recorded keeps what it sees: its
+// replays use the same memory.
 class ArgumentDevice {
  public:
   explicit ArgumentDevice(const char* op) : op_(op) {}
@@ -28,6 +29,8 @@ class ArgumentDevice {
     check<RuntimeError>(device_ == x.device(), op_, ": expected all tensors on one device, got ",
                         device_name(device_), " and ", device_name(x.device()),
                         "; move them with .to(device)");
+    if (device_ != kCpu && device_table()->recording())
+      device_table()->keep(x.storage()->data, x.storage());
   }
   void see(const Array* x) {
     if (x) see(*x);

@@ -42,6 +42,8 @@ class Unrecorded {
 
 // What the recorded work uses lives as long as the graph.
 void keep_with_graph(std::shared_ptr<void> used);
+// The same for whose memory the block is, but for the graph's own, which its work may use again.
+void keep_storage(const void* block, std::shared_ptr<void> owner);
 
 // A device copy of `size` bytes that every replay can renew, if this thread is recording; else
 // null.

@@ -153,8 +153,10 @@ class Optimizer:
                             f"{type(self).__name__}: {name} of parameter {key} expects shape "
                             f"{p.shape}, got {tuple(value.shape)}"
                         )
-                    self.state[id(p)] = {**self.state.get(id(p), {"step": 0})}
-                    self.state[id(p)].pop(name, None)
+                    # Into the buffer that is there: a CUDA graph goes on with what it holds.
+                    known = self.state.setdefault(id(p), {"step": 0})
+                    if name in known and not _lies_like(known[name], p):
+                        del known[name]
                     target = self._buffers([p], name)[0]
                     held[name] = target.copy_(
                         tensor(value) if not isinstance(value, Tensor) else value
@@ -172,6 +174,11 @@ class Optimizer:
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
             lines.append(f"  group {i}: {len(group['params'])} tensors, {options}")
         return "\n".join(lines) + "\n)"
+
+
+def _lies_like(buffer: Tensor, p: Tensor) -> bool:
+    a, b = buffer._array, p._array
+    return (a.shape, a.strides, a.device) == (b.shape, b.strides, b.device)
 
 
 def check_range(owner: str, **values: float) -> None:
