@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import fastnn
 import fastnn.nn.functional as F
 from fastnn import nn, optim
 from fastnn.device import cuda_module
+from fastnn.functional.conv import _Convolution
+from fastnn.functional.deferred import Deferred
 
 pytestmark = pytest.mark.gpu
 
@@ -315,3 +318,118 @@ def test_a_graphed_step_goes_on_with_a_loaded_state():
         return losses
 
     assert train(True) == train(False)
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Makes small convolutions wait, too."""
+    monkeypatch.setattr("fastnn.functional.conv.WORTH_WAITING", 0)
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3).requires_grad_()
+
+    def conv():
+        y = F.conv2d(x, weight, padding=1)
+        assert isinstance(y, Deferred) and y._open
+        return y
+
+    conv.x, conv.weight = x, weight.detach()
+    return conv
+
+
+def in_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_what_waits_in_one_thread_is_not_recorded_by_another(waiting):
+    z, kept = on_cuda(3), {}
+    with fastnn.cuda.graph() as recorded:
+        kept["y"] = in_thread(waiting)
+        (z * 2).detach()  # settles all that waits
+        assert not kept["y"]._open
+        other = in_thread(waiting)
+        total = other + 1  # its values are needed
+        fused = F.relu(in_thread(waiting))  # part of the recording, though what it follows is not
+    for y in (kept["y"], other):
+        assert is_conv(y.detach(), waiting.x, waiting.weight)
+    other.detach().fill_(-2)
+    recorded.replay()
+    assert (total.detach().cpu().numpy() == -1).all()
+    assert (fused.detach().cpu().numpy() >= 0).all()
+
+
+def test_what_waits_in_a_recording_is_no_other_threads_to_compute(waiting):
+    with fastnn.cuda.graph() as recorded:
+        y = waiting()
+
+        def elsewhere():
+            (waiting.x + 1).detach()
+            with pytest.raises(RuntimeError, match="belongs to the recording of a graph"):
+                y.sum()
+
+        in_thread(elsewhere)
+    recorded.replay()
+    assert is_conv(y.detach(), waiting.x, waiting.weight)
+    with pytest.raises(ZeroDivisionError), recorded:
+        y = waiting()
+        y.sum() / (1 // 0)
+    lost = []
+    with pytest.raises(ZeroDivisionError), recorded:
+        lost.append(waiting())
+        1 // 0  # noqa: B018
+    fastnn.cuda.synchronize()
+    with pytest.raises(
+        RuntimeError, match="conv2d: its result .* recording of a graph that failed"
+    ):
+        lost[0].sum()
+
+
+def test_what_waits_is_computed_on_the_stream_it_was_made_on(waiting, monkeypatch):
+    seen = []
+    compute = _Convolution.compute
+    monkeypatch.setattr(
+        _Convolution, "compute",
+        lambda *a: seen.append(fastnn.cuda.current_stream().cuda_stream) or compute(*a),
+    )  # fmt: skip
+    side, main = fastnn.cuda.Stream(), fastnn.cuda.current_stream()
+    y = waiting()
+    with fastnn.cuda.stream(side):
+        assert seen == [main.cuda_stream] and not y._open
+        y = waiting()
+    assert seen[1:] == [side.cuda_stream] and not y._open
+
+    def elsewhere():
+        with fastnn.cuda.stream(side):
+            y.append(waiting())
+            made.set()
+            asked.wait()
+
+    y, made, asked = [], threading.Event(), threading.Event()
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    made.wait()
+    assert y[0].sum().item() is not None
+    assert seen[2:] == [side.cuda_stream]
+    asked.set()
+    thread.join()
+    assert fastnn.cuda.current_stream().cuda_stream == main.cuda_stream
+
+
+def test_what_waits_for_the_gpu_waits_for_results_that_wait(waiting):
+    side = fastnn.cuda.Stream()
+    for wait in (
+        fastnn.cuda.synchronize, fastnn.cuda.Event().record, fastnn.cuda.current_stream().synchronize,
+        lambda: side.wait_stream(fastnn.cuda.current_stream()),
+    ):  # fmt: skip
+        y = waiting()
+        wait()
+        assert not y._open
+
+
+def test_a_replay_does_not_overtake_what_reads_its_memory(waiting):
+    with fastnn.cuda.graph() as recorded:
+        waiting.x.copy_(waiting.x * 0)
+    want = F.conv2d(waiting.x.cpu(), waiting.weight.cpu(), padding=1).numpy()
+    y = waiting()
+    recorded.replay()
+    assert np.allclose(y.detach().cpu().numpy(), want, atol=1e-4)
+    assert not waiting.x.cpu().numpy().any()

@@ -280,6 +280,25 @@ void keep_storage(const void* block, std::shared_ptr<void> owner) {
   keep_with_graph(std::move(owner));
 }
 
+WorkPlace here() {
+  WorkPlace place;
+  if (recording) place.number = recording->number;
+  place.recording = recording;
+  place.rehearsed = rehearsed;
+  place.stream = current_stream();
+  return place;
+}
+
+WorkPlace move_to(const WorkPlace& place) {
+  WorkPlace before = here();
+  before.mode = place.mode;
+  cudaThreadExchangeStreamCaptureMode(&before.mode);
+  recording = place.recording;
+  rehearsed = place.rehearsed;
+  set_current_stream(place.stream);
+  return before;
+}
+
 void* capture_allocate(int64_t bytes) {
   if (!recording) return nullptr;
   Pool& pool = *recording->pool;

@@ -99,6 +99,18 @@ void bind_streams(py::module_& m) {
 }
 
 void bind_graphs(py::module_& m) {
+  py::class_<WorkPlace>(m, "WorkPlace")
+      .def_property_readonly("recorded", [](const WorkPlace& place) { return place.number != 0; })
+      .def("__eq__", [](const WorkPlace& a, const WorkPlace& b) { return a == b; });
+  m.def("here", [](int device) {
+    select(device);
+    check();
+    return here();
+  });
+  m.def("move_to", [](int device, const WorkPlace& place) {
+    select(device);
+    return move_to(place);
+  });
   m.def("begin_capture", [](int device) {
     begin_capture(device);
     check();

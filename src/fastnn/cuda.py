@@ -65,6 +65,7 @@ def synchronize(device: int | str | None = None) -> None:
         RuntimeError: some of it failed.
     """
     module = cuda_module()
+    settle()
     module.synchronize(_index(device))
     module.check()
 
@@ -101,6 +102,7 @@ class Event:
     def record(self, stream: Stream | None = None) -> None:
         """Marks this point of the stream (the current one)."""
         stream = stream or current_stream()
+        settle()
         if not self.cuda_event:
             self.cuda_event = self._module.new_event(stream.device, self._timing)
         self._module.record_event(self.cuda_event, stream.cuda_stream)
@@ -143,6 +145,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Waits for the stream's work."""
+        settle()
         cuda_module().synchronize_stream(self.device, self.cuda_stream)
         cuda_module().check()
 
@@ -153,6 +156,7 @@ class Stream:
 
     def wait_stream(self, other: Stream) -> None:
         """Later work here waits for what ``other`` has queued by now."""
+        settle()
         cuda_module().follow(other.device, self.cuda_stream, other.cuda_stream)
 
 
@@ -166,10 +170,12 @@ def current_stream(device: int | str | None = None) -> Stream:
 def stream(stream: Stream) -> Iterator[None]:
     """Queues the work of a block on another stream."""
     before = current_stream(stream.device)
+    settle()  # what was made on a stream is queued there by the time that it is left
     cuda_module().set_stream(stream.device, stream.cuda_stream)
     try:
         yield
     finally:
+        settle()
         cuda_module().set_stream(stream.device, before.cuda_stream)
 
 
@@ -208,6 +214,7 @@ class graph:
         """
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
+        settle()  # before the memory that it changes
         self._module.replay(self._graph)
 
     def reset(self) -> None:
