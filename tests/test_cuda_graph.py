@@ -433,3 +433,47 @@ def test_a_replay_does_not_overtake_what_reads_its_memory(waiting):
     recorded.replay()
     assert np.allclose(y.detach().cpu().numpy(), want, atol=1e-4)
     assert not waiting.x.cpu().numpy().any()
+
+
+def test_recordings_stay_on_one_stream():
+    x, side = on_cuda(4), fastnn.cuda.Stream()
+    for forbidden in (
+        lambda: fastnn.cuda.stream(side).__enter__(),
+        lambda: side.wait_stream(fastnn.cuda.current_stream()),
+        lambda: fastnn.cuda.current_stream().wait_stream(side),
+    ):
+        with pytest.raises(RuntimeError, match="graph is being recorded"), fastnn.cuda.graph():
+            forbidden()
+    with fastnn.cuda.stream(side), fastnn.cuda.graph() as recorded:
+        y = x * 2
+        with fastnn.cuda.stream(fastnn.cuda.current_stream()):
+            y = y + 1
+    recorded.replay()
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() * 2 + 1)
+
+
+def test_streams_are_of_a_gpu_and_handles_of_streams():
+    for number in (-1, 3, 4096 + 4, 12345, 2**64):
+        with pytest.raises(ValueError, match=f"handle expects a cudaStream_t, got {number}"):
+            fastnn.cuda.Stream(handle=number)
+    for number in ("1", 1.0, True):
+        with pytest.raises(TypeError, match="handle expects an int, got"):
+            fastnn.cuda.Stream(handle=number)
+    for function in (
+        fastnn.cuda.Stream, fastnn.cuda.set_device, fastnn.cuda.reset_peak_memory_stats,
+        fastnn.cuda.get_device_name, fastnn.cuda.synchronize, fastnn.cuda.current_stream,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="device: expected 'cuda', 'cuda:0' or an index"):
+            function("cpu")
+
+
+@pytest.mark.skipif(
+    not fastnn.device.cuda_is_emulated(), reason="a GPU's driver need not find it out"
+)
+def test_streams_that_are_none_are_found_where_they_are_used():
+    x, none = on_cuda(4), fastnn.cuda.Stream(handle=1 << 20)
+    with pytest.raises(RuntimeError, match="invalid resource handle"):
+        none.synchronize()
+    with pytest.raises(RuntimeError, match="invalid resource handle"), fastnn.cuda.stream(none):
+        x + 1
+    assert (x - x).sum().item() == 0

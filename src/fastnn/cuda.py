@@ -53,9 +53,11 @@ def get_device_capability(device: int | str | None = None) -> tuple[int, int]:
 
 
 def _index(device: int | str | None) -> int:
-    if device is None:
-        return index_of("cuda")
-    return index_of(f"cuda:{device}" if isinstance(device, int) else device)
+    name = "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
+    index = index_of(name)
+    if index == _device.CPU:
+        raise ValueError(f"device: expected 'cuda', 'cuda:0' or an index, got {device!r}")
+    return index
 
 
 def synchronize(device: int | str | None = None) -> None:
@@ -135,10 +137,20 @@ class Stream:
         device: the device; the current one if left out.
         handle: a ``cudaStream_t`` of another library to use, 0 for the default stream. It has to live
             as long as the tensors that are made on it, and the graphs that are replayed on it.
+
+    Raises:
+        ValueError: not a GPU, or a number that can be no stream's.
+        TypeError: a handle that is no int.
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
         self.device = _index(device)
+        if handle is not None:
+            if not isinstance(handle, int) or isinstance(handle, bool):
+                raise TypeError(f"Stream: handle expects an int, got {type(handle).__name__}")
+            # 1 and 2 are the driver's names for its default streams; others are addresses.
+            if handle not in (0, 1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
+                raise ValueError(f"Stream: handle expects a cudaStream_t, got {handle}")
         # Streams are few and are never destroyed: freed memory may still be queued on them.
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
         self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle or 1
@@ -168,7 +180,11 @@ def current_stream(device: int | str | None = None) -> Stream:
 
 @contextmanager
 def stream(stream: Stream) -> Iterator[None]:
-    """Queues the work of a block on another stream."""
+    """Queues the work of a block on another stream.
+
+    Raises:
+        RuntimeError: this thread is recording a graph, of which that work would be no part.
+    """
     before = current_stream(stream.device)
     settle()  # what was made on a stream is queued there by the time that it is left
     cuda_module().set_stream(stream.device, stream.cuda_stream)
