@@ -596,3 +596,24 @@ def test_activations_keep_their_relative_accuracy_where_they_saturate(name):
     if name == "gelu":
         error = np.abs(y.detach().cpu().numpy()[v != 0] / (v * s)[v != 0] - 1)
         assert (error / (8 + 2 * np.abs(u[v != 0])) <= EPS["float32"]).all()
+
+
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_gradients_are_on_their_tensors_device(devices):
+    x, elsewhere = (fastnn.ones(3, device=device) for device in devices)
+    y = x.requires_grad_() * 2
+    for run in (
+        lambda: y.backward(elsewhere),
+        lambda: x.backward(elsewhere),
+        lambda: fastnn.autograd.grad(y, x, elsewhere),
+    ):
+        with pytest.raises(RuntimeError, match="gradient is on .*, and the tensor on .*; move it"):
+            run()
+    for t in (x, y):
+        hook = t.register_hook(lambda g: elsewhere)
+        with pytest.raises(RuntimeError, match="register_hook: a hook's gradient is on"):
+            y.sum().backward(retain_graph=True)
+        hook.remove()
+    assert x.grad is None
+    y.sum().backward()
+    assert x.grad is not None and x.grad.device == x.device
