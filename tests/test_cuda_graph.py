@@ -477,3 +477,118 @@ def test_streams_that_are_none_are_found_where_they_are_used():
     with pytest.raises(RuntimeError, match="invalid resource handle"), fastnn.cuda.stream(none):
         x + 1
     assert (x - x).sum().item() == 0
+
+
+def graphed_step(optimizer, loss_of, **options):
+    def step(*arguments):
+        optimizer.zero_grad()
+        loss = loss_of(*arguments)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return fastnn.cuda.graphed(step, warmup=1, **options)
+
+
+def test_a_failed_recording_leaves_optimizers_as_they_were():
+    p = fastnn.ones(2, device="cuda").requires_grad_()
+    optimizer = optim.Adam([p], lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.dropout(p * p, 0.5).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    run = fastnn.cuda.graphed(step, warmup=1)
+    run()
+    values, gradient, drawn = p.tolist(), p.grad.tolist(), fastnn.get_rng_state()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is being recorded"):
+            run()
+        assert optimizer.state[id(p)]["step"] == 1 and fastnn.get_rng_state() == drawn
+        assert p.tolist() == values and p.grad.tolist() == gradient
+    assert np.isfinite(step())
+
+
+def test_a_graphed_step_notices_other_buffers():
+    """Momentum that is switched on has a buffer that the recorded work knows nothing of."""
+    net = nn.Linear(3, 2).to("cuda")
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    run = graphed_step(optimizer, lambda x: (net(x) ** 2).sum())
+    x = on_cuda(2, 3)
+    for _ in range(3):
+        run(x)
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    run(x)
+    before = net.weight.detach().tolist()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="an optimizer takes other steps .* buffers have to"):
+            run(x)
+        assert optimizer.state[id(net.weight)] == {"step": 4}
+        assert net.weight.detach().tolist() == before
+    optimizer.param_groups[0]["momentum"] = 0.0
+    run(x)
+    assert optimizer.state[id(net.weight)] == {"step": 5}
+
+
+def test_other_threads_optimizers_are_no_part_of_a_graphed_step():
+    mine, other = (nn.Linear(3, 2).to("cuda") for _ in range(2))
+    x = on_cuda(2, 3)
+
+    def train_other():
+        other(x).sum().backward()
+        elsewhere.step()
+
+    def loss_of(x):
+        in_thread(train_other)
+        return mine(x).sum()
+
+    elsewhere = optim.Adam(other.parameters())
+    run = graphed_step(optim.Adam(mine.parameters()), loss_of)
+    for _ in range(4):
+        run(x)
+    assert elsewhere.state[id(other.weight)]["step"] == 2  # a warm-up's and the recording's
+
+
+def test_a_graphed_function_takes_tensors_in_all_places():
+    run = fastnn.cuda.graphed(
+        lambda pair, factor, *, named, off: pair[0] * factor + named["a"][0] - off, warmup=1
+    )
+    for i in range(4):
+        a, b, c = (fastnn.full((2,), i + k, device="cuda") for k in (0.0, 0.5, 2.0))
+        got = run(
+            [a, b],
+            3,
+            **(dict(named={"a": (b, 1)}, off=c) if i % 2 else dict(off=c, named={"a": (b, 1)})),
+        )
+        assert got.tolist() == [3 * i + i + 0.5 - i - 2] * 2
+    a = fastnn.ones(2, device="cuda")
+    for arguments, named, error in (
+        (([a], 3), {"named": {"a": (a, 1)}, "off": a}, r"argument 0 expects \[.* as before"),
+        (([a, a], 4), {"named": {"a": (a, 1)}, "off": a}, "argument 1 expects 3 as before, got 4"),
+        (([a, a], 3), {"named": {"a": (a, 2)}, "off": a}, r"argument 'named'\['a'\]\[1\] expects 1"),
+        (([a, a], 3), {"named": {"a": (a, 1)}, "off": 1}, "argument 'off' expects .* got 1"),
+        (([a, a], 3), {"named": {"a": (a, 1)}}, r"keywords \['named', 'off'\] as before"),
+        (([a, a], 3), {"named": {"a": (a, 1)}, "off": a[:1]}, r"'off' expects shape \(2,\)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=error):
+            run(*arguments, **named)
+
+
+def test_a_graphed_function_refuses_what_is_on_the_cpu():
+    x = on_cuda(2)
+    for value, name in ((fastnn.ones(2), "Tensor"), (np.ones(2), "ndarray")):
+        run = fastnn.cuda.graphed(lambda x, y: x * 1, warmup=1)
+        with pytest.raises(
+            ValueError, match=rf"argument 1\[0\] expects .* got {name} .* on the CPU"
+        ):
+            run(x, [value])
+        run(x, [x])
+        with pytest.raises(ValueError, match=f"argument 1 expects tensors on the GPU, got {name}"):
+            run(x, value)
+        back = fastnn.cuda.graphed(lambda x, value=value: {"loss": value}, warmup=1)
+        with pytest.raises(ValueError, match=r"the result\['loss'\] expects tensors on the GPU"):
+            back(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,20 +15,24 @@ from fastnn.tensor import Tensor, settle, tensor
 #: What an optimizer's step moved: the optimizer, and each parameter with its gradient.
 Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]]]
 
-#: The steps that are being recorded into a CUDA graph, in order; None: none are.
-_watched: list[Step] | None = None
+
+class _Watched(threading.local):
+    #: The steps that this thread records into a CUDA graph, in order; None: it records none.
+    steps: list[Step] | None = None
+
+
+_watched = _Watched()
 
 
 @contextmanager
 def watched() -> Iterator[list[Step]]:
     """The optimizers' steps within the block, in order (for CUDA graphs)."""
-    global _watched
     seen: list[Step] = []
-    _watched = seen
+    _watched.steps = seen
     try:
         yield seen
     finally:
-        _watched = None
+        _watched.steps = None
 
 
 class Optimizer:
@@ -83,9 +88,9 @@ class Optimizer:
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
         settle()
-        if _watched is not None:
+        if _watched.steps is not None:
             params = [p for group in self.param_groups for p in group["params"]]
-            _watched.append((self, [(p, p.grad) for p in params]))
+            _watched.steps.append((self, [(p, p.grad) for p in params]))
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             # Parameters that have made different numbers of steps take them apart.
