@@ -53,7 +53,7 @@ def test_a_graph_may_end_while_the_next_one_is_recorded():
 def test_a_recording_that_fails_is_over():
     x = on_cuda(3, 3)
     for wait in (lambda: (x @ x).sum().item(), fastnn.cuda.synchronize):
-        with pytest.raises(RuntimeError, match="captur"), fastnn.cuda.graph() as recorded:
+        with pytest.raises(RuntimeError, match="being recorded"), fastnn.cuda.graph() as recorded:
             wait()
         with pytest.raises(RuntimeError, match="nothing was recorded"):
             recorded.replay()
@@ -592,3 +592,43 @@ def test_a_graphed_function_refuses_what_is_on_the_cpu():
         back = fastnn.cuda.graphed(lambda x, value=value: {"loss": value}, warmup=1)
         with pytest.raises(ValueError, match=r"the result\['loss'\] expects tensors on the GPU"):
             back(x)
+
+
+def test_what_has_to_wait_is_named_and_not_recorded():
+    x = on_cuda(4)
+    for wait, what in (
+        (lambda: x.sum().item(), "values copied to the CPU"),
+        (lambda: fastnn.randn(3, device="cuda"), "values copied from the CPU"),
+    ):
+        with (
+            pytest.raises(
+                RuntimeError, match=f"{what}.* graph is being recorded.* do this before it"
+            ),
+            fastnn.cuda.graph(),
+        ):
+            wait()
+    with pytest.raises(RuntimeError, match="waiting for the device.* do this before it"):
+        with fastnn.cuda.graph():
+            fastnn.cuda.synchronize()
+
+
+def test_numbers_are_written_without_waiting():
+    """By a kernel: nothing is copied from the CPU, so a graph takes it in."""
+    x, big = on_cuda(2, 3), 2**60 + 1
+    p = on_cuda(3).requires_grad_()
+    p.grad = on_cuda(3)
+    optimizer = optim.SGD([p])
+    with fastnn.cuda.graph() as recorded:
+        y = fastnn.full((2,), big, dtype="int64", device="cuda")
+        z = x * 1
+        z.fill_(0.1)
+        w = (x * 1).zero_()
+        w[0] = 3
+        w[1, 1:] = -0.5
+        b = fastnn.full((2,), True, dtype="bool", device="cuda")
+        optimizer.zero_grad(set_to_none=False)
+    recorded.replay()
+    assert y.tolist() == [big, big] and b.tolist() == [True, True]
+    assert (z.cpu().numpy() == np.float32(0.1)).all()
+    assert w.tolist() == [[3, 3, 3], [0, -0.5, -0.5]]
+    assert p.grad.tolist() == [0, 0, 0]

@@ -144,6 +144,9 @@ void bind_array(py::module_& m) {
   def(m, "new_full", [](const Array&, const Dims& shape, double value, DType dtype) {
     return ops::full(shape, value, dtype);
   });
+  def(m, "new_whole", [](const Array&, const Dims& shape, int64_t value, DType dtype) {
+    return ops::full_whole(shape, value, dtype);
+  });
   def(m, "astype", &ops::astype);
   def(m, "lowered", &ops::lowered);
   def(m, "canonical", &ops::canonical);

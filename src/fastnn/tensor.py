@@ -397,7 +397,11 @@ class Tensor:
         number = tensor(value)  # whole numbers stay exact: no detour through a double
         if number.shape != ():
             raise ValueError(f"fill_: expected one number, got shape {number.shape}")
-        there = _core.to_device(number._array, self._array.device)
+        if number.is_cuda:
+            there = _core.to_device(number._array, self._array.device)
+        else:  # made where it is needed: a GPU waits for copies from the CPU
+            make = _core.new_full if number.dtype.is_floating_point else _core.new_whole
+            there = make(self._array, (), number.item(), number.dtype.name)
         _core.copy_into(self._array, there.as_strided(self.shape, [0] * self.ndim, 0))
         return self
 

@@ -371,7 +371,10 @@ def _assign(view: Tensor, value: Any) -> None:
         values = values.reshape(values.shape[more:])
     if values._array.shares_storage(view._array):
         values = values.clone()
-    view.copy_(values)
+    if values.ndim:
+        view.copy_(values)
+    else:
+        view.fill_(values)
 
 
 TENSOR_METHODS: dict[str, Any] = {
