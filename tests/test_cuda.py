@@ -617,3 +617,27 @@ def test_gradients_are_on_their_tensors_device(devices):
     assert x.grad is None
     y.sum().backward()
     assert x.grad is not None and x.grad.device == x.device
+
+
+def test_what_others_say_of_their_memory_is_checked():
+    x = on_cuda(2, 3)
+    address = x.data_ptr()
+    for changes, error in (
+        ({"strides": (12, 6)}, r"strides in bytes, of items of 4 bytes, got \(12, 6\)"),
+        ({"strides": (4,)}, "strides of 2 dimensions"),
+        ({"shape": (2, -3)}, r"expected sizes >= 0, got \(2, -3\)"),
+        ({"data": (address + 2, False)}, f"a multiple of 4, got {address + 2}"),
+        ({"stream": 0}, "expected stream 1, 2 or a handle, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"__cuda_array_interface__: .*{error}"):
+            fastnn.as_tensor(Foreign(x, **changes))
+
+    class Elsewhere:
+        def __dlpack__(self, stream=None):
+            raise AssertionError("not asked for")
+
+        def __dlpack_device__(self):
+            return (2, 7)
+
+    with pytest.raises(RuntimeError, match="'cuda:7' is not available: this machine has"):
+        fastnn.from_dlpack(Elsewhere())

@@ -496,12 +496,18 @@ def from_dlpack(source: Any) -> Tensor:
     kind, device = source.__dlpack_device__() if hasattr(source, "__dlpack_device__") else (1, 0)
     if kind != 2:
         return Tensor._wrap(_core.from_dlpack(source.__dlpack__()))
+    _device.index_of(f"cuda:{device}")
     stream = _device.cuda_module().current_stream(device)
     return Tensor._wrap(_core.from_dlpack(source.__dlpack__(stream=stream)))
 
 
 def _from_cuda_array(source: Any) -> Tensor:
-    """A tensor over the memory of an object with NVIDIA's array interface."""
+    """A tensor over the memory of an object with NVIDIA's array interface.
+
+    Raises:
+        ValueError: what it says cannot be so, or cannot be a tensor's strides.
+        TypeError: a dtype that fastnn does not have.
+    """
     face = source.__cuda_array_interface__
     names = {text: name for name, text in _TYPE_STRINGS.items()}
     if face["typestr"] not in names or face.get("mask") is not None:
@@ -510,13 +516,22 @@ def _from_cuda_array(source: Any) -> Tensor:
     device = module.device_of(address) if address else _device.current()
     dtype, shape = names[face["typestr"]], tuple(face["shape"])
     item = as_dtype(dtype).itemsize
-    if face.get("strides") is None:
-        steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    else:
-        steps = [step // item for step in face["strides"]]
+    strides = face.get("strides")
+    if strides is None:
+        strides = [item * math.prod(shape[i + 1 :]) for i in range(len(shape))]
     # Before version 3 nothing was said about order: the default stream is what work is queued on.
     stream = face.get("stream") if face.get("version", 0) >= 3 else 1
-    if stream:
+    for wrong, expected, got in (
+        (min(shape, default=0) < 0, "sizes >= 0", shape),
+        (len(strides) != len(shape), f"strides of {len(shape)} dimensions", strides),
+        (any(s % item for s in strides), f"strides in bytes, of items of {item} bytes", strides),
+        (address % item, f"an address that is a multiple of {item}", address),
+        (stream == 0, "stream 1, 2 or a handle", stream),
+    ):
+        if wrong:
+            raise ValueError(f"__cuda_array_interface__: expected {expected}, got {got}")
+    steps = [step // item for step in strides]
+    if stream is not None:
         module.follow(device, module.current_stream(device), stream)
     array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
     return Tensor._wrap(array)
