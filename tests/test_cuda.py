@@ -641,3 +641,17 @@ def test_what_others_say_of_their_memory_is_checked():
 
     with pytest.raises(RuntimeError, match="'cuda:7' is not available: this machine has"):
         fastnn.from_dlpack(Elsewhere())
+
+
+def test_the_driver_says_why_there_is_no_gpu(monkeypatch):
+    class Driver:
+        def device_count(self):
+            raise RuntimeError("CUDA: looking for GPUs: driver version is insufficient")
+
+    monkeypatch.setattr(fastnn.device, "_module", None)
+    monkeypatch.setattr("importlib.import_module", lambda name: Driver())
+    with pytest.raises(
+        RuntimeError, match="'cuda' is not available: CUDA: looking .* insufficient"
+    ):
+        fastnn.zeros(1, device="cuda")
+    assert not fastnn.cuda.is_available() and fastnn.cuda.device_count() == 0

@@ -190,7 +190,11 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
 #else
   m.attr("emulated") = false;
 #endif
-  m.def("device_count", &device_count);
+  m.def("device_count", [] {
+    const int count = device_count();
+    check();
+    return count;
+  });
   m.def("device_properties", [](int device) {
     cudaDeviceProp properties;
     checked(cudaGetDeviceProperties(&properties, device), "the device's properties");

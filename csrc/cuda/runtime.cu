@@ -106,11 +106,11 @@ void report_fault() {
 }  // namespace
 
 int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
+  // Once: it asks the driver, and each device's name is looked up by it.
+  static int count = 0;
+  static const cudaError_t result = cudaGetDeviceCount(&count);
+  note(result, "looking for GPUs");
+  if (result != cudaSuccess) return 0;
   return count < kMaxDevices ? count : kMaxDevices;
 }
 

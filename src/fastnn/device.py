@@ -41,10 +41,12 @@ def _load() -> Any:
         if not isinstance(error, ModuleNotFoundError):
             why = str(error)
         raise RuntimeError(f"device 'cuda' is not available: {why}") from error
-    if module.device_count() == 0:
-        raise RuntimeError(
-            "device 'cuda' is not available: no NVIDIA GPU, or no driver for it, was found"
-        )
+    try:
+        count = module.device_count()
+    except RuntimeError as error:  # in the driver's words
+        raise RuntimeError(f"device 'cuda' is not available: {error}") from None
+    if count == 0:
+        raise RuntimeError("device 'cuda' is not available: the driver knows of no NVIDIA GPU")
     _core.set_device_table(module.table)
     return module
 
