@@ -655,3 +655,13 @@ def test_the_driver_says_why_there_is_no_gpu(monkeypatch):
     ):
         fastnn.zeros(1, device="cuda")
     assert not fastnn.cuda.is_available() and fastnn.cuda.device_count() == 0
+
+
+def test_more_groups_than_a_grid_has_rows_are_refused():
+    groups = 65536
+    x, weight = on_cuda(1, groups, 1, 1), on_cuda(2 * groups, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="at most 65535 groups on a GPU.* got 65536"):
+        F.conv2d(x, weight, groups=groups).cpu()
+    with pytest.raises(RuntimeError, match="at most 65535 groups on a GPU.* got 65536"):
+        F.conv_transpose2d(x, on_cuda(groups, 2, 1, 1), groups=groups).cpu()
+    assert F.conv2d(x, weight[:groups], groups=groups).shape == x.shape
