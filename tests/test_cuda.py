@@ -665,3 +665,13 @@ def test_more_groups_than_a_grid_has_rows_are_refused():
     with pytest.raises(RuntimeError, match="at most 65535 groups on a GPU.* got 65536"):
         F.conv_transpose2d(x, on_cuda(groups, 2, 1, 1), groups=groups).cpu()
     assert F.conv2d(x, weight[:groups], groups=groups).shape == x.shape
+
+
+def test_copies_within_one_memory_are_of_what_was_there():
+    for device in ("cpu", "cuda"):
+        x = fastnn.arange(70_000, dtype="float32").to(device)
+        x[1:].copy_(x[:-1])
+        assert np.array_equal(x.cpu().numpy(), [0, *range(69_999)])
+        square = fastnn.arange(300 * 300, dtype="float32").to(device).reshape(300, 300)
+        square.copy_(square.T)
+        assert np.array_equal(square.cpu().numpy(), np.arange(300 * 300).reshape(300, 300).T)

@@ -62,11 +62,18 @@ uint64_t bits_of(float value) {
 
 }  // namespace
 
+bool overlaps(const Array& out, const Array& x) {
+  return out.storage() == x.storage() &&
+         !(out.offset() == x.offset() && out.shape() == x.shape() && out.strides() == x.strides() &&
+           out.dtype() == x.dtype());
+}
+
 void copy_into(const Array& dst, const Array& src) {
   check(dst.shape() == src.shape(), "copy: expected source shape ", dst.shape(), ", got ",
         src.shape());
   check(dst.storage()->writable, "copy: the destination is a view of read-only memory");
   if (dst.count() == 0) return;
+  if (overlaps(dst, src)) return copy_into(dst, clone(src));
   kernels().copy.strided(plan(dst, src));
   ++dst.storage()->version;
 }
