@@ -675,3 +675,21 @@ def test_copies_within_one_memory_are_of_what_was_there():
         square = fastnn.arange(300 * 300, dtype="float32").to(device).reshape(300, 300)
         square.copy_(square.T)
         assert np.array_equal(square.cpu().numpy(), np.arange(300 * 300).reshape(300, 300).T)
+
+
+def test_a_mixture_of_devices_is_named_by_its_operator():
+    x, there = fastnn.ones(3), on_cuda(3)
+    for run, name in (
+        (lambda: F.mse_loss(x, there), "mse_loss"),
+        (lambda: optim.SGD([_with_gradient(x, there)]).step(), "sgd"),
+        (lambda: x + there, "add"),
+    ):
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: expected all tensors on one device, got "
+        ):
+            run()
+
+
+def _with_gradient(p, gradient):
+    p.requires_grad_().grad = gradient
+    return p

@@ -44,8 +44,12 @@ class ArgumentDevice {
   void see(const std::vector<T>& several) {
     for (const T& x : several) see(x);
   }
+  // What comes first, where one binding serves several operators, is the operator's name.
+  void see(const std::string& name) {
+    if (!found_) op_ = name.c_str();
+  }
   template <class Other>
-  void see(const Other&) {}  // sizes, names, numbers
+  void see(const Other&) {}  // sizes, numbers
 
  private:
   const char* op_;
