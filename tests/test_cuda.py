@@ -693,3 +693,9 @@ def test_a_mixture_of_devices_is_named_by_its_operator():
 def _with_gradient(p, gradient):
     p.requires_grad_().grad = gradient
     return p
+
+
+def test_models_move_by_name():
+    net = nn.Linear(2, 3)
+    assert net.cuda() is net and net.weight.device == "cuda:0"
+    assert net.cuda("cuda:0").cpu().weight.device == "cpu"
