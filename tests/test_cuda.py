@@ -466,7 +466,9 @@ def test_memory_is_shared_with_other_libraries():
 def test_exchange_that_cannot_be():
     x = on_cuda(3)
     assert x.__dlpack_device__() == (2, 0) and not hasattr(x.cpu(), "__cuda_array_interface__")
-    with pytest.raises(ValueError, match="stream expects 1, 2, -1 or a handle, got 0"):
+    with pytest.raises(
+        ValueError, match="__dlpack__: stream expects 1, 2 or the address .*, got 0"
+    ):
         x.__dlpack__(stream=0)
     with pytest.raises(BufferError, match="exports where the tensor is"):
         x.__dlpack__(dl_device=(1, 0))
@@ -627,7 +629,7 @@ def test_what_others_say_of_their_memory_is_checked():
         ({"strides": (4,)}, "strides of 2 dimensions"),
         ({"shape": (2, -3)}, r"expected sizes >= 0, got \(2, -3\)"),
         ({"data": (address + 2, False)}, f"a multiple of 4, got {address + 2}"),
-        ({"stream": 0}, "expected stream 1, 2 or a handle, got 0"),
+        ({"stream": 0}, "stream expects 1, 2 or the address .*, got 0"),
     ):
         with pytest.raises(ValueError, match=f"__cuda_array_interface__: .*{error}"):
             fastnn.as_tensor(Foreign(x, **changes))

@@ -147,15 +147,12 @@ class Stream:
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
         self.device = _index(device)
-        if handle is not None:
-            if not isinstance(handle, int) or isinstance(handle, bool):
-                raise TypeError(f"Stream: handle expects an int, got {type(handle).__name__}")
-            # 1 and 2 are the driver's names for its default streams; others are addresses.
-            if handle not in (0, 1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
-                raise ValueError(f"Stream: handle expects a cudaStream_t, got {handle}")
-        # Streams are few and are never destroyed: freed memory may still be queued on them.
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
-        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle or 1
+        handle = 1 if handle == 0 else handle
+        if handle is not None:
+            _device.check_stream("Stream: handle", handle)
+        # Streams are few and are never destroyed: freed memory may still be queued on them.
+        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
 
     def synchronize(self) -> None:
         """Waits for the stream's work."""

@@ -89,6 +89,20 @@ def index_of(device: Any) -> int:
     return index
 
 
+def check_stream(owner: str, handle: Any) -> None:
+    """Refuses what can be no ``cudaStream_t``: 1 and 2 name the driver's default streams, and all others
+    are addresses.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: no such number.
+    """
+    if not isinstance(handle, int) or isinstance(handle, bool):
+        raise TypeError(f"{owner} expects an int, got {handle!r}")
+    if handle not in (1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
+        raise ValueError(f"{owner} expects 1, 2 or the address of a cudaStream_t, got {handle}")
+
+
 def name_of(index: int) -> str:
     """``"cpu"`` or ``"cuda:<index>"``."""
     return "cpu" if index < 0 else f"cuda:{index}"

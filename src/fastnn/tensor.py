@@ -274,7 +274,7 @@ class Tensor:
 
         Raises:
             BufferError: the tensor requires a gradient, or another device or a copy is asked for.
-            ValueError: stream 0, which is ambiguous.
+            ValueError: stream 0, which is ambiguous, or another number that is no stream's.
             RuntimeError: this thread is recording a graph, for which no other stream can wait.
         """
         if self._requires_grad:
@@ -283,11 +283,10 @@ class Tensor:
             raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
         settle()  # the consumer can write to it
         if self.is_cuda and stream != -1:
-            if stream == 0:
-                raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
+            stream = 1 if stream is None else stream
+            _device.check_stream("__dlpack__: stream", stream)
             if _device.cuda_module().recording():
                 raise RuntimeError("__dlpack__: a graph is being recorded; export before or after")
-            stream = 1 if stream is None else stream
             self._followed_by(stream)
         return _core.to_dlpack(self._array, stream == 1)
 
@@ -391,7 +390,7 @@ class Tensor:
         _core.copy_into(self._array, _core.to_device(values._array, self._array.device))
         return self
 
-    def fill_(self, value: float) -> Tensor:
+    def fill_(self, value: float | Tensor) -> Tensor:
         """Overwrites every value."""
         self._check_in_place("fill_")
         number = tensor(value)  # whole numbers stay exact: no detour through a double
@@ -526,12 +525,12 @@ def _from_cuda_array(source: Any) -> Tensor:
         (len(strides) != len(shape), f"strides of {len(shape)} dimensions", strides),
         (any(s % item for s in strides), f"strides in bytes, of items of {item} bytes", strides),
         (address % item, f"an address that is a multiple of {item}", address),
-        (stream == 0, "stream 1, 2 or a handle", stream),
     ):
         if wrong:
             raise ValueError(f"__cuda_array_interface__: expected {expected}, got {got}")
     steps = [step // item for step in strides]
     if stream is not None:
+        _device.check_stream("__cuda_array_interface__: stream", stream)
         module.follow(device, module.current_stream(device), stream)
     array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
     return Tensor._wrap(array)
