@@ -198,9 +198,10 @@ class graph:
     """Work recorded once and replayed as a whole, without Python and launch costs.
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
-    anew from what ``x`` holds. Run ``f`` once before: what it loads cannot be recorded. Operators
-    inside must not wait for the device (``item()``, ``cpu()``). Optimizer steps and dropout inside
-    repeat themselves; :class:`graphed` renews their settings and masks.
+    anew from what ``x`` holds, whose memory stays with the graph. Run ``f`` once before: what it
+    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``).
+    Optimizer steps and dropout inside repeat themselves; :class:`graphed` renews their settings and
+    masks.
     """
 
     def __init__(self) -> None:
@@ -293,8 +294,8 @@ class graphed:
                 self._record(given, keywords)
             else:
                 self._rehearse()
-        assert self._graph is not None
-        self._graph.replay()
+            assert self._graph is not None
+            self._graph.replay()
         return self._result
 
     def _placed(self, arguments: list[Any], named: dict[str, Any]) -> Any:
