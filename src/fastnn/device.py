@@ -44,7 +44,9 @@ def _load() -> Any:
     try:
         count = module.device_count()
     except RuntimeError as error:  # in the driver's words
-        raise RuntimeError(f"device 'cuda' is not available: {error}") from None
+        raise RuntimeError(
+            f"device 'cuda' is not available: no NVIDIA GPU with a driver for it was found ({error})"
+        ) from None
     if count == 0:
         raise RuntimeError("device 'cuda' is not available: the driver knows of no NVIDIA GPU")
     _core.set_device_table(module.table)
