@@ -674,6 +674,9 @@ def test_copies_within_one_memory_are_of_what_was_there():
         x = fastnn.arange(70_000, dtype="float32").to(device)
         x[1:].copy_(x[:-1])
         assert np.array_equal(x.cpu().numpy(), [0, *range(69_999)])
+        again = fastnn.from_dlpack(x)  # the same memory by another way
+        x[:-1].copy_(again[1:])
+        assert np.array_equal(x.cpu().numpy(), [*range(69_999), 69_998])
         square = fastnn.arange(300 * 300, dtype="float32").to(device).reshape(300, 300)
         square.copy_(square.T)
         assert np.array_equal(square.cpu().numpy(), np.arange(300 * 300).reshape(300, 300).T)
