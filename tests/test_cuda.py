@@ -431,7 +431,7 @@ def test_a_graphed_step_refuses_what_it_was_not_recorded_for():
         fastnn.cuda.graphed(lambda: None, warmup=0)
     waits = fastnn.cuda.graphed(lambda x: (x * 2).sum().item(), warmup=1)
     assert isinstance(waits(on_cuda(3)), float)
-    with pytest.raises(RuntimeError, match="capturing"):
+    with pytest.raises(RuntimeError, match="graph is being recorded"):
         waits(on_cuda(3))
     assert on_cuda(3).sum().item() is not None, "usable afterwards"
 
@@ -466,7 +466,9 @@ def test_memory_is_shared_with_other_libraries():
 def test_exchange_that_cannot_be():
     x = on_cuda(3)
     assert x.__dlpack_device__() == (2, 0) and not hasattr(x.cpu(), "__cuda_array_interface__")
-    with pytest.raises(ValueError, match="stream expects 1, 2, -1 or a handle, got 0"):
+    with pytest.raises(
+        ValueError, match="__dlpack__: stream expects 1, 2 or the address .*, got 0"
+    ):
         x.__dlpack__(stream=0)
     with pytest.raises(BufferError, match="exports where the tensor is"):
         x.__dlpack__(dl_device=(1, 0))
@@ -596,3 +598,109 @@ def test_activations_keep_their_relative_accuracy_where_they_saturate(name):
     if name == "gelu":
         error = np.abs(y.detach().cpu().numpy()[v != 0] / (v * s)[v != 0] - 1)
         assert (error / (8 + 2 * np.abs(u[v != 0])) <= EPS["float32"]).all()
+
+
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_gradients_are_on_their_tensors_device(devices):
+    x, elsewhere = (fastnn.ones(3, device=device) for device in devices)
+    y = x.requires_grad_() * 2
+    for run in (
+        lambda: y.backward(elsewhere),
+        lambda: x.backward(elsewhere),
+        lambda: fastnn.autograd.grad(y, x, elsewhere),
+    ):
+        with pytest.raises(RuntimeError, match="gradient is on .*, and the tensor on .*; move it"):
+            run()
+    for t in (x, y):
+        hook = t.register_hook(lambda g: elsewhere)
+        with pytest.raises(RuntimeError, match="register_hook: a hook's gradient is on"):
+            y.sum().backward(retain_graph=True)
+        hook.remove()
+    assert x.grad is None
+    y.sum().backward()
+    assert x.grad is not None and x.grad.device == x.device
+
+
+def test_what_others_say_of_their_memory_is_checked():
+    x = on_cuda(2, 3)
+    address = x.data_ptr()
+    for changes, error in (
+        ({"strides": (12, 6)}, r"strides in bytes, of items of 4 bytes, got \(12, 6\)"),
+        ({"strides": (4,)}, "strides of 2 dimensions"),
+        ({"shape": (2, -3)}, r"expected sizes >= 0, got \(2, -3\)"),
+        ({"data": (address + 2, False)}, f"a multiple of 4, got {address + 2}"),
+        ({"stream": 0}, "stream expects 1, 2 or the address .*, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"__cuda_array_interface__: .*{error}"):
+            fastnn.as_tensor(Foreign(x, **changes))
+
+    class Elsewhere:
+        def __dlpack__(self, stream=None):
+            raise AssertionError("not asked for")
+
+        def __dlpack_device__(self):
+            return (2, 7)
+
+    with pytest.raises(RuntimeError, match="'cuda:7' is not available: this machine has"):
+        fastnn.from_dlpack(Elsewhere())
+
+
+def test_the_driver_says_why_there_is_no_gpu(monkeypatch):
+    class Driver:
+        def device_count(self):
+            raise RuntimeError("CUDA: looking for GPUs: driver version is insufficient")
+
+    monkeypatch.setattr(fastnn.device, "_module", None)
+    monkeypatch.setattr("importlib.import_module", lambda name: Driver())
+    with pytest.raises(
+        RuntimeError, match="no NVIDIA GPU with a driver .* was found .*insufficient"
+    ):
+        fastnn.zeros(1, device="cuda")
+    assert not fastnn.cuda.is_available() and fastnn.cuda.device_count() == 0
+
+
+def test_more_groups_than_a_grid_has_rows_are_refused():
+    groups = 65536
+    x, weight = on_cuda(1, groups, 1, 1), on_cuda(2 * groups, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="at most 65535 groups on a GPU.* got 65536"):
+        F.conv2d(x, weight, groups=groups).cpu()
+    with pytest.raises(RuntimeError, match="at most 65535 groups on a GPU.* got 65536"):
+        F.conv_transpose2d(x, on_cuda(groups, 2, 1, 1), groups=groups).cpu()
+    assert F.conv2d(x, weight[:groups], groups=groups).shape == x.shape
+
+
+def test_copies_within_one_memory_are_of_what_was_there():
+    for device in ("cpu", "cuda"):
+        x = fastnn.arange(70_000, dtype="float32").to(device)
+        x[1:].copy_(x[:-1])
+        assert np.array_equal(x.cpu().numpy(), [0, *range(69_999)])
+        again = fastnn.from_dlpack(x)  # the same memory by another way
+        x[:-1].copy_(again[1:])
+        assert np.array_equal(x.cpu().numpy(), [*range(69_999), 69_998])
+        square = fastnn.arange(300 * 300, dtype="float32").to(device).reshape(300, 300)
+        square.copy_(square.T)
+        assert np.array_equal(square.cpu().numpy(), np.arange(300 * 300).reshape(300, 300).T)
+
+
+def test_a_mixture_of_devices_is_named_by_its_operator():
+    x, there = fastnn.ones(3), on_cuda(3)
+    for run, name in (
+        (lambda: F.mse_loss(x, there), "mse_loss"),
+        (lambda: optim.SGD([_with_gradient(x, there)]).step(), "sgd"),
+        (lambda: x + there, "add"),
+    ):
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: expected all tensors on one device, got "
+        ):
+            run()
+
+
+def _with_gradient(p, gradient):
+    p.requires_grad_().grad = gradient
+    return p
+
+
+def test_models_move_by_name():
+    net = nn.Linear(2, 3)
+    assert net.cuda() is net and net.weight.device == "cuda:0"
+    assert net.cuda("cuda:0").cpu().weight.device == "cpu"

@@ -3,17 +3,22 @@ wait for what. Without a GPU these run on the emulated one, which ends a recordi
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import fastnn
 import fastnn.nn.functional as F
+from fastnn import nn, optim
 from fastnn.device import cuda_module
+from fastnn.functional.conv import _Convolution
+from fastnn.functional.deferred import Deferred
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +53,7 @@ def test_a_graph_may_end_while_the_next_one_is_recorded():
 def test_a_recording_that_fails_is_over():
     x = on_cuda(3, 3)
     for wait in (lambda: (x @ x).sum().item(), fastnn.cuda.synchronize):
-        with pytest.raises(RuntimeError, match="captur"), fastnn.cuda.graph() as recorded:
+        with pytest.raises(RuntimeError, match="being recorded"), fastnn.cuda.graph() as recorded:
             wait()
         with pytest.raises(RuntimeError, match="nothing was recorded"):
             recorded.replay()
@@ -248,3 +253,384 @@ def test_smaller_gpus_get_what_fits_them(capability):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_graph_keeps_what_it_reads():
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3)
+    total, by_conv = x.cpu().numpy() * 2, F.conv2d(x.cpu(), weight.cpu(), padding=1).numpy()
+    with fastnn.cuda.graph() as recorded:
+        y, z = x.T * 2, F.conv2d(x, weight, padding=1)
+    used = fastnn.cuda.memory_stats()["allocated"]
+    del x, weight
+    assert fastnn.cuda.memory_stats()["allocated"] == used
+    spoilt = [fastnn.full(shape, 7.5, device="cuda") for shape in ((2, 3, 6, 6), (4, 3, 3, 3))]
+    recorded.replay()
+    assert np.array_equal(y.cpu().numpy(), total.T)
+    assert np.allclose(z.cpu().numpy(), by_conv, atol=1e-4)
+    del spoilt, y, z
+    recorded.reset()
+    assert fastnn.cuda.memory_stats()["allocated"] < used
+
+
+def test_the_memory_of_a_recording_is_used_again_in_it():
+    """What a graph made itself it need not keep."""
+    x = fastnn.zeros(1 << 16, device="cuda")
+    before = fastnn.cuda.memory_stats()["allocated"]
+    with fastnn.cuda.graph():
+        for _ in range(10):
+            x = x + 1
+    assert fastnn.cuda.memory_stats()["allocated"] - before < 4 * x.numel() * x.element_size()
+
+
+def test_a_model_that_moves_away_leaves_a_graph_its_weights():
+    net = nn.Linear(64, 8).to("cuda")
+    x = on_cuda(2, 64)
+    with fastnn.no_grad():
+        run = fastnn.cuda.graphed(net, warmup=1)
+        want = [run(x).cpu().numpy() for _ in range(2)][1]
+        net.to("bfloat16")
+        spoilt = [fastnn.full((8, 64), 7.5, device="cuda") for _ in range(3)]
+        assert np.array_equal(run(x).cpu().numpy(), want)
+    assert len(spoilt) == 3
+
+
+def test_a_graphed_step_goes_on_with_a_loaded_state():
+    def train(graph):
+        fastnn.manual_seed(0)
+        net = nn.Linear(3, 2).to("cuda")
+        optimizer = optim.Adam(net.parameters(), lr=0.1)
+
+        def step(x):
+            optimizer.zero_grad()
+            loss = (net(x) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = fastnn.cuda.graphed(step, warmup=1) if graph else step
+        x, losses = fastnn.ones(2, 3, device="cuda"), []
+        for i in range(8):
+            if i == 1:
+                kept = copy.deepcopy(optimizer.state_dict())
+            if i == 4:
+                optimizer.load_state_dict(kept)
+            losses.append(run(x).item())
+        return losses
+
+    assert train(True) == train(False)
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Makes small convolutions wait, too."""
+    monkeypatch.setattr("fastnn.functional.conv.WORTH_WAITING", 0)
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3).requires_grad_()
+
+    def conv():
+        y = F.conv2d(x, weight, padding=1)
+        assert isinstance(y, Deferred) and y._open
+        return y
+
+    conv.x, conv.weight = x, weight.detach()
+    return conv
+
+
+def in_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_what_waits_in_one_thread_is_not_recorded_by_another(waiting):
+    z, kept = on_cuda(3), {}
+    with fastnn.cuda.graph() as recorded:
+        kept["y"] = in_thread(waiting)
+        (z * 2).detach()  # settles all that waits
+        assert not kept["y"]._open
+        other = in_thread(waiting)
+        total = other + 1  # its values are needed
+        fused = F.relu(in_thread(waiting))  # part of the recording, though what it follows is not
+    for y in (kept["y"], other):
+        assert is_conv(y.detach(), waiting.x, waiting.weight)
+    other.detach().fill_(-2)
+    recorded.replay()
+    assert (total.detach().cpu().numpy() == -1).all()
+    assert (fused.detach().cpu().numpy() >= 0).all()
+
+
+def test_what_waits_in_a_recording_is_no_other_threads_to_compute(waiting):
+    with fastnn.cuda.graph() as recorded:
+        y = waiting()
+
+        def elsewhere():
+            (waiting.x + 1).detach()
+            with pytest.raises(RuntimeError, match="belongs to the recording of a graph"):
+                y.sum()
+
+        in_thread(elsewhere)
+    recorded.replay()
+    assert is_conv(y.detach(), waiting.x, waiting.weight)
+    with pytest.raises(ZeroDivisionError), recorded:
+        y = waiting()
+        y.sum() / (1 // 0)
+    lost = []
+    with pytest.raises(ZeroDivisionError), recorded:
+        lost.append(waiting())
+        1 // 0  # noqa: B018
+    fastnn.cuda.synchronize()
+    with pytest.raises(
+        RuntimeError, match="conv2d: its result .* recording of a graph that failed"
+    ):
+        lost[0].sum()
+
+
+def test_what_waits_is_computed_on_the_stream_it_was_made_on(waiting, monkeypatch):
+    seen = []
+    compute = _Convolution.compute
+    monkeypatch.setattr(
+        _Convolution, "compute",
+        lambda *a: seen.append(fastnn.cuda.current_stream().cuda_stream) or compute(*a),
+    )  # fmt: skip
+    side, main = fastnn.cuda.Stream(), fastnn.cuda.current_stream()
+    y = waiting()
+    with fastnn.cuda.stream(side):
+        assert seen == [main.cuda_stream] and not y._open
+        y = waiting()
+    assert seen[1:] == [side.cuda_stream] and not y._open
+
+    def elsewhere():
+        with fastnn.cuda.stream(side):
+            y.append(waiting())
+            made.set()
+            asked.wait()
+
+    y, made, asked = [], threading.Event(), threading.Event()
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    made.wait()
+    assert y[0].sum().item() is not None
+    assert seen[2:] == [side.cuda_stream]
+    asked.set()
+    thread.join()
+    assert fastnn.cuda.current_stream().cuda_stream == main.cuda_stream
+
+
+def test_what_waits_for_the_gpu_waits_for_results_that_wait(waiting):
+    side = fastnn.cuda.Stream()
+    for wait in (
+        fastnn.cuda.synchronize, fastnn.cuda.Event().record, fastnn.cuda.current_stream().synchronize,
+        lambda: side.wait_stream(fastnn.cuda.current_stream()),
+    ):  # fmt: skip
+        y = waiting()
+        wait()
+        assert not y._open
+
+
+def test_a_replay_does_not_overtake_what_reads_its_memory(waiting):
+    with fastnn.cuda.graph() as recorded:
+        waiting.x.copy_(waiting.x * 0)
+    want = F.conv2d(waiting.x.cpu(), waiting.weight.cpu(), padding=1).numpy()
+    y = waiting()
+    recorded.replay()
+    assert np.allclose(y.detach().cpu().numpy(), want, atol=1e-4)
+    assert not waiting.x.cpu().numpy().any()
+
+
+def test_recordings_stay_on_one_stream():
+    x, side = on_cuda(4), fastnn.cuda.Stream()
+    for forbidden in (
+        lambda: fastnn.cuda.stream(side).__enter__(),
+        lambda: side.wait_stream(fastnn.cuda.current_stream()),
+        lambda: fastnn.cuda.current_stream().wait_stream(side),
+    ):
+        with pytest.raises(RuntimeError, match="graph is being recorded"), fastnn.cuda.graph():
+            forbidden()
+    with fastnn.cuda.stream(side), fastnn.cuda.graph() as recorded:
+        y = x * 2
+        with fastnn.cuda.stream(fastnn.cuda.current_stream()):
+            y = y + 1
+    recorded.replay()
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() * 2 + 1)
+
+
+def test_streams_are_of_a_gpu_and_handles_of_streams():
+    for number in (-1, 3, 4096 + 4, 12345, 2**64):
+        with pytest.raises(
+            ValueError, match=f"Stream: handle expects 1, 2 or the address .*, got {number}"
+        ):
+            fastnn.cuda.Stream(handle=number)
+    for number in ("1", 1.0, True):
+        with pytest.raises(TypeError, match="Stream: handle expects an int, got"):
+            fastnn.cuda.Stream(handle=number)
+    for function in (
+        fastnn.cuda.Stream, fastnn.cuda.set_device, fastnn.cuda.reset_peak_memory_stats,
+        fastnn.cuda.get_device_name, fastnn.cuda.synchronize, fastnn.cuda.current_stream,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="device: expected 'cuda', 'cuda:0' or an index"):
+            function("cpu")
+
+
+@pytest.mark.skipif(
+    not fastnn.device.cuda_is_emulated(), reason="a GPU's driver need not find it out"
+)
+def test_streams_that_are_none_are_found_where_they_are_used():
+    x, none = on_cuda(4), fastnn.cuda.Stream(handle=1 << 20)
+    with pytest.raises(RuntimeError, match="invalid resource handle"):
+        none.synchronize()
+    with pytest.raises(RuntimeError, match="invalid resource handle"), fastnn.cuda.stream(none):
+        x + 1
+    assert (x - x).sum().item() == 0
+
+
+def graphed_step(optimizer, loss_of, **options):
+    def step(*arguments):
+        optimizer.zero_grad()
+        loss = loss_of(*arguments)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return fastnn.cuda.graphed(step, warmup=1, **options)
+
+
+def test_a_failed_recording_leaves_optimizers_as_they_were():
+    p = fastnn.ones(2, device="cuda").requires_grad_()
+    optimizer = optim.Adam([p], lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.dropout(p * p, 0.5).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    run = fastnn.cuda.graphed(step, warmup=1)
+    run()
+    values, gradient, drawn = p.tolist(), p.grad.tolist(), fastnn.get_rng_state()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is being recorded"):
+            run()
+        assert optimizer.state[id(p)]["step"] == 1 and fastnn.get_rng_state() == drawn
+        assert p.tolist() == values and p.grad.tolist() == gradient
+    assert np.isfinite(step())
+
+
+def test_a_graphed_step_notices_other_buffers():
+    """Momentum that is switched on has a buffer that the recorded work knows nothing of."""
+    net = nn.Linear(3, 2).to("cuda")
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    run = graphed_step(optimizer, lambda x: (net(x) ** 2).sum())
+    x = on_cuda(2, 3)
+    for _ in range(3):
+        run(x)
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    run(x)
+    before = net.weight.detach().tolist()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="an optimizer takes other steps .* buffers have to"):
+            run(x)
+        assert optimizer.state[id(net.weight)] == {"step": 4}
+        assert net.weight.detach().tolist() == before
+    optimizer.param_groups[0]["momentum"] = 0.0
+    run(x)
+    assert optimizer.state[id(net.weight)] == {"step": 5}
+
+
+def test_other_threads_optimizers_are_no_part_of_a_graphed_step():
+    mine, other = (nn.Linear(3, 2).to("cuda") for _ in range(2))
+    x = on_cuda(2, 3)
+
+    def train_other():
+        other(x).sum().backward()
+        elsewhere.step()
+
+    def loss_of(x):
+        in_thread(train_other)
+        return mine(x).sum()
+
+    elsewhere = optim.Adam(other.parameters())
+    run = graphed_step(optim.Adam(mine.parameters()), loss_of)
+    for _ in range(4):
+        run(x)
+    assert elsewhere.state[id(other.weight)]["step"] == 2  # a warm-up's and the recording's
+
+
+def test_a_graphed_function_takes_tensors_in_all_places():
+    run = fastnn.cuda.graphed(
+        lambda pair, factor, *, named, off: pair[0] * factor + named["a"][0] - off, warmup=1
+    )
+    for i in range(4):
+        a, b, c = (fastnn.full((2,), i + k, device="cuda") for k in (0.0, 0.5, 2.0))
+        got = run(
+            [a, b],
+            3,
+            **(dict(named={"a": (b, 1)}, off=c) if i % 2 else dict(off=c, named={"a": (b, 1)})),
+        )
+        assert got.tolist() == [3 * i + i + 0.5 - i - 2] * 2
+    a = fastnn.ones(2, device="cuda")
+    for arguments, named, error in (
+        (([a], 3), {"named": {"a": (a, 1)}, "off": a}, r"argument 0 expects \[.* as before"),
+        (([a, a], 4), {"named": {"a": (a, 1)}, "off": a}, "argument 1 expects 3 as before, got 4"),
+        (([a, a], 3), {"named": {"a": (a, 2)}, "off": a}, r"argument 'named'\['a'\]\[1\] expects 1"),
+        (([a, a], 3), {"named": {"a": (a, 1)}, "off": 1}, "argument 'off' expects .* got 1"),
+        (([a, a], 3), {"named": {"a": (a, 1)}}, r"keywords \['named', 'off'\] as before"),
+        (([a, a], 3), {"named": {"a": (a, 1)}, "off": a[:1]}, r"'off' expects shape \(2,\)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=error):
+            run(*arguments, **named)
+
+
+def test_a_graphed_function_refuses_what_is_on_the_cpu():
+    x = on_cuda(2)
+    for value, name in ((fastnn.ones(2), "Tensor"), (np.ones(2), "ndarray")):
+        run = fastnn.cuda.graphed(lambda x, y: x * 1, warmup=1)
+        with pytest.raises(
+            ValueError, match=rf"argument 1\[0\] expects .* got {name} .* on the CPU"
+        ):
+            run(x, [value])
+        run(x, [x])
+        with pytest.raises(ValueError, match=f"argument 1 expects tensors on the GPU, got {name}"):
+            run(x, value)
+        back = fastnn.cuda.graphed(lambda x, value=value: {"loss": value}, warmup=1)
+        with pytest.raises(ValueError, match=r"the result\['loss'\] expects tensors on the GPU"):
+            back(x)
+
+
+def test_what_has_to_wait_is_named_and_not_recorded():
+    x = on_cuda(4)
+    for wait, what in (
+        (lambda: x.sum().item(), "values copied to the CPU"),
+        (lambda: fastnn.randn(3, device="cuda"), "values copied from the CPU"),
+    ):
+        with (
+            pytest.raises(
+                RuntimeError, match=f"{what}.* graph is being recorded.* do this before it"
+            ),
+            fastnn.cuda.graph(),
+        ):
+            wait()
+    with pytest.raises(RuntimeError, match="waiting for the device.* do this before it"):
+        with fastnn.cuda.graph():
+            fastnn.cuda.synchronize()
+
+
+def test_numbers_are_written_without_waiting():
+    """By a kernel: nothing is copied from the CPU, so a graph takes it in."""
+    x, big = on_cuda(2, 3), 2**60 + 1
+    p = on_cuda(3).requires_grad_()
+    p.grad = on_cuda(3)
+    optimizer = optim.SGD([p])
+    with fastnn.cuda.graph() as recorded:
+        y = fastnn.full((2,), big, dtype="int64", device="cuda")
+        z = x * 1
+        z.fill_(0.1)
+        w = (x * 1).zero_()
+        w[0] = 3
+        w[1, 1:] = -0.5
+        b = fastnn.full((2,), True, dtype="bool", device="cuda")
+        optimizer.zero_grad(set_to_none=False)
+    recorded.replay()
+    assert y.tolist() == [big, big] and b.tolist() == [True, True]
+    assert (z.cpu().numpy() == np.float32(0.1)).all()
+    assert w.tolist() == [[3, 3, 3], [0, -0.5, -0.5]]
+    assert p.grad.tolist() == [0, 0, 0]

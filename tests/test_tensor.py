@@ -466,3 +466,11 @@ def test_more_than_two_to_the_31_elements():
     assert x.sum().item() == count + 8
     assert x.argmax().item() == count - 2 and x.max().item() == 9
     assert x.reshape(-1, 1).argmax(0).item() == count - 2
+
+
+def test_dlpack_memory_is_aligned():
+    values = np.frombuffer(bytearray(41), np.uint8)[1:].view(np.float32)
+    with pytest.raises(
+        ValueError, match="from_dlpack: expected memory aligned to 4 bytes, got addr"
+    ):
+        fastnn.from_dlpack(values)

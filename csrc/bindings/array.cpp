@@ -111,13 +111,10 @@ void bind_array(py::module_& m) {
       .def("is_canonical", &Array::is_canonical)
       .def("is_dense", &Array::is_dense)
       .def("as_strided", &as_strided)
-      .def(
-          "reshape",
-          [](const Array& x, const Dims& shape) {
-            const DeviceScope scope(x.device());
-            return reshape(x, shape);
-          },
-          NoGil())
+      .def("reshape",
+           on_its_device("reshape", &reshape,
+                         static_cast<Array (*)(const Array&, const Dims&)>(nullptr)),
+           NoGil())
       .def("numpy", &to_numpy);
 
   m.def("from_numpy", &from_numpy);
@@ -146,6 +143,9 @@ void bind_array(py::module_& m) {
       [](const Array&, const Dims& shape, DType dtype) { return empty(shape, dtype); });
   def(m, "new_full", [](const Array&, const Dims& shape, double value, DType dtype) {
     return ops::full(shape, value, dtype);
+  });
+  def(m, "new_whole", [](const Array&, const Dims& shape, int64_t value, DType dtype) {
+    return ops::full_whole(shape, value, dtype);
   });
   def(m, "astype", &ops::astype);
   def(m, "lowered", &ops::lowered);

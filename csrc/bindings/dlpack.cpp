@@ -120,6 +120,10 @@ Array from_dlpack(const py::capsule& capsule) {
   check<RuntimeError>(device == kCpu || device_table(),
                       "from_dlpack: this tensor is on a GPU, and fastnn has none in use");
   const DType dtype = from_dlpack_dtype(t.dtype);
+  const auto address = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
+  check(address % static_cast<uintptr_t>(item_size(dtype)) == 0,
+        "from_dlpack: expected memory aligned to ", item_size(dtype), " bytes, got address ",
+        address);
   Dims shape, strides;
   for (int i = 0; i < t.ndim; ++i) shape.push_back(t.shape[i]);
   if (t.strides)
@@ -127,7 +131,7 @@ Array from_dlpack(const py::capsule& capsule) {
   else
     strides = row_major_strides(shape);
   auto storage = std::make_shared<Storage>();
-  storage->data = static_cast<char*>(t.data) + t.byte_offset;
+  storage->data = reinterpret_cast<void*>(address);
   storage->device = device;
   storage->release = [managed, device] {
     if (!managed->deleter || !Py_IsInitialized()) return;

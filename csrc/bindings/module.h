@@ -16,7 +16,8 @@ namespace py = pybind11;
 // Kernels run without the GIL.
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-// The one device of an operator's arguments.
+// The one device of an operator's arguments. A graph that is being recorded keeps what it sees: its
+// replays use the same memory.
 class ArgumentDevice {
  public:
   explicit ArgumentDevice(const char* op) : op_(op) {}
@@ -28,6 +29,8 @@ class ArgumentDevice {
     check<RuntimeError>(device_ == x.device(), op_, ": expected all tensors on one device, got ",
                         device_name(device_), " and ", device_name(x.device()),
                         "; move them with .to(device)");
+    if (device_ != kCpu && device_table()->recording())
+      device_table()->keep(x.storage()->data, x.storage());
   }
   void see(const Array* x) {
     if (x) see(*x);
@@ -41,8 +44,12 @@ class ArgumentDevice {
   void see(const std::vector<T>& several) {
     for (const T& x : several) see(x);
   }
+  // What comes first, where one binding serves several operators, is the operator's name.
+  void see(const std::string& name) {
+    if (!found_) op_ = name.c_str();
+  }
   template <class Other>
-  void see(const Other&) {}  // sizes, names, numbers
+  void see(const Other&) {}  // sizes, numbers
 
  private:
   const char* op_;

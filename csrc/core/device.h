@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace fastnn {
@@ -36,6 +37,8 @@ struct DeviceTable {
   const void* (*recording)();
   // The first failure since the last call, or null; out_of_memory says of what kind it was.
   const char* (*error)(bool* out_of_memory);
+  // That graph keeps the owner of a block that its work uses, for as long as it can be replayed.
+  void (*keep)(const void* block, std::shared_ptr<void> owner);
 };
 
 // Null until the module is loaded.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "cuda/device/device.h"
@@ -43,7 +44,6 @@ Blocks& blocks() {
 struct Pool {
   std::map<cudaStream_t, std::multimap<int64_t, void*>> unused;  // blocks()' mutex guards it
   std::vector<void*> all;
-  std::vector<std::shared_ptr<void>> kept;
   ~Pool();
 };
 
@@ -59,7 +59,8 @@ struct Graph {
   char* live = nullptr;
   std::vector<char> next = std::vector<char>(kLiveBytes);
   int64_t used = kFirstValue;
-  std::vector<void*> freed;  // after the recording
+  std::vector<void*> freed;                        // after the recording
+  std::unordered_set<std::shared_ptr<void>> kept;  // what it uses and did not make
 };
 
 namespace {
@@ -229,7 +230,7 @@ void replay(Graph* graph) {
 
 void destroy(Graph* graph) {
   const Unrecorded outside;
-  if (graph->last && !graph->pool->kept.empty())  // which its copies may still be reading
+  if (graph->last && !graph->kept.empty())  // which its work may still be using
     if (cudaStreamSynchronize(graph->last) != cudaSuccess) cudaGetLastError();
   if (graph->exec && cudaGraphExecDestroy(graph->exec) != cudaSuccess) cudaGetLastError();
   delete graph;
@@ -267,8 +268,35 @@ bool end_rehearsal(uint64_t later) {
   return rehearsed_bytes == graph->used;
 }
 
-void keep_with_graph(std::shared_ptr<void> used) {
-  recording->pool->kept.push_back(std::move(used));
+void keep_with_graph(std::shared_ptr<void> used) { recording->kept.insert(std::move(used)); }
+
+void keep_storage(const void* block, std::shared_ptr<void> owner) {
+  if (!recording) return;
+  {
+    std::lock_guard<std::mutex> lock(blocks().mutex);
+    const auto found = blocks().held.find(const_cast<void*>(block));
+    if (found != blocks().held.end() && found->second.pool == recording->pool) return;
+  }
+  keep_with_graph(std::move(owner));
+}
+
+WorkPlace here() {
+  WorkPlace place;
+  if (recording) place.number = recording->number;
+  place.recording = recording;
+  place.rehearsed = rehearsed;
+  place.stream = current_stream();
+  return place;
+}
+
+WorkPlace move_to(const WorkPlace& place) {
+  WorkPlace before = here();
+  before.mode = place.mode;
+  cudaThreadExchangeStreamCaptureMode(&before.mode);
+  recording = place.recording;
+  rehearsed = place.rehearsed;
+  set_current_stream(place.stream);
+  return before;
 }
 
 void* capture_allocate(int64_t bytes) {

@@ -42,6 +42,23 @@ class Unrecorded {
 
 // What the recorded work uses lives as long as the graph.
 void keep_with_graph(std::shared_ptr<void> used);
+// The same for whose memory the block is, but for the graph's own, which its work may use again.
+void keep_storage(const void* block, std::shared_ptr<void> owner);
+
+// Where this thread's work on the selected device goes.
+struct WorkPlace {
+  uintptr_t number = 0;  // of what is recorded there, or 0
+  Graph* recording = nullptr;
+  Graph* rehearsed = nullptr;  // where nothing is run
+  cudaStream_t stream = nullptr;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  bool operator==(const WorkPlace& other) const {
+    return number == other.number && rehearsed == other.rehearsed && stream == other.stream;
+  }
+};
+WorkPlace here();
+// Returns the place before, to go back to.
+WorkPlace move_to(const WorkPlace& place);
 
 // A device copy of `size` bytes that every replay can renew, if this thread is recording; else
 // null.

@@ -292,6 +292,11 @@ void gather_with(Gather p, int64_t phases, ConvMoments* moments) {
 // one group's one phase, may be null.
 template <class T, Math math>
 void gather_sized(const Gather& p, int64_t phases, ConvMoments* moments) {
+  constexpr int64_t kMostGroups = 65535;  // a grid's second dimension
+  if (p.groups > kMostGroups)
+    return note_text("convolution: expected at most " + std::to_string(kMostGroups) +
+                     " groups on a GPU, unless each has one channel and one filter, got " +
+                     std::to_string(p.groups));
   using Large = Tile<T, math, 128, 128, 64, 32>;
   const int64_t large = (p.rows() + 127) / 128 * ((p.columns + 127) / 128) * p.groups * phases;
   if (p.columns > 64 && large >= multiprocessors() && has_shared(gather_memory<Large>()))

@@ -39,6 +39,11 @@ void bind_streams(py::module_& m) {
   });
   m.def("set_stream", [](int device, uintptr_t stream) {
     select(device);
+    if (recorded_graph() && pointer<cudaStream_t>(stream) != current_stream())
+      note_text(
+          "stream: a graph is being recorded, and work on another stream would be no part of it; "
+          "record on one stream");
+    check();
     set_current_stream(pointer<cudaStream_t>(stream));
     check();
   });
@@ -64,6 +69,10 @@ void bind_streams(py::module_& m) {
   // Later work on `later` follows what is queued on `earlier` by now.
   m.def("follow", [](int device, uintptr_t later, uintptr_t earlier) {
     select(device);
+    const uintptr_t ours = handle(current_stream());
+    if (recorded_graph() && (later == ours || earlier == ours))
+      note_text("a graph is being recorded, which no other stream can wait for, nor be waited for");
+    check();
     follow(pointer<cudaStream_t>(later), pointer<cudaStream_t>(earlier), device);
     check();
   });
@@ -99,6 +108,18 @@ void bind_streams(py::module_& m) {
 }
 
 void bind_graphs(py::module_& m) {
+  py::class_<WorkPlace>(m, "WorkPlace")
+      .def_property_readonly("recorded", [](const WorkPlace& place) { return place.number != 0; })
+      .def("__eq__", [](const WorkPlace& a, const WorkPlace& b) { return a == b; });
+  m.def("here", [](int device) {
+    select(device);
+    check();
+    return here();
+  });
+  m.def("move_to", [](int device, const WorkPlace& place) {
+    select(device);
+    return move_to(place);
+  });
   m.def("begin_capture", [](int device) {
     begin_capture(device);
     check();
@@ -142,6 +163,7 @@ void bind_memory(py::module_& m) {
   m.def("reset_peak_memory_stats", [](int device) {
     cudaMemPool_t pool;
     uint64_t zero = 0;
+    select(device);
     checked(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
     checked(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &zero), "the memory pool");
   });
@@ -168,7 +190,11 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
 #else
   m.attr("emulated") = false;
 #endif
-  m.def("device_count", &device_count);
+  m.def("device_count", [] {
+    const int count = device_count();
+    check();
+    return count;
+  });
   m.def("device_properties", [](int device) {
     cudaDeviceProp properties;
     checked(cudaGetDeviceProperties(&properties, device), "the device's properties");

@@ -106,11 +106,11 @@ void report_fault() {
 }  // namespace
 
 int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
+  // Once: it asks the driver, and each device's name is looked up by it.
+  static int count = 0;
+  static const cudaError_t result = cudaGetDeviceCount(&count);
+  note(result, "looking for GPUs");
+  if (result != cudaSuccess) return 0;
   return count < kMaxDevices ? count : kMaxDevices;
 }
 
@@ -155,8 +155,10 @@ void set_current_stream(cudaStream_t stream) { streams[selected] = stream; }
 void note(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   cudaGetLastError();
-  note_text(std::string("CUDA: ") + what + ": " + cudaGetErrorString(result),
-            result == cudaErrorMemoryAllocation);
+  std::string message = std::string("CUDA: ") + what + ": " + cudaGetErrorString(result);
+  if (recorded_graph() && result == cudaErrorStreamCaptureUnsupported)
+    message += "; a graph is being recorded, which cannot wait for the device: do this before it";
+  note_text(message, result == cudaErrorMemoryAllocation);
 }
 
 void note_text(const std::string& message, bool out_of_memory) {
@@ -267,6 +269,13 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
   const Selected here(device);
   cudaStream_t const stream = current_stream();
   if (between) follow(stream, theirs, src_device);
+  if (host && !later && recorded_graph()) {
+    note_text(
+        std::string(dst_device < 0 ? "values copied to the CPU (item(), cpu(), printing)"
+                                   : "values copied from the CPU") +
+        " are waited for, and a graph is being recorded, which cannot wait: do this before it");
+    return false;
+  }
   const cudaError_t result =
       cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, stream);
   note(result, "a copy between devices");

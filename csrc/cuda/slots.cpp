@@ -44,9 +44,9 @@ Slots filled() {
 
 const DeviceTable& table() {
   static const Slots slots = filled();
-  static const DeviceTable table{sizeof(Slots), &slots, allocate,       deallocate,
-                                 copy,          select, wait,           used,
-                                 pin,           unpin,  recorded_graph, take_error};
+  static const DeviceTable table{sizeof(Slots),  &slots,     allocate,    deallocate, copy,
+                                 select,         wait,       used,        pin,        unpin,
+                                 recorded_graph, take_error, keep_storage};
   return table;
 }
 

@@ -62,11 +62,33 @@ uint64_t bits_of(float value) {
 
 }  // namespace
 
+// From the first byte of the elements to after the last.
+static std::pair<const char*, const char*> extent(const Array& x) {
+  const char* first = static_cast<const char*>(x.raw());
+  const char* last = first + item_size(x.dtype());
+  for (int d = 0; d < x.rank(); ++d) {
+    const int64_t step = (x.size(d) - 1) * x.strides()[d] * item_size(x.dtype());
+    (step < 0 ? first : last) += step;
+  }
+  return {first, last};
+}
+
+bool overlaps(const Array& out, const Array& x) {
+  const Storage &to = *out.storage(), &from = *x.storage();
+  if (&to != &from && !to.release && !from.release) return false;  // two blocks of our own
+  if (out.count() == 0 || x.count() == 0) return false;
+  const auto written = extent(out), read = extent(x);
+  return written.first < read.second && read.first < written.second &&
+         !(out.raw() == x.raw() && out.shape() == x.shape() && out.strides() == x.strides() &&
+           out.dtype() == x.dtype());
+}
+
 void copy_into(const Array& dst, const Array& src) {
   check(dst.shape() == src.shape(), "copy: expected source shape ", dst.shape(), ", got ",
         src.shape());
   check(dst.storage()->writable, "copy: the destination is a view of read-only memory");
   if (dst.count() == 0) return;
+  if (overlaps(dst, src)) return copy_into(dst, clone(src));
   kernels().copy.strided(plan(dst, src));
   ++dst.storage()->version;
 }

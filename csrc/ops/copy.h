@@ -58,6 +58,9 @@ std::shared_ptr<KeptBlock> lowered_block(int64_t bytes);
 
 // A fresh canonical copy.
 Array clone(const Array& x);
+// Whether writing `out` may change what is still to be read from x: they share memory, and their
+// elements do not lie in the same places.
+bool overlaps(const Array& out, const Array& x);
 
 Array full(const Dims& shape, double value, DType dtype);
 Array full_whole(const Dims& shape, int64_t value, DType dtype);  // of an integer dtype

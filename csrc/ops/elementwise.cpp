@@ -79,11 +79,6 @@ Dims common_shape(const char* name, std::initializer_list<const Operand*> operan
   return shape;
 }
 
-bool same_memory(const Array& x, const Array& y) {
-  return x.offset() == y.offset() && x.shape() == y.shape() && x.strides() == y.strides() &&
-         x.dtype() == y.dtype();
-}
-
 // Whether two index tuples of the array may name one element: some step is no larger than the
 // extent of the steps below it.
 bool overlaps_itself(const Array& x) {
@@ -179,7 +174,7 @@ void run(void (*kernel)(const ElementwiseParams&), int op, DType dtype, const Ar
     p.in_dtype[k] = dtype;
     if (!x->is_number()) {
       Array source = x->array;
-      if (source.storage() == out.storage() && !same_memory(source, out)) source = clone(source);
+      if (overlaps(out, source)) source = clone(source);
       views[k] = broadcast_to(source, out.shape());
       p.in[k] = views[k].raw();
       p.in_dtype[k] = source.dtype();

@@ -16,6 +16,7 @@ from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any
 
 import fastnn._core as _core
+from fastnn.device import name_of
 
 if TYPE_CHECKING:
     from fastnn.tensor import Tensor
@@ -281,8 +282,18 @@ def _hooked(hooks: Sequence[Callable[[Tensor], Tensor | None]], grad: Any) -> An
         for hook in hooks:
             replaced = hook(Tensor._wrap(grad))
             if replaced is not None:
+                _check_device("register_hook", "a hook's gradient", replaced._array, grad)
                 grad = replaced._array
     return grad
+
+
+def _check_device(name: str, what: str, array: Any, like: Any) -> None:
+    """RuntimeError unless ``array`` is where the tensor is whose gradient it is to be."""
+    if array.device != like.device:
+        raise RuntimeError(
+            f"{name}: {what} is on {name_of(array.device)}, and the tensor on "
+            f"{name_of(like.device)}; move it with .to(device)"
+        )
 
 
 class _Sum:
@@ -388,6 +399,7 @@ def _reach_leaf(leaf: Tensor, total: _Sum, targets: dict[int, Any] | None) -> No
 
     if leaf._hooks:
         total = _Sum(_hooked(leaf._hooks, total.array), False)
+    _check_device("backward", "the gradient of a leaf", total.array, leaf._array)
     if targets is not None:
         if id(leaf) in targets:
             targets[id(leaf)] = total.own()
@@ -463,4 +475,5 @@ def _seed(name: str, root: Tensor, grad_output: Tensor | None, create_graph: boo
         return _core.new_full(root._array, root.shape, 1.0, root.dtype.name)
     if grad_output.shape != root.shape:
         raise ValueError(f"{name}: gradient expects shape {root.shape}, got {grad_output.shape}")
+    _check_device(name, "gradient", grad_output._array, root._array)
     return _core.astype(grad_output._array, root.dtype.name)

@@ -7,9 +7,11 @@ of range (a label, a position) is reported at the next of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 import fastnn._core as _core
 from fastnn import device as _device
@@ -53,9 +55,11 @@ def get_device_capability(device: int | str | None = None) -> tuple[int, int]:
 
 
 def _index(device: int | str | None) -> int:
-    if device is None:
-        return index_of("cuda")
-    return index_of(f"cuda:{device}" if isinstance(device, int) else device)
+    name = "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
+    index = index_of(name)
+    if index == _device.CPU:
+        raise ValueError(f"device: expected 'cuda', 'cuda:0' or an index, got {device!r}")
+    return index
 
 
 def synchronize(device: int | str | None = None) -> None:
@@ -65,6 +69,7 @@ def synchronize(device: int | str | None = None) -> None:
         RuntimeError: some of it failed.
     """
     module = cuda_module()
+    settle()
     module.synchronize(_index(device))
     module.check()
 
@@ -101,6 +106,7 @@ class Event:
     def record(self, stream: Stream | None = None) -> None:
         """Marks this point of the stream (the current one)."""
         stream = stream or current_stream()
+        settle()
         if not self.cuda_event:
             self.cuda_event = self._module.new_event(stream.device, self._timing)
         self._module.record_event(self.cuda_event, stream.cuda_stream)
@@ -133,16 +139,24 @@ class Stream:
         device: the device; the current one if left out.
         handle: a ``cudaStream_t`` of another library to use, 0 for the default stream. It has to live
             as long as the tensors that are made on it, and the graphs that are replayed on it.
+
+    Raises:
+        ValueError: not a GPU, or a number that can be no stream's.
+        TypeError: a handle that is no int.
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
         self.device = _index(device)
-        # Streams are few and are never destroyed: freed memory may still be queued on them.
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
-        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle or 1
+        handle = 1 if handle == 0 else handle
+        if handle is not None:
+            _device.check_stream("Stream: handle", handle)
+        # Streams are few and are never destroyed: freed memory may still be queued on them.
+        self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
 
     def synchronize(self) -> None:
         """Waits for the stream's work."""
+        settle()
         cuda_module().synchronize_stream(self.device, self.cuda_stream)
         cuda_module().check()
 
@@ -153,6 +167,7 @@ class Stream:
 
     def wait_stream(self, other: Stream) -> None:
         """Later work here waits for what ``other`` has queued by now."""
+        settle()
         cuda_module().follow(other.device, self.cuda_stream, other.cuda_stream)
 
 
@@ -164,12 +179,18 @@ def current_stream(device: int | str | None = None) -> Stream:
 
 @contextmanager
 def stream(stream: Stream) -> Iterator[None]:
-    """Queues the work of a block on another stream."""
+    """Queues the work of a block on another stream.
+
+    Raises:
+        RuntimeError: this thread is recording a graph, of which that work would be no part.
+    """
     before = current_stream(stream.device)
+    settle()  # what was made on a stream is queued there by the time that it is left
     cuda_module().set_stream(stream.device, stream.cuda_stream)
     try:
         yield
     finally:
+        settle()
         cuda_module().set_stream(stream.device, before.cuda_stream)
 
 
@@ -177,9 +198,10 @@ class graph:
     """Work recorded once and replayed as a whole, without Python and launch costs.
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
-    anew from what ``x`` holds. Run ``f`` once before: what it loads cannot be recorded. Operators
-    inside must not wait for the device (``item()``, ``cpu()``). Optimizer steps and dropout inside
-    repeat themselves; :class:`graphed` renews their settings and masks.
+    anew from what ``x`` holds, whose memory stays with the graph. Run ``f`` once before: what it
+    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``).
+    Optimizer steps and dropout inside repeat themselves; :class:`graphed` renews their settings and
+    masks.
     """
 
     def __init__(self) -> None:
@@ -208,6 +230,7 @@ class graph:
         """
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
+        settle()  # before the memory that it changes
         self._module.replay(self._graph)
 
     def reset(self) -> None:
@@ -226,20 +249,24 @@ class graphed:
 
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, for they live in device memory.
+    masks go on as without a graph, for they live in device memory. Whatever else the function does on
+    the host, such as a scheduler's step, a count or a print, happens while it is recorded and not
+    again: do that outside.
 
-    Tensor arguments are copied to where the first call's were, so all calls need the same shapes;
-    results are overwritten by the next call. The function must always do the same work, and must not
-    wait for the device: return the loss, and read it outside.
+    Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
+    all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
+    the next call. The function must always do the same work, on tensors that are on the GPU and stay
+    the same ones (``net.to(dtype)`` makes others), and must not wait for the device: return the loss,
+    and read it outside.
 
     Args:
         function: called with the arguments of each call.
         warmup: calls before the recording, at least 1.
 
     Raises:
-        ValueError: an argument's shape or dtype changes.
+        ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU.
         RuntimeError: the function waits for the device, or an optimizer takes other steps than when
-            it was recorded.
+            it was recorded. Step counts and gradients are then as they were before the call.
     """
 
     def __init__(self, function: Callable[..., Any], warmup: int = 2) -> None:
@@ -248,53 +275,58 @@ class graphed:
         self._function = function
         self._warmup = warmup
         self._graph: graph | None = None
-        self._arguments: list[Any] | None = None
+        self._arguments: tuple[list[Any], dict[str, Any]] | None = None
         self._steps: list[optimizer.Step] = []
+        self._memory: list[int] = []
         self._result: Any = None
         self._recorded_at = self._draws = 0
 
-    def __call__(self, *arguments: Any) -> Any:
-        given = self._placed(arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        given, keywords = self._placed(list(arguments), named)
         if self._warmup:
+            with optimizer.watched() as self._steps:
+                result = self._function(*given, **keywords)
+            _check_on_gpu("the result", result)
             self._warmup -= 1
-            return self._function(*given)
-        if self._graph is None:
-            self._record(given)
-        else:
-            self._rehearse()
-        assert self._graph is not None
-        self._graph.replay()
+            return result
+        with _taken_back_on_failure(self._steps):
+            if self._graph is None:
+                self._record(given, keywords)
+            else:
+                self._rehearse()
+            assert self._graph is not None
+            self._graph.replay()
         return self._result
 
-    def _placed(self, arguments: tuple[Any, ...]) -> list[Any]:
+    def _placed(self, arguments: list[Any], named: dict[str, Any]) -> Any:
+        for i, value in enumerate(arguments):
+            _check_on_gpu(f"argument {i}", value)
+        for name, value in named.items():
+            _check_on_gpu(f"argument {name!r}", value)
         if self._arguments is None:
-            self._arguments = [
-                a.detach().clone() if isinstance(a, Tensor) else a for a in arguments
-            ]
+            self._arguments = _copied(arguments), _copied(named)
             return self._arguments
-        if len(arguments) != len(self._arguments):
+        known, keywords = self._arguments
+        if len(arguments) != len(known):
+            raise ValueError(f"graphed: expected {len(known)} arguments, got {len(arguments)}")
+        if named.keys() != keywords.keys():
             raise ValueError(
-                f"graphed: expected {len(self._arguments)} arguments, got {len(arguments)}"
+                f"graphed: expected keywords {sorted(keywords)} as before, got {sorted(named)}"
             )
-        for i, (kept, a) in enumerate(zip(self._arguments, arguments, strict=True)):
-            if not isinstance(a, Tensor):
-                if a != kept:
-                    raise ValueError(f"graphed: argument {i} expects {kept!r} as before, got {a!r}")
-            elif a.shape != kept.shape or a.dtype is not kept.dtype:
-                raise ValueError(
-                    f"graphed: argument {i} expects shape {kept.shape} and dtype {kept.dtype} as "
-                    f"before, got {a.shape} and {a.dtype}"
-                )
-            else:
-                kept.copy_(a)
+        for i, value in enumerate(arguments):
+            _renew(f"argument {i}", known[i], value)
+        for name, value in named.items():
+            _renew(f"argument {name!r}", keywords[name], value)
         return self._arguments
 
-    def _record(self, arguments: list[Any]) -> None:
+    def _record(self, arguments: list[Any], named: dict[str, Any]) -> None:
         recorded = graph()
         before = _core.random_state()[1]
-        with optimizer.watched() as self._steps, recorded:
-            self._result = self._function(*arguments)
-        self._graph = recorded
+        with optimizer.watched() as steps, recorded:
+            self._result = self._function(*arguments, **named)
+            _check_on_gpu("the result", self._result)
+        self._graph, self._steps = recorded, steps
+        self._memory = _memory_of(steps)
         self._recorded_at = before
         self._draws = _core.random_state()[1] - before
 
@@ -313,12 +345,92 @@ class graphed:
                     p.grad = gradient
         finally:
             same = module.end_rehearsal((seed_offset[1] - self._recorded_at) % 2**64)
-        if not same:
+        if not same or _memory_of(self._steps) != self._memory:
             raise RuntimeError(
-                "graphed: an optimizer takes other steps than when it was recorded; parameters "
-                "and their gradients have to stay the same"
+                "graphed: an optimizer takes other steps than when it was recorded; parameters, "
+                "their gradients and the optimizer's buffers have to stay the same, or the step has "
+                "to be graphed anew"
             )
         _core.set_random_state(seed_offset[0], seed_offset[1] + self._draws)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """The keys and values of a dict, the positions and values of a list or tuple, else None."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else None
+
+
+def _check_on_gpu(name: str, value: Any) -> None:
+    if (isinstance(value, Tensor) and not value.is_cuda) or isinstance(value, np.ndarray):
+        raise ValueError(
+            f"graphed: {name} expects tensors on the GPU, got {type(value).__name__} of shape "
+            f"{tuple(value.shape)} on the CPU, which replays neither read nor write; move it with "
+            ".to('cuda')"
+        )
+    for key, part in _items(value) or ():
+        _check_on_gpu(f"{name}[{key!r}]", part)
+
+
+def _copied(value: Any) -> Any:
+    """The same arguments, with tensors in memory of the graph's own."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [_copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def _renew(name: str, kept: Any, value: Any) -> None:
+    """Copies the tensors of an argument to where the first call's are; the rest is to be equal."""
+    if isinstance(kept, Tensor) and isinstance(value, Tensor):
+        if value.shape != kept.shape or value.dtype is not kept.dtype:
+            raise ValueError(
+                f"graphed: {name} expects shape {kept.shape} and dtype {kept.dtype} as before, got "
+                f"{value.shape} and {value.dtype}"
+            )
+        kept.copy_(value)
+        return
+    known, given = _items(kept), _items(value)
+    if known is not None and given is not None:
+        parts, others = dict(known), dict(given)
+        if type(kept) is type(value) and parts.keys() == others.keys():
+            for key, part in parts.items():
+                _renew(f"{name}[{key!r}]", part, others[key])
+            return
+    elif kept is value or (type(kept) is type(value) and kept == value):
+        return
+    raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
+
+
+def _memory_of(steps: list[optimizer.Step]) -> list[int]:
+    """Where the parameters that were moved, and their optimizers' buffers, are."""
+    found = []
+    for one, gradients in steps:
+        for p in (p for p, gradient in gradients if gradient is not None):
+            buffers = [b for b in one.state[id(p)].values() if isinstance(b, Tensor)]
+            found += [t._array.pointer for t in (p, *buffers)]
+    return found
+
+
+@contextmanager
+def _taken_back_on_failure(steps: list[optimizer.Step]) -> Iterator[None]:
+    """What the host does in a step: without the device's part it has to be as if it had not been."""
+    random = _core.random_state()
+    gradients = [(p, p.grad) for _, moved in steps for p, _ in moved]
+    states = [(one, {key: dict(held) for key, held in one.state.items()}) for one, _ in steps]
+    try:
+        yield
+    except BaseException:
+        for p, gradient in gradients:
+            p.grad = gradient
+        for one, state in states:
+            one.state = state
+        _core.set_random_state(*random)
+        raise
 
 
 def time_ms(function: Callable[[], Any]) -> float:

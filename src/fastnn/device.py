@@ -41,10 +41,14 @@ def _load() -> Any:
         if not isinstance(error, ModuleNotFoundError):
             why = str(error)
         raise RuntimeError(f"device 'cuda' is not available: {why}") from error
-    if module.device_count() == 0:
+    try:
+        count = module.device_count()
+    except RuntimeError as error:  # in the driver's words
         raise RuntimeError(
-            "device 'cuda' is not available: no NVIDIA GPU, or no driver for it, was found"
-        )
+            f"device 'cuda' is not available: no NVIDIA GPU with a driver for it was found ({error})"
+        ) from None
+    if count == 0:
+        raise RuntimeError("device 'cuda' is not available: the driver knows of no NVIDIA GPU")
     _core.set_device_table(module.table)
     return module
 
@@ -85,6 +89,20 @@ def index_of(device: Any) -> int:
     if index >= count:
         raise RuntimeError(f"device {device!r} is not available: this machine has {count} GPUs")
     return index
+
+
+def check_stream(owner: str, handle: Any) -> None:
+    """Refuses what can be no ``cudaStream_t``: 1 and 2 name the driver's default streams, and all others
+    are addresses.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: no such number.
+    """
+    if not isinstance(handle, int) or isinstance(handle, bool):
+        raise TypeError(f"{owner} expects an int, got {handle!r}")
+    if handle not in (1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
+        raise ValueError(f"{owner} expects 1, 2 or the address of a cudaStream_t, got {handle}")
 
 
 def name_of(index: int) -> str:

@@ -274,7 +274,7 @@ class Tensor:
 
         Raises:
             BufferError: the tensor requires a gradient, or another device or a copy is asked for.
-            ValueError: stream 0, which is ambiguous.
+            ValueError: stream 0, which is ambiguous, or another number that is no stream's.
             RuntimeError: this thread is recording a graph, for which no other stream can wait.
         """
         if self._requires_grad:
@@ -283,11 +283,10 @@ class Tensor:
             raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
         settle()  # the consumer can write to it
         if self.is_cuda and stream != -1:
-            if stream == 0:
-                raise ValueError("__dlpack__: stream expects 1, 2, -1 or a handle, got 0")
+            stream = 1 if stream is None else stream
+            _device.check_stream("__dlpack__: stream", stream)
             if _device.cuda_module().recording():
                 raise RuntimeError("__dlpack__: a graph is being recorded; export before or after")
-            stream = 1 if stream is None else stream
             self._followed_by(stream)
         return _core.to_dlpack(self._array, stream == 1)
 
@@ -391,13 +390,17 @@ class Tensor:
         _core.copy_into(self._array, _core.to_device(values._array, self._array.device))
         return self
 
-    def fill_(self, value: float) -> Tensor:
+    def fill_(self, value: float | Tensor) -> Tensor:
         """Overwrites every value."""
         self._check_in_place("fill_")
         number = tensor(value)  # whole numbers stay exact: no detour through a double
         if number.shape != ():
             raise ValueError(f"fill_: expected one number, got shape {number.shape}")
-        there = _core.to_device(number._array, self._array.device)
+        if number.is_cuda:
+            there = _core.to_device(number._array, self._array.device)
+        else:  # made where it is needed: a GPU waits for copies from the CPU
+            make = _core.new_full if number.dtype.is_floating_point else _core.new_whole
+            there = make(self._array, (), number.item(), number.dtype.name)
         _core.copy_into(self._array, there.as_strided(self.shape, [0] * self.ndim, 0))
         return self
 
@@ -492,12 +495,18 @@ def from_dlpack(source: Any) -> Tensor:
     kind, device = source.__dlpack_device__() if hasattr(source, "__dlpack_device__") else (1, 0)
     if kind != 2:
         return Tensor._wrap(_core.from_dlpack(source.__dlpack__()))
+    _device.index_of(f"cuda:{device}")
     stream = _device.cuda_module().current_stream(device)
     return Tensor._wrap(_core.from_dlpack(source.__dlpack__(stream=stream)))
 
 
 def _from_cuda_array(source: Any) -> Tensor:
-    """A tensor over the memory of an object with NVIDIA's array interface."""
+    """A tensor over the memory of an object with NVIDIA's array interface.
+
+    Raises:
+        ValueError: what it says cannot be so, or cannot be a tensor's strides.
+        TypeError: a dtype that fastnn does not have.
+    """
     face = source.__cuda_array_interface__
     names = {text: name for name, text in _TYPE_STRINGS.items()}
     if face["typestr"] not in names or face.get("mask") is not None:
@@ -506,13 +515,22 @@ def _from_cuda_array(source: Any) -> Tensor:
     device = module.device_of(address) if address else _device.current()
     dtype, shape = names[face["typestr"]], tuple(face["shape"])
     item = as_dtype(dtype).itemsize
-    if face.get("strides") is None:
-        steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    else:
-        steps = [step // item for step in face["strides"]]
+    strides = face.get("strides")
+    if strides is None:
+        strides = [item * math.prod(shape[i + 1 :]) for i in range(len(shape))]
     # Before version 3 nothing was said about order: the default stream is what work is queued on.
     stream = face.get("stream") if face.get("version", 0) >= 3 else 1
-    if stream:
+    for wrong, expected, got in (
+        (min(shape, default=0) < 0, "sizes >= 0", shape),
+        (len(strides) != len(shape), f"strides of {len(shape)} dimensions", strides),
+        (any(s % item for s in strides), f"strides in bytes, of items of {item} bytes", strides),
+        (address % item, f"an address that is a multiple of {item}", address),
+    ):
+        if wrong:
+            raise ValueError(f"__cuda_array_interface__: expected {expected}, got {got}")
+    steps = [step // item for step in strides]
+    if stream is not None:
+        _device.check_stream("__cuda_array_interface__: stream", stream)
         module.follow(device, module.current_stream(device), stream)
     array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
     return Tensor._wrap(array)

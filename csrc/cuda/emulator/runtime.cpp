@@ -7,6 +7,7 @@
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,6 +35,7 @@ struct Runtime {
   std::string message;
   bool failed = false;
   std::map<void*, size_t> blocks;
+  std::set<EmulatedStream*> streams;
   std::vector<EmulatedStream*> captured;
   size_t used = 0, highest = 0;
 };
@@ -55,9 +57,13 @@ int capability() {
   return given ? atoi(given) : 90;
 }
 
-// cudaStreamLegacy and its like are numbers.
+// Of our own; cudaStreamLegacy and its like are numbers.
+bool is_stream(cudaStream_t stream) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  return reinterpret_cast<uintptr_t>(stream) <= 2 || runtime().streams.count(stream);
+}
 bool captures(cudaStream_t stream) {
-  return reinterpret_cast<uintptr_t>(stream) > 2 && stream->capture;
+  return reinterpret_cast<uintptr_t>(stream) > 2 && is_stream(stream) && stream->capture;
 }
 
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal;
@@ -91,7 +97,9 @@ size_t shared_limit() {
 
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  if (captures(stream))
+  if (!is_stream(stream))
+    report("invalid resource handle");
+  else if (captures(stream))
     stream->capture->work.push_back(std::move(work));
   else
     work();
@@ -108,6 +116,7 @@ void report(const char* message) {
 using fastnn::cuda::emulator::capability;
 using fastnn::cuda::emulator::captures;
 using fastnn::cuda::emulator::enqueue;
+using fastnn::cuda::emulator::is_stream;
 using fastnn::cuda::emulator::memory;
 using fastnn::cuda::emulator::mode;
 using fastnn::cuda::emulator::runtime;
@@ -161,6 +170,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return runtime().message.c_str();
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
     case cudaErrorStreamCaptureUnsupported:
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
@@ -172,6 +183,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 // Blocks are exact-sized and start as NaN.
 cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
@@ -184,6 +196,7 @@ cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   auto& r = runtime();
@@ -234,29 +247,39 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
 
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   enqueue(stream, [=] { memcpy(dst, src, bytes); });
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   enqueue(stream, [=] { memset(dst, value, bytes); });
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new EmulatedStream;
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  runtime().streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  if (!runtime().streams.erase(stream)) return cudaErrorInvalidResourceHandle;
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   if (!captures(stream)) return cudaSuccess;
   stream->valid = false;
   return cudaErrorStreamCaptureUnsupported;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  return is_stream(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   if (reinterpret_cast<uintptr_t>(stream) <= 2 || stream->capture) return cudaErrorInvalidValue;
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   stream->capture = new EmulatedGraph;
@@ -285,7 +308,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
   event->at = std::chrono::steady_clock::now();
   return cudaSuccess;
 }

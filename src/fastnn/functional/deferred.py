@@ -15,6 +15,9 @@ waiting tensor has them computed, and so has whoever is about to change one of i
 or drops it unused (whoever times a call alone times its work). Whoever asks for its place on the tape,
 a hook, a gradient with respect to it, or another operator, finds it there: what was joined before is
 taken apart again.
+
+On a GPU a result is computed where it was made, whoever asks for it: on that stream, and in the
+recording of a graph only if it was made in it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastnn.autograd import enable_grad, is_grad_enabled, is_recorded, is_waiting_enabled
-from fastnn.device import name_of
+from fastnn.device import cuda_module, name_of
 from fastnn.dtypes import as_dtype
 from fastnn.tensor import Tensor, waiting
 
@@ -77,7 +80,9 @@ class Deferred(Tensor):
         shape: of the output; dtype and device are the first operand's.
     """
 
-    __slots__ = ("_inputs", "_joined", "_open", "_operator", "_recorded", "_shape", "_sources")
+    __slots__ = (
+        "_inputs", "_joined", "_open", "_operator", "_place", "_recorded", "_shape", "_sources",
+    )  # fmt: skip
 
     def __init__(self, operator: Operator, inputs: Inputs, shape: tuple[int, ...]) -> None:
         self._index, self._hooks, self.grad = 0, None, None
@@ -91,6 +96,7 @@ class Deferred(Tensor):
         arrays = [a for a in (*operator.operands, array_of(inputs[3])) if a is not None]
         self._sources = [(a, a.version) for a in arrays]
         self._joined: list[tuple[Any, Callable[[Tensor], Tensor]]] = []
+        self._place = self._here()
         self._open = True
         waiting[id(self)] = self
 
@@ -121,15 +127,34 @@ class Deferred(Tensor):
                 f"{self._operator.name}: an operand of its result of shape {self.shape} was changed "
                 "in place before that was used; change a .clone() of it instead"
             )
-        return self._operator.compute(activation, array_of(self._inputs[3]))
+        if self._place == self._here():
+            return self._operator.compute(activation, array_of(self._inputs[3]))
+        if self._place.recorded:
+            raise RuntimeError(
+                f"{self._operator.name}: its result of shape {self.shape} belongs to the recording "
+                "of a graph that failed, or that is another thread's, and has no values here"
+            )
+        module, device = cuda_module(), self._like.device
+        before = module.move_to(device, self._place)
+        try:
+            return self._operator.compute(activation, array_of(self._inputs[3]))
+        finally:
+            module.move_to(device, before)
+
+    def _here(self) -> Any:
+        """Where this thread's work on the GPU goes: a stream, perhaps of a recording."""
+        return cuda_module().here(self._like.device) if self.is_cuda else None
 
     def reads(self, array: Any) -> bool:
         """Whether the values are computed from this array's memory."""
         return any(source.shares_storage(array) for source, _ in self._sources)
 
     def settle(self) -> None:
-        """Computes the values, if they can still be known; else using them is an error."""
-        if self._intact():
+        """Computes the values, if they can still be known; else using them is an error.
+
+        What is recorded reads its operands when it is replayed, and is nobody else's to compute.
+        """
+        if self._intact() and (self._place == self._here() or not self._place.recorded):
             self._array  # noqa: B018 (reading it computes it)
 
     def __del__(self) -> None:
@@ -138,8 +163,10 @@ class Deferred(Tensor):
 
     def _can_join(self) -> bool:
         if self._recorded is None:  # and what it joins would not be either
-            return self._open and not (self._requires_grad or is_recorded(self._inputs))
-        return self._open and is_grad_enabled() and self._recorded.changed() is None
+            joins = self._open and not (self._requires_grad or is_recorded(self._inputs))
+        else:
+            joins = self._open and is_grad_enabled() and self._recorded.changed() is None
+        return joins and self._place == self._here()
 
     def _can_add(self, other: Any) -> bool:
         return (

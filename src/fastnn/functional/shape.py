@@ -361,17 +361,17 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
 
 
 def _assign(view: Tensor, value: Any) -> None:
-    """``view[...] = value`` as NumPy has it: first dimensions of size 1 may be too many, and the value
-    may be of the same memory."""
+    """``view[...] = value`` as NumPy has it: first dimensions of size 1 may be too many."""
     if not isinstance(value, Tensor) and not view.dtype.is_floating_point:
         value = np.asarray(value).astype(view.dtype.name)  # not by way of float32
     values = value if isinstance(value, Tensor) else tensor(value)
     more = max(0, values.ndim - view.ndim)
     if more and all(size == 1 for size in values.shape[:more]):
         values = values.reshape(values.shape[more:])
-    if values._array.shares_storage(view._array):
-        values = values.clone()
-    view.copy_(values)
+    if values.ndim:
+        view.copy_(values)
+    else:
+        view.fill_(values)
 
 
 TENSOR_METHODS: dict[str, Any] = {

@@ -322,6 +322,14 @@ class Module:
                         value.grad = None
         return self
 
+    def cuda(self: M, device: Any = "cuda") -> M:
+        """:meth:`to` a GPU, the current one if left out."""
+        return self.to(device=device)
+
+    def cpu(self: M) -> M:
+        """:meth:`to` the CPU."""
+        return self.to(device="cpu")
+
     # State.
 
     def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

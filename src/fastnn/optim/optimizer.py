@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,20 +15,24 @@ from fastnn.tensor import Tensor, settle, tensor
 #: What an optimizer's step moved: the optimizer, and each parameter with its gradient.
 Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]]]
 
-#: The steps that are being recorded into a CUDA graph, in order; None: none are.
-_watched: list[Step] | None = None
+
+class _Watched(threading.local):
+    #: The steps that this thread records into a CUDA graph, in order; None: it records none.
+    steps: list[Step] | None = None
+
+
+_watched = _Watched()
 
 
 @contextmanager
 def watched() -> Iterator[list[Step]]:
     """The optimizers' steps within the block, in order (for CUDA graphs)."""
-    global _watched
     seen: list[Step] = []
-    _watched = seen
+    _watched.steps = seen
     try:
         yield seen
     finally:
-        _watched = None
+        _watched.steps = None
 
 
 class Optimizer:
@@ -83,9 +88,9 @@ class Optimizer:
     def step(self) -> None:
         """Moves every parameter that has a gradient."""
         settle()
-        if _watched is not None:
+        if _watched.steps is not None:
             params = [p for group in self.param_groups for p in group["params"]]
-            _watched.append((self, [(p, p.grad) for p in params]))
+            _watched.steps.append((self, [(p, p.grad) for p in params]))
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             # Parameters that have made different numbers of steps take them apart.
@@ -153,8 +158,10 @@ class Optimizer:
                             f"{type(self).__name__}: {name} of parameter {key} expects shape "
                             f"{p.shape}, got {tuple(value.shape)}"
                         )
-                    self.state[id(p)] = {**self.state.get(id(p), {"step": 0})}
-                    self.state[id(p)].pop(name, None)
+                    # Into the buffer that is there: a CUDA graph goes on with what it holds.
+                    known = self.state.setdefault(id(p), {"step": 0})
+                    if name in known and not _lies_like(known[name], p):
+                        del known[name]
                     target = self._buffers([p], name)[0]
                     held[name] = target.copy_(
                         tensor(value) if not isinstance(value, Tensor) else value
@@ -172,6 +179,11 @@ class Optimizer:
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
             lines.append(f"  group {i}: {len(group['params'])} tensors, {options}")
         return "\n".join(lines) + "\n)"
+
+
+def _lies_like(buffer: Tensor, p: Tensor) -> bool:
+    a, b = buffer._array, p._array
+    return (a.shape, a.strides, a.device) == (b.shape, b.strides, b.device)
 
 
 def check_range(owner: str, **values: float) -> None:
