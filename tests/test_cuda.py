@@ -304,6 +304,71 @@ def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(l
         assert run_case("conv2d", line, op, "cuda").ok
 
 
+def test_products_without_tensor_cores_round_nothing_to_tf32():
+    x, weight = on_cuda(2, 8, 7, 7), on_cuda(8, 8, 3, 3)
+    switches = fastnn.backends.cuda
+
+    def product(tensor_cores, tf32):
+        with switches.with_tensor_cores(tensor_cores), switches.tf32(tf32):
+            return F.conv2d(x, weight).cpu().numpy().tobytes()
+
+    assert switches.use_tensor_cores()
+    assert product(False, True) == product(False, False) == product(True, False)
+    used = switches.tensor_cores() == "used: passed their self-check"
+    assert (product(True, True) != product(True, False)) == used
+    with switches.with_tensor_cores(False):
+        assert switches.tensor_cores().startswith("not used: ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"FASTNN_TENSOR_CORES": "0"}, "not used: switched off"),
+     ({"FASTNN_EMULATED_CAPABILITY": "75"}, "not used: code for them needs compute capability 8.0")],
+    ids=["switch", "sm_75"],
+)  # fmt: skip
+def test_bfloat16_is_right_without_tensor_cores(setting, said):
+    """All that multiplies, forward and backward."""
+    if "FASTNN_EMULATED_CAPABILITY" in setting and not cuda_module().emulated:
+        pytest.skip("the emulated GPU's setting")
+    program = """
+import sys
+from fastnn import backends, verify
+print(backends.cuda.tensor_cores())
+lines = [(name, op, line) for name, op, line in verify.all_cases()
+         if name.startswith(("conv", "matmul", "linear")) and line.endswith("bf16")]
+results = [verify.run_case(name, line, op, "cuda") for name, op, line in lines]
+for result in results:
+    result.ok or print(result.explain())
+sys.exit(not lines or not all(r.ok for r in results))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
+        env={**os.environ, **setting},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == said, done.stdout + done.stderr
+
+
+def test_wrong_tensor_cores_are_warned_of_once(monkeypatch):
+    class Failing:
+        def device_count(self):
+            return 2
+
+        def wrong_primitives(self, index):
+            return "mma_bf16, to_tf32" if index else ""
+
+        def tensor_cores(self, index):
+            return not index
+
+    monkeypatch.setattr(fastnn.device, "_module", Failing())
+    monkeypatch.setattr(fastnn.device, "_asked", set())
+    with pytest.warns(RuntimeWarning, match=r"cuda:1: the tensor cores' .*\(mma_bf16, to_tf32\)"):
+        assert fastnn.device.index_of("cuda:1") == 1
+    assert fastnn.device.index_of("cuda:0") == 0 and fastnn.device.index_of("cuda:1") == 1
+    says = fastnn.backends.cuda.tensor_cores
+    assert says("cuda:0") == says(0) == "used: passed their self-check"
+    assert says(1) == "not used: wrong in their self-check: mma_bf16, to_tf32"
+
+
 def test_moments_from_before_a_graph_are_not_part_of_it():
     weight = on_cuda(8, 4, 3, 3).requires_grad_()
     y = F.conv2d(on_cuda(2, 4, 6, 6), weight, padding=1).detach()

@@ -302,7 +302,16 @@ def _gpus() -> str:
         count = fastnn.device.cuda_module().device_count()
     except RuntimeError as error:
         return f"none: {str(error).partition(': ')[2]}"
-    return ", ".join(fastnn.cuda.get_device_name(i) for i in range(count))
+    return ", ".join(map(_gpu, range(count)))
+
+
+def _gpu(index: int) -> str:
+    """A GPU's name, and whether its tensor cores are used; or why it is of no use."""
+    try:
+        name = fastnn.cuda.get_device_name(index)
+        return f"{name} (tensor cores {fastnn.backends.cuda.tensor_cores(index)})"
+    except RuntimeError as error:
+        return f"cuda:{index} cannot be used: {error}"
 
 
 def _processor() -> str:
