@@ -39,8 +39,8 @@ HOT = (
 )
 #: Bytes stored and loaded that hot kernels may spill. Of these two, which share rows of more than 2048
 #: elements among a block, ptxas puts 8 bytes aside rather than take more registers. Launch bounds that
-#: forbid it cost 48 registers instead of 32, and 64 instead of 48: fewer threads that wait for memory. Which
-#: is faster has to be measured on a GPU of compute capability 8.0; for 9.0 nothing is spilled.
+#: forbid it cost 48 registers instead of 32, and 64 instead of 48: fewer threads that wait for memory.
+#: Which is faster has to be measured on a GPU of compute capability 8.0; for 9.0 nothing is spilled.
 SPILLS = {
     ("sm_80", "softmax: forward_rows_kernel<float, 4, Team<256> >"): 16,
     ("sm_80", "norm_layer: layer_backward_kernel<float, 4, Team<256> >"): 16,
