@@ -615,6 +615,21 @@ def test_tensors_of_more_than_2_to_the_31_elements():
     assert normed[-1].float().abs().max().item() == 0
 
 
+@pytest.mark.parametrize("count", [1, 440, 441, 1000])
+def test_a_step_is_one_launch_for_440_tensors(count):
+    """As many as a kernel's arguments hold from CUDA 12.1 on."""
+    parameters = [on_cuda(1 + i % 3).requires_grad_() for i in range(count)]
+    before = [p.detach().cpu().numpy() for p in parameters]
+    for p in parameters:
+        p.grad = fastnn.ones(*p.shape, device="cuda")
+    optimizer = optim.SGD(parameters, lr=0.25)
+    launches = cuda_module().launches()
+    optimizer.step()
+    assert cuda_module().launches() - launches == -(-count // 440)
+    for p, was in zip(parameters, before, strict=True):
+        assert np.array_equal(p.detach().cpu().numpy(), was - np.float32(0.25))
+
+
 def test_sizes_beyond_the_kernels_integers_are_refused():
     x, w = on_cuda(1, 8, 3, 3), on_cuda(4, 8, 1, 1)
     far = 2**31 - 1

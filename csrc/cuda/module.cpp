@@ -202,6 +202,7 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
   });
   m.def("use_wgmma", &use_wgmma);
   m.def("set_use_wgmma", &set_use_wgmma);
+  m.def("launches", [] { return launches().load(); });
   m.def("wgmma_products", [] { return wgmma_products().load(); });
   bind_streams(m);
   bind_graphs(m);

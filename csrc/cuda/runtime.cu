@@ -182,6 +182,11 @@ std::atomic<int64_t>& wgmma_products() {
   return count;
 }
 
+std::atomic<int64_t>& launches() {
+  static std::atomic<int64_t> count{0};
+  return count;
+}
+
 cudaStream_t current_stream() {
   cudaStream_t& stream = streams[selected];
   if (!stream) stream = prepared(selected).stream;

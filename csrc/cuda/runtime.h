@@ -47,6 +47,9 @@ void set_use_wgmma(bool used);
 // Products that did.
 std::atomic<int64_t>& wgmma_products();
 
+// Kernels launched, or recorded to be, by all threads.
+std::atomic<int64_t>& launches();
+
 cudaStream_t current_stream();
 void set_current_stream(cudaStream_t stream);  // of the current device, for this thread
 

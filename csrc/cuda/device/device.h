@@ -41,6 +41,7 @@ constexpr size_t kStaticShared = 48 << 10;  // more has to be asked for
 template <class... Parameters, class... Arguments>
 void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                size_t shared, const Arguments&... arguments) {
+  ++launches();
 #if defined(FASTNN_CUDA_EMULATE)
   emulator::enqueue(stream, [=] {
     emulator::run(grid, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
