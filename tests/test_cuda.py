@@ -591,28 +591,117 @@ def test_pinned_memory():
         there.pin_memory()
 
 
-@pytest.mark.skipif(
-    fastnn.device.cuda_is_emulated() or fastnn.cuda.memory_stats()["free"] < 40 << 30,
-    reason="needs a GPU with 40 GB",
-)
-def test_tensors_of_more_than_2_to_the_31_elements():
-    """Beyond 32-bit indices: the last elements of elementwise, reduced, normed and convolved ones."""
-    n = 2**31 + 4096
-    x = fastnn.ones(n, device="cuda", dtype="bfloat16")
-    x[-5:] = -3.0
-    y = F.relu(x)
-    assert y[-6:].float().tolist() == [1.0, 0, 0, 0, 0, 0]
-    assert y.sum().item() == pytest.approx(n - 5, rel=1e-6)
-    del y
-    images = x[: 2**31].reshape(2**13, 64, 64, 64)
-    del x
-    weight = fastnn.ones(8, 64, 1, 1, device="cuda", dtype="bfloat16")
-    out = F.conv2d(images, weight)
-    assert (out[-1].float() == 64).all().item()
-    pooled = F.max_pool2d(images, 2)
-    assert pooled[-1].float().min().item() == 1
-    normed = F.batch_norm(images, None, None, training=True)
-    assert normed[-1].float().abs().max().item() == 0
+class LargeImages:
+    """Images of ones on a GPU, but for the first two and the last two, which are random and on the CPU
+    as well. What they come to there, by themselves, is what they have to come to here."""
+
+    def __init__(self, images, channels, side):
+        self.at = [0, 1, images - 2, images - 1]
+        self.few = fastnn.randn(4, channels, side, side).to("bfloat16")
+        self.all = self.spread(self.few, 1)
+
+    def spread(self, few, rest):
+        """Four images of the CPU at their places among others, all of whose elements are ``rest``."""
+        shape = (self.at[-1] + 1, *few.shape[1:])
+        whole = fastnn.full(shape, rest, device="cuda", dtype=few.dtype)
+        for i, image in zip(self.at, few, strict=True):
+            whole[i] = image.to("cuda")
+        return whole
+
+    def compare(self, there, here):
+        for i, image in zip(self.at, here.detach().float(), strict=True):
+            close(there[i].detach().float().cpu(), image)
+
+    def gradients(self, function, *parameters):
+        """Of the images and of parameters, from a gradient that is zero but for these four."""
+        own = [p.to("cuda").detach().requires_grad_() for p in parameters]
+        here, there = self.few.detach().requires_grad_(), self.all.detach().requires_grad_()
+        y = function(here, *parameters)
+        grad = fastnn.randn(*y.shape).to(y.dtype)
+        y.backward(grad)
+        y = function(there, *own)
+        self.compare(y, function(self.few, *parameters))
+        y.backward(self.spread(grad, 0))
+        self.compare(there.grad, here.grad)
+        assert (there.grad[len(there) // 2] == 0).all().item()
+        for a, b in zip(own, parameters, strict=True):
+            close(a.grad.float().cpu(), b.grad.float())
+
+
+def close(there, here):
+    """Two or three roundings to bfloat16 apart."""
+    here = here.numpy()
+    assert np.allclose(there.numpy(), here, rtol=2 * EPS["bfloat16"], atol=EPS["bfloat16"])
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "side"),
+    [
+        (12, 16, 8),  # the check itself, where there is no such GPU
+        pytest.param(
+            2**13 + 4, 64, 64,
+            marks=pytest.mark.skipif(
+                fastnn.device.cuda_is_emulated() or fastnn.cuda.memory_stats()["free"] < 60 << 30,
+                reason="needs a GPU with 60 GB free",
+            ),
+        ),
+    ],
+    ids=["small", "2^31 + 2^20"],
+)  # fmt: skip
+def test_tensors_of_more_than_2_to_the_31_elements(images, channels, side):
+    """Beyond 32-bit indices: what lies at the ends of such a tensor comes out as it does by itself."""
+    x = LargeImages(images, channels, side)
+    size = channels * side * side
+    # Sums: of each image, and of all, which is rounded to bfloat16 as well.
+    x.compare(x.all.sum((1, 2, 3)), x.few.sum((1, 2, 3)))
+    total = (images - 4) * size + x.few.float().sum().item()
+    assert x.all.sum().item() == pytest.approx(total, rel=EPS["bfloat16"])
+    # Of one image each: elementwise, pooled, normalized along channels, joined.
+    for function in (
+        F.relu,
+        lambda t: t + t[:, :1],
+        lambda t: F.max_pool2d(t, 2),
+        lambda t: F.softmax(t, 1),
+        lambda t: fastnn.cat([t, t[:, : channels // 8]], 1),
+        lambda t: t.permute(0, 3, 1, 2).contiguous(),
+    ):
+        x.compare(function(x.all), function(x.few))
+    # Gradients.
+    weight = (fastnn.randn(8, channels, 3, 3) / 16).to("bfloat16").requires_grad_()
+    x.gradients(lambda t, w: F.conv2d(t, w, padding=1), weight)
+    x.gradients(lambda t: F.softmax(t, 1))
+    here = fastnn.tensor(np.random.default_rng(0).integers(channels, size=(4, side, side)))
+    labels = {4: here, images: x.spread(here, 0)}
+    x.gradients(lambda t: F.cross_entropy(t, labels[len(t)], reduction="none"))
+    # Batch norm: the moments of all images.
+    few = np.moveaxis(x.few.float().numpy(), 1, -1).reshape(-1, channels).astype(np.float64)
+    rest, count = (images - 4) * side * side, images * side * side
+    mean = (rest + few.sum(0)) / count
+    var = (rest * (1 - mean) ** 2 + ((few - mean) ** 2).sum(0)) / count
+    normed = F.batch_norm(x.all, None, None, training=True)
+    expected = (few - mean) / np.sqrt(var + 1e-5)
+    expected = np.moveaxis(expected.reshape(4, side, side, channels), -1, 1)
+    x.compare(normed, fastnn.tensor(expected.astype(np.float32)))
+    del normed
+    # Dropout: the mask is drawn anew for the gradient; the ends have masks of their own.
+    leaf = x.all.detach().requires_grad_()
+    dropped = F.dropout(leaf, 0.5)
+    dropped.backward(fastnn.ones_like(dropped))
+    kept = []
+    for i, image in zip(x.at, x.few.float().numpy(), strict=True):
+        kept.append(dropped[i].detach().float().cpu().numpy() != 0)
+        assert np.array_equal(dropped[i].detach().float().cpu().numpy(), kept[-1] * 2 * image)
+        assert np.array_equal(leaf.grad[i].float().cpu().numpy(), kept[-1] * 2)
+        assert abs(kept[-1].sum() - size / 2) < 5 * np.sqrt(size / 4)
+    assert not np.array_equal(kept[0], kept[-1])
+    del leaf, dropped
+    # An optimizer's step.
+    grad = fastnn.randn(*x.few.shape).to("bfloat16")
+    both = [x.few.detach().requires_grad_(), x.all.detach().requires_grad_()]
+    both[0].grad, both[1].grad = grad, x.spread(grad, 1)
+    for p in both:
+        optim.SGD([p], lr=0.25, momentum=0.9).step()
+    x.compare(both[1], both[0])
 
 
 @pytest.mark.parametrize("count", [1, 440, 441, 1000])
