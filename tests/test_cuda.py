@@ -560,6 +560,48 @@ def test_the_training_loop_works_there(tmp_path):
     assert files["cpu"] == pytest.approx(files["cuda"], rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_is_resumed_on_another_device(tmp_path, optimizer, first, then):
+    from fastnn.data import ArrayDataset
+    from fastnn.io import load_model
+    from fastnn.train import Interrupted, TrainConfig, fit
+
+    rng = np.random.default_rng(0)
+    data = ArrayDataset(
+        rng.standard_normal((40, 1, 32, 32)).astype(np.float32), rng.integers(0, 10, 40)
+    )
+
+    def run(out, device, stop_at=None, **options):
+        batches = iter(range(100))
+
+        def transform(images, *_):
+            if next(batches) == stop_at:
+                raise KeyboardInterrupt
+            return images
+
+        fastnn.manual_seed(0)
+        config = TrainConfig(
+            "lenet5", {}, epochs=2, batch_size=16, device=device, lr=0.01, optimizer=optimizer
+        )
+        model = fastnn.models.create_model("lenet5")
+        return fit(model, data, data, config, out, transform=transform, progress=False, **options)
+
+    whole = run(tmp_path / "whole", "cpu")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "moved", first, stop_at=4)  # in the second epoch
+    history = run(tmp_path / "moved", then, resume=True)
+    assert [row["epoch"] for row in history] == [row["epoch"] for row in whole]
+    assert history[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-3)
+    model, _ = load_model(tmp_path / "moved/model.safetensors", device="cuda")
+    here, _ = load_model(tmp_path / "moved/model.safetensors")
+    assert {p.device for p in model.parameters()} == {"cuda:0"} and not model.training
+    x = fastnn.randn(3, 1, 32, 32)
+    assert np.allclose(
+        model(x.to("cuda")).detach().cpu().numpy(), here(x).detach().numpy(), atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_compiled_networks_run_there(dtype):
     net = nn.Sequential(
