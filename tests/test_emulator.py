@@ -198,9 +198,9 @@ def primitives_by_numpy():
     fine_a = np.rint(fine_a * 1024) / 1024  # the accelerator's ties go to even
     fine_b = values[2048:6144].reshape(128, 32)
     return {
-        "mma_bf16": a @ b.T,
-        "mma_bf16_transposed": a @ b.T,
-        "mma_tf32": a8 @ b8.T,
+        "mma_bf16": 2 * a @ b.T,
+        "mma_bf16_transposed": 2 * a @ b.T,
+        "mma_tf32": 2 * a8 @ b8.T,
         "ldmatrix": fragments,
         "ldmatrix_transposed": fragments,
         "to_tf32": np.where(i % 2, -1, 1) * np.floor(between * 1024 + 0.5) / 1024,
@@ -271,6 +271,8 @@ WRONG = {
     "b-tf32": (".b[k / 4]", 0, ".b[1 - k / 4]", "mma_tf32"),
     "d-tf32": ("row = i / 2, column = 2 * t + i % 2", 1, "row = i / 2, column = t + i % 2 * 4",
                "mma_tf32"),
+    "replacing": ("d[i] += half_of", 0, "d[i] = (k ? d[i] : 0) + half_of",
+                  "mma_bf16, mma_bf16_transposed"),
     "ties": ("bits + 0x1000u", 0, "bits + 0x0fffu + (bits >> 13 & 1)", "to_tf32"),
     "truncated": ("bits + 0x1000u", 0, "bits", "to_tf32"),
 }  # fmt: skip

@@ -38,8 +38,8 @@ FASTNN_DEVICE float as_float(uint32_t bits) { return __int_as_float(static_cast<
 FASTNN_DEVICE float first_half(uint32_t pair) { return as_float(pair << 16); }
 FASTNN_DEVICE float second_half(uint32_t pair) { return as_float(pair & 0xffff0000u); }
 
-// a (16 x 16) times b (16 x 8), b stored by columns; by matrix loads. To `loaded`, what each lane
-// got of a.
+// Twice a (16 x 16) times b (16 x 8), b stored by columns; by matrix loads. To `loaded`, what each
+// lane got of a.
 template <bool kTransposed>
 FASTNN_DEVICE void multiply_bf16(float* y, float* loaded) {
   using A = bfloat16[16 * 16];
@@ -70,11 +70,11 @@ FASTNN_DEVICE void multiply_bf16(float* y, float* loaded) {
     loaded[8 * lane + 2 * i + 1] = second_half(x[i]);
   }
   float d[4] = {};
-  mma_bf16(d, x, {w[0], w[1]});
+  for (int i = 0; i < 2; ++i) mma_bf16(d, x, {w[0], w[1]});
   for (int i = 0; i < 4; ++i) y[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = d[i];
 }
 
-// a (16 x 8) times b (8 x 8), b stored by columns.
+// Twice a (16 x 8) times b (8 x 8), b stored by columns.
 FASTNN_DEVICE void multiply_tf32(float* y) {
   const int g = lane_of() / 4, t = lane_of() % 4;
   uint32_t x[4], w[2];
@@ -83,7 +83,7 @@ FASTNN_DEVICE void multiply_tf32(float* y) {
   for (int i = 0; i < 2; ++i)
     w[i] = to_tf32(operand(kSecond + static_cast<uint32_t>(g * 8 + t + 4 * i)));
   float d[4] = {};
-  mma_tf32(d, x, w);
+  for (int i = 0; i < 2; ++i) mma_tf32(d, x, w);
   for (int i = 0; i < 4; ++i) y[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
 }
 
@@ -144,7 +144,7 @@ __global__ void basic_kernel(const float* x, float* y) {
     copy_in_groups(x, y + kMost);
 }
 
-// a b^T of the kernels' operands, k terms to a sum.
+// Twice a b^T of the kernels' operands: products are added to what is there.
 std::vector<float> product(int terms) {
   std::vector<float> d;
   for (int row = 0; row < 16; ++row)
@@ -153,7 +153,7 @@ std::vector<float> product(int terms) {
       for (int k = 0; k < terms; ++k)
         sum += operand(static_cast<uint32_t>(row * terms + k)) *
                operand(kSecond + static_cast<uint32_t>(column * terms + k));
-      d.push_back(sum);
+      d.push_back(2 * sum);
     }
   return d;
 }

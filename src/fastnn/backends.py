@@ -121,7 +121,7 @@ class cuda:
         ``FASTNN_TENSOR_CORES=0``.
 
         Without them the same sums are taken by the kernels for older GPUs, slowly: a way to tell
-        whether a doubtful result is the tensor cores'. :func:`tensor_cores` says what a GPU does.
+        whether a doubtful result is the tensor cores'. :meth:`tensor_cores` says what a GPU does.
         """
         cuda_module().set_use_tensor_cores(bool(used))
 
@@ -160,9 +160,8 @@ class cuda:
 
         In bfloat16, and in float32 where :meth:`set_allow_tf32` lets its operands be rounded (but for
         the gradient of the weight). Without effect but on GPUs of compute capability 9.0 whose tensor
-        cores are used (:meth:`tensor_cores`). Off at
-        first, unless ``FASTNN_WGMMA=1``: these kernels are checked by emulation and have not run on a
-        GPU.
+        cores are used (:meth:`tensor_cores`). Off at first, unless ``FASTNN_WGMMA=1``: these kernels are
+        checked by emulation and have not run on a GPU.
         """
         cuda_module().set_use_wgmma(bool(used))
 
