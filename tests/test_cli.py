@@ -263,6 +263,17 @@ def test_a_run_of_a_gpu_is_resumed_without_one(trained, tmp_path):
 
 
 @pytest.mark.gpu
+def test_info_tells_whether_tensor_cores_are_used():
+    for setting, said in (
+        ("1", fastnn.backends.cuda.tensor_cores()),
+        ("0", "not used: switched off"),
+    ):
+        facts = json.loads(fastnn_("info", "--json", FASTNN_TENSOR_CORES=setting).stdout)
+        name = fastnn.cuda.get_device_name()
+        assert facts["CUDA devices"].startswith(f"{name} (tensor cores {said})")
+
+
+@pytest.mark.gpu
 def test_predict_runs_on_a_gpu(trained, tmp_path):
     from PIL import Image
 
