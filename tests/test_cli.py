@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastnn
-from fastnn.io import load_state, save_model, save_state
+from fastnn.io import load_nested, load_state, save_model, save_nested, save_state
 
 COMMANDS = ("train", "predict", "info", "verify", "bench", "summary")
 
@@ -237,6 +238,51 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_gives_the_same_bits(tmp_path):
     for name in ("model.safetensors", "checkpoint.safetensors"):
         whole, other = (load_state(tmp_path / d / name)[0] for d in ("whole", "stopped"))
         assert all(whole[key].tobytes() == other[key].tobytes() for key in whole), name
+
+
+def test_a_run_of_a_gpu_is_resumed_without_one(trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    state = load_nested(out / "checkpoint.safetensors")
+    state["config"]["device"] = "cuda"
+    save_nested(out / "checkpoint.safetensors", state)
+    no_gpu = {"FASTNN_CUDA_EMULATE": "0", "CUDA_VISIBLE_DEVICES": "-1"}
+    resume = ("train", "digits", "--resume", "--quiet", "--out", out)
+    done = fastnn_(*resume, code=2, **no_gpu)
+    assert "device 'cuda' is not available: " in done.stderr
+    assert done.stderr.strip().endswith("to resume on another device, name it: --device cpu")
+    done = fastnn_(*resume, "--device", "cpu", **no_gpu)
+    assert "after 4 epochs" in done.stdout
+    assert (out / "model.safetensors").read_bytes() == (
+        trained[0] / "model.safetensors"
+    ).read_bytes()
+    done = fastnn_(
+        "predict", out / "model.safetensors", "x.png", "--device", "cuda", code=2, **no_gpu
+    )
+    assert "device 'cuda' is not available" in done.stderr
+
+
+@pytest.mark.gpu
+def test_info_tells_whether_tensor_cores_are_used():
+    for setting, said in (
+        ("1", fastnn.backends.cuda.tensor_cores()),
+        ("0", "not used: switched off"),
+    ):
+        facts = json.loads(fastnn_("info", "--json", FASTNN_TENSOR_CORES=setting).stdout)
+        name = fastnn.cuda.get_device_name()
+        assert facts["CUDA devices"].startswith(f"{name} (tensor cores {said})")
+
+
+@pytest.mark.gpu
+def test_predict_runs_on_a_gpu(trained, tmp_path):
+    from PIL import Image
+
+    image = np.zeros((28, 28), np.uint8)
+    image[4:24, 12:16] = 255
+    Image.fromarray(image).save(tmp_path / "one.png")
+    args = ("predict", trained[0] / "model.safetensors", tmp_path / "one.png", "--json", "--device")
+    here, there = (json.loads(fastnn_(*args, device).stdout) for device in ("cpu", "cuda"))
+    assert there == pytest.approx(here, abs=1e-4)
 
 
 def test_a_reader_that_goes_away_is_no_error():

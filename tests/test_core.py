@@ -258,10 +258,13 @@ def test_asking_for_cuda_gives_one_clear_error():
 
 
 def test_import_is_light():
-    """Importing pulls in NumPy and nothing else that is heavy."""
+    """Importing pulls in NumPy and nothing else that is heavy, nor a CUDA module; CPU work neither."""
     code = """
 import sys, fastnn
-heavy = {"torch", "matplotlib", "sklearn", "PIL", "tqdm", "safetensors", "ml_dtypes", "scipy"}
+(fastnn.ones(3) + 1).sum().item()
+heavy = {"torch", "matplotlib", "sklearn", "PIL", "tqdm", "safetensors", "ml_dtypes", "scipy",
+         "fastnn._cuda", "fastnn._cuda_emulated"}
 print(sorted(heavy & set(sys.modules)))
 """
-    assert run_python(code).stdout.strip() == "[]"
+    for emulate in ("0", "1"):
+        assert run_python(code, FASTNN_CUDA_EMULATE=emulate).stdout.strip() == "[]"

@@ -304,6 +304,71 @@ def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(l
         assert run_case("conv2d", line, op, "cuda").ok
 
 
+def test_products_without_tensor_cores_round_nothing_to_tf32():
+    x, weight = on_cuda(2, 8, 7, 7), on_cuda(8, 8, 3, 3)
+    switches = fastnn.backends.cuda
+
+    def product(tensor_cores, tf32):
+        with switches.with_tensor_cores(tensor_cores), switches.tf32(tf32):
+            return F.conv2d(x, weight).cpu().numpy().tobytes()
+
+    assert switches.use_tensor_cores()
+    assert product(False, True) == product(False, False) == product(True, False)
+    used = switches.tensor_cores() == "used: passed their self-check"
+    assert (product(True, True) != product(True, False)) == used
+    with switches.with_tensor_cores(False):
+        assert switches.tensor_cores().startswith("not used: ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"FASTNN_TENSOR_CORES": "0"}, "not used: switched off"),
+     ({"FASTNN_EMULATED_CAPABILITY": "75"}, "not used: code for them needs compute capability 8.0")],
+    ids=["switch", "sm_75"],
+)  # fmt: skip
+def test_bfloat16_is_right_without_tensor_cores(setting, said):
+    """All that multiplies, forward and backward."""
+    if "FASTNN_EMULATED_CAPABILITY" in setting and not cuda_module().emulated:
+        pytest.skip("the emulated GPU's setting")
+    program = """
+import sys
+from fastnn import backends, verify
+print(backends.cuda.tensor_cores())
+lines = [(name, op, line) for name, op, line in verify.all_cases()
+         if name.startswith(("conv", "matmul", "linear")) and line.endswith("bf16")]
+results = [verify.run_case(name, line, op, "cuda") for name, op, line in lines]
+for result in results:
+    result.ok or print(result.explain())
+sys.exit(not lines or not all(r.ok for r in results))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
+        env={**os.environ, **setting},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == said, done.stdout + done.stderr
+
+
+def test_wrong_tensor_cores_are_warned_of_once(monkeypatch):
+    class Failing:
+        def device_count(self):
+            return 2
+
+        def wrong_primitives(self, index):
+            return "mma_bf16, to_tf32" if index else ""
+
+        def tensor_cores(self, index):
+            return not index
+
+    monkeypatch.setattr(fastnn.device, "_module", Failing())
+    monkeypatch.setattr(fastnn.device, "_asked", set())
+    with pytest.warns(RuntimeWarning, match=r"cuda:1: the tensor cores' .*\(mma_bf16, to_tf32\)"):
+        assert fastnn.device.index_of("cuda:1") == 1
+    assert fastnn.device.index_of("cuda:0") == 0 and fastnn.device.index_of("cuda:1") == 1
+    says = fastnn.backends.cuda.tensor_cores
+    assert says("cuda:0") == says(0) == "used: passed their self-check"
+    assert says(1) == "not used: wrong in their self-check: mma_bf16, to_tf32"
+
+
 def test_moments_from_before_a_graph_are_not_part_of_it():
     weight = on_cuda(8, 4, 3, 3).requires_grad_()
     y = F.conv2d(on_cuda(2, 4, 6, 6), weight, padding=1).detach()
@@ -497,6 +562,48 @@ def test_the_training_loop_works_there(tmp_path):
     assert files["cpu"] == pytest.approx(files["cuda"], rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_is_resumed_on_another_device(tmp_path, optimizer, first, then):
+    from fastnn.data import ArrayDataset
+    from fastnn.io import load_model
+    from fastnn.train import Interrupted, TrainConfig, fit
+
+    rng = np.random.default_rng(0)
+    data = ArrayDataset(
+        rng.standard_normal((40, 1, 32, 32)).astype(np.float32), rng.integers(0, 10, 40)
+    )
+
+    def run(out, device, stop_at=None, **options):
+        batches = iter(range(100))
+
+        def transform(images, *_):
+            if next(batches) == stop_at:
+                raise KeyboardInterrupt
+            return images
+
+        fastnn.manual_seed(0)
+        config = TrainConfig(
+            "lenet5", {}, epochs=2, batch_size=16, device=device, lr=0.01, optimizer=optimizer
+        )
+        model = fastnn.models.create_model("lenet5")
+        return fit(model, data, data, config, out, transform=transform, progress=False, **options)
+
+    whole = run(tmp_path / "whole", "cpu")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "moved", first, stop_at=4)  # in the second epoch
+    history = run(tmp_path / "moved", then, resume=True)
+    assert [row["epoch"] for row in history] == [row["epoch"] for row in whole]
+    assert history[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-3)
+    model, _ = load_model(tmp_path / "moved/model.safetensors", device="cuda")
+    here, _ = load_model(tmp_path / "moved/model.safetensors")
+    assert {p.device for p in model.parameters()} == {"cuda:0"} and not model.training
+    x = fastnn.randn(3, 1, 32, 32)
+    assert np.allclose(
+        model(x.to("cuda")).detach().cpu().numpy(), here(x).detach().numpy(), atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_compiled_networks_run_there(dtype):
     net = nn.Sequential(
@@ -528,28 +635,132 @@ def test_pinned_memory():
         there.pin_memory()
 
 
-@pytest.mark.skipif(
-    fastnn.device.cuda_is_emulated() or fastnn.cuda.memory_stats()["free"] < 40 << 30,
-    reason="needs a GPU with 40 GB",
-)
-def test_tensors_of_more_than_2_to_the_31_elements():
-    """Beyond 32-bit indices: the last elements of elementwise, reduced, normed and convolved ones."""
-    n = 2**31 + 4096
-    x = fastnn.ones(n, device="cuda", dtype="bfloat16")
-    x[-5:] = -3.0
-    y = F.relu(x)
-    assert y[-6:].float().tolist() == [1.0, 0, 0, 0, 0, 0]
-    assert y.sum().item() == pytest.approx(n - 5, rel=1e-6)
-    del y
-    images = x[: 2**31].reshape(2**13, 64, 64, 64)
-    del x
-    weight = fastnn.ones(8, 64, 1, 1, device="cuda", dtype="bfloat16")
-    out = F.conv2d(images, weight)
-    assert (out[-1].float() == 64).all().item()
-    pooled = F.max_pool2d(images, 2)
-    assert pooled[-1].float().min().item() == 1
-    normed = F.batch_norm(images, None, None, training=True)
-    assert normed[-1].float().abs().max().item() == 0
+class LargeImages:
+    """Images of ones on a GPU, but for the first two and the last two, which are random and on the CPU
+    as well. What they come to there, by themselves, is what they have to come to here."""
+
+    def __init__(self, images, channels, side):
+        self.at = [0, 1, images - 2, images - 1]
+        self.few = fastnn.randn(4, channels, side, side).to("bfloat16")
+        self.all = self.spread(self.few, 1)
+
+    def spread(self, few, rest):
+        """Four images of the CPU at their places among others, all of whose elements are ``rest``."""
+        shape = (self.at[-1] + 1, *few.shape[1:])
+        whole = fastnn.full(shape, rest, device="cuda", dtype=few.dtype)
+        for i, image in zip(self.at, few, strict=True):
+            whole[i] = image.to("cuda")
+        return whole
+
+    def compare(self, there, here):
+        for i, image in zip(self.at, here.detach().float(), strict=True):
+            close(there[i].detach().float().cpu(), image)
+
+    def gradients(self, function, *parameters):
+        """Of the images and of parameters, from a gradient that is zero but for these four."""
+        own = [p.to("cuda").detach().requires_grad_() for p in parameters]
+        here, there = self.few.detach().requires_grad_(), self.all.detach().requires_grad_()
+        y = function(here, *parameters)
+        grad = fastnn.randn(*y.shape).to(y.dtype)
+        y.backward(grad)
+        y = function(there, *own)
+        self.compare(y, function(self.few, *parameters))
+        y.backward(self.spread(grad, 0))
+        self.compare(there.grad, here.grad)
+        assert (there.grad[len(there) // 2] == 0).all().item()
+        for a, b in zip(own, parameters, strict=True):
+            close(a.grad.float().cpu(), b.grad.float())
+
+
+def close(there, here):
+    """Two or three roundings to bfloat16 apart."""
+    here = here.numpy()
+    assert np.allclose(there.numpy(), here, rtol=2 * EPS["bfloat16"], atol=EPS["bfloat16"])
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "side"),
+    [
+        (12, 16, 8),  # the check itself, where there is no such GPU
+        pytest.param(
+            2**13 + 4, 64, 64,
+            marks=pytest.mark.skipif(
+                fastnn.device.cuda_is_emulated() or fastnn.cuda.memory_stats()["free"] < 60 << 30,
+                reason="needs a GPU with 60 GB free",
+            ),
+        ),
+    ],
+    ids=["small", "2^31 + 2^20"],
+)  # fmt: skip
+def test_tensors_of_more_than_2_to_the_31_elements(images, channels, side):
+    """Beyond 32-bit indices: what lies at the ends of such a tensor comes out as it does by itself."""
+    x = LargeImages(images, channels, side)
+    size = channels * side * side
+    # Sums: of each image, and of all, which is rounded to bfloat16 as well.
+    x.compare(x.all.sum((1, 2, 3)), x.few.sum((1, 2, 3)))
+    total = (images - 4) * size + x.few.float().sum().item()
+    assert x.all.sum().item() == pytest.approx(total, rel=EPS["bfloat16"])
+    # Of one image each: elementwise, pooled, normalized along channels, joined.
+    for function in (
+        F.relu,
+        lambda t: t + t[:, :1],
+        lambda t: F.max_pool2d(t, 2),
+        lambda t: F.softmax(t, 1),
+        lambda t: fastnn.cat([t, t[:, : channels // 8]], 1),
+        lambda t: t.permute(0, 3, 1, 2).contiguous(),
+    ):
+        x.compare(function(x.all), function(x.few))
+    # Gradients.
+    weight = (fastnn.randn(8, channels, 3, 3) / 16).to("bfloat16").requires_grad_()
+    x.gradients(lambda t, w: F.conv2d(t, w, padding=1), weight)
+    x.gradients(lambda t: F.softmax(t, 1))
+    here = fastnn.tensor(np.random.default_rng(0).integers(channels, size=(4, side, side)))
+    labels = {4: here, images: x.spread(here, 0)}
+    x.gradients(lambda t: F.cross_entropy(t, labels[len(t)], reduction="none"))
+    # Batch norm: the moments of all images.
+    few = np.moveaxis(x.few.float().numpy(), 1, -1).reshape(-1, channels).astype(np.float64)
+    rest, count = (images - 4) * side * side, images * side * side
+    mean = (rest + few.sum(0)) / count
+    var = (rest * (1 - mean) ** 2 + ((few - mean) ** 2).sum(0)) / count
+    normed = F.batch_norm(x.all, None, None, training=True)
+    expected = (few - mean) / np.sqrt(var + 1e-5)
+    expected = np.moveaxis(expected.reshape(4, side, side, channels), -1, 1)
+    x.compare(normed, fastnn.tensor(expected.astype(np.float32)))
+    del normed
+    # Dropout: the mask is drawn anew for the gradient; the ends have masks of their own.
+    leaf = x.all.detach().requires_grad_()
+    dropped = F.dropout(leaf, 0.5)
+    dropped.backward(fastnn.ones_like(dropped))
+    kept = []
+    for i, image in zip(x.at, x.few.float().numpy(), strict=True):
+        kept.append(dropped[i].detach().float().cpu().numpy() != 0)
+        assert np.array_equal(dropped[i].detach().float().cpu().numpy(), kept[-1] * 2 * image)
+        assert np.array_equal(leaf.grad[i].float().cpu().numpy(), kept[-1] * 2)
+        assert abs(kept[-1].sum() - size / 2) < 5 * np.sqrt(size / 4)
+    assert not np.array_equal(kept[0], kept[-1])
+    del leaf, dropped
+    # An optimizer's step.
+    grad = fastnn.randn(*x.few.shape).to("bfloat16")
+    both = [x.few.detach().requires_grad_(), x.all.detach().requires_grad_()]
+    both[0].grad, both[1].grad = grad, x.spread(grad, 1)
+    for p in both:
+        optim.SGD([p], lr=0.25, momentum=0.9).step()
+    x.compare(both[1], both[0])
+
+
+@pytest.mark.parametrize("count", [1, 440, 441, 1000])
+def test_a_step_is_one_launch_for_440_tensors(count):
+    """As many as a kernel's arguments hold from CUDA 12.1 on."""
+    parameters = [on_cuda(1 + i % 3).requires_grad_() for i in range(count)]
+    before = [p.detach().cpu().numpy() for p in parameters]
+    for p in parameters:
+        p.grad = fastnn.ones(*p.shape, device="cuda")
+    optimizer = optim.SGD(parameters, lr=0.25)
+    launches = cuda_module().launches()
+    optimizer.step()
+    assert cuda_module().launches() - launches == -(-count // 440)
+    for p, was in zip(parameters, before, strict=True):
+        assert np.array_equal(p.detach().cpu().numpy(), was - np.float32(0.25))
 
 
 def test_sizes_beyond_the_kernels_integers_are_refused():

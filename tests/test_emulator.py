@@ -18,7 +18,9 @@ import pytest
 import fastnn
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "pinned", "tensor_map")]
+SOURCES = [
+    f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "pinned", "self_check", "tensor_map")
+]
 EMULATOR = ["csrc/cuda/emulator/fibers.cpp", "csrc/cuda/emulator/runtime.cpp"]
 
 
@@ -165,16 +167,21 @@ def nvcc():
 
 
 def sample(i):
-    return ((i * 37 + 11) % 64 - 32) / 16.0
+    """As in csrc/cuda/self_check.cu."""
+    return (((i * 1103515245 + 12345) % 2**32 >> 16) % 255 - 127) / 16.0
 
 
 def primitives_by_numpy():
     a, b = sample(np.arange(256)).reshape(16, 16), sample(1000 + np.arange(128)).reshape(8, 16)
+    lane, register = np.divmod(np.arange(256), 8)
+    i, half = register // 2, register % 2
+    fragments = a[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + 8 * (i // 2) + half]
     a8, b8 = sample(np.arange(128)).reshape(16, 8), sample(1000 + np.arange(64)).reshape(8, 8)
     x = sample(np.arange(384)).reshape(3, 32, 4)
     x[:, 3::4] = 0
     threads = sample(np.arange(256))
-    steps = 1 + np.arange(32) / 8192
+    i = np.arange(128)
+    between = 1 + i * 129 % 8192 / 8192
     first, second = 1 + np.arange(32) / 512, -2 - np.arange(32) / 256
     rounded = [np.round(first * 128) / 128, np.round(second * 64) / 64, first, second]
     rounded = np.transpose([*rounded, first, second])
@@ -187,15 +194,16 @@ def primitives_by_numpy():
     bases = [(n, h, w) for n in range(4) for h in range(6) for w in (0, 2, 4)]
     pixels = [image[n, h + 1, w + 2, 16:80] for n, h, w in bases[2:66]]
     wide_a, wide_b = values[:4096].reshape(64, 64), values[4096:12288].reshape(128, 64)
-    i = np.arange(2048)
-    fine_a = (1 + i * 37 % 16 / 16 + i % 16 / 8192).reshape(64, 32)
+    fine_a = (1 + np.arange(2048) ** 2 * 37 % 8191 / 8192).reshape(64, 32)
     fine_a = np.rint(fine_a * 1024) / 1024  # the accelerator's ties go to even
     fine_b = values[2048:6144].reshape(128, 32)
     return {
-        "mma_bf16": a @ b.T,
-        "mma_bf16_transposed": a @ b.T,
-        "mma_tf32": a8 @ b8.T,
-        "to_tf32": np.floor(steps * 1024 + 0.5) / 1024,
+        "mma_bf16": 2 * a @ b.T,
+        "mma_bf16_transposed": 2 * a @ b.T,
+        "mma_tf32": 2 * a8 @ b8.T,
+        "ldmatrix": fragments,
+        "ldmatrix_transposed": fragments,
+        "to_tf32": np.where(i % 2, -1, 1) * np.floor(between * 1024 + 0.5) / 1024,
         "round_two": rounded,
         "copy_async": x,
         "sums": [np.full(256, threads.sum()), np.repeat(threads.reshape(8, 32).sum(1), 32),
@@ -212,7 +220,8 @@ def primitives_by_numpy():
 
 @pytest.mark.parametrize("where", ["emulated", "gpu"])
 def test_device_primitives_do_what_numpy_says(tmp_path, where):
-    """Exact: the operands are few bits, so every sum is a whole number of sixteenths squared."""
+    """Exact: the operands are few bits, so every sum is a whole number of sixteenths squared. No matrix
+    has two rows or columns alike, so that none can stand for another."""
     if where == "emulated":
         program = compiled(tmp_path / "primitives", "primitives.cu")
     else:
@@ -232,12 +241,108 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
     assert done.returncode == 0, done.stderr
     found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     expected = primitives_by_numpy()
+    for name, values in expected.items():
+        if name.startswith(("mma_", "wgmma_")):
+            for lines in (values, values.T):
+                assert len(np.unique(lines, axis=0)) == len(lines), name
     if where == "gpu" and (major, minor) != (9, 0):
         expected = {k: v for k, v in expected.items() if not k.startswith(("load_", "wgmma_"))}
+    if where == "gpu" and (major, minor) < (8, 0):
+        expected = {
+            k: v for k, v in expected.items() if not k.startswith(("ldmatrix", "mma_", "to_"))
+        }
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         values = np.ravel(values).astype(np.float32)
         assert np.array_equal(np.array(found[name], np.float32), values), name
+
+
+#: The body that a wrong instruction would have: what to replace in device/ptx.h, which of its
+#: occurrences, by what, and the primitives that then are found to be wrong.
+WRONG = {
+    "matrices": ("[8 * i + g][2 * t]", 0, "[8 * (i ^ 1) + g][2 * t]", "mma_bf16, ldmatrix"),
+    "rows": ("rows[8 * i + 2 * t][g]", 0, "rows[8 * i + t][g]",
+             "mma_bf16_transposed, ldmatrix_transposed"),
+    "halves": ("low | static_cast<uint32_t>(high)", 0, "high | static_cast<uint32_t>(low)",
+               "ldmatrix, ldmatrix_transposed"),
+    "a-bf16": (".a[row + 2 * half]", 0, ".a[2 * row + half]", "mma_bf16, mma_bf16_transposed"),
+    "d-bf16": ("row = i / 2, column = 2 * t + i % 2", 0, "row = i % 2, column = 2 * t + i / 2",
+               "mma_bf16, mma_bf16_transposed"),
+    "b-tf32": (".b[k / 4]", 0, ".b[1 - k / 4]", "mma_tf32"),
+    "d-tf32": ("row = i / 2, column = 2 * t + i % 2", 1, "row = i / 2, column = t + i % 2 * 4",
+               "mma_tf32"),
+    "replacing": ("d[i] += half_of", 0, "d[i] = (k ? d[i] : 0) + half_of",
+                  "mma_bf16, mma_bf16_transposed"),
+    "ties": ("bits + 0x1000u", 0, "bits + 0x0fffu + (bits >> 13 & 1)", "to_tf32"),
+    "truncated": ("bits + 0x1000u", 0, "bits", "to_tf32"),
+}  # fmt: skip
+#: The same of what every kernel needs: then the device is refused.
+WRONG_BASICS = {
+    "no-zeros": ("valid ? 16 : 0", 1, "16", "copy_async"),
+    "early": ("async_wait(kLeft)", 0, "async_wait(2 * kLeft)", "copy_async"),
+    "swapped": ("to_bfloat16(first).bits | static_cast<uint32_t>(to_bfloat16(second).bits)", 1,
+                "to_bfloat16(second).bits | static_cast<uint32_t>(to_bfloat16(first).bits)",
+                "round_two"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def self_check(tmp_path_factory):
+    """What a device finds in itself: exit code and text, its ptx.h altered as WRONG says."""
+    folder = tmp_path_factory.mktemp("self_check")
+    own = "csrc/cuda/self_check.cu"
+    rest = [s for s in SOURCES if s != own] + EMULATOR + ["tests/emulator/self_check.cu"]
+
+    def compile_one(source, *include):
+        target = folder / f"{Path(source).parent.name}-{Path(source).stem}.o"
+        command = [os.environ.get("CXX", "g++"), "-std=gnu++17", *include, "-Icsrc",
+                   "-DFASTNN_CUDA_EMULATE=1", "-x", "c++", "-c", source, "-o", str(target)]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return str(target)
+
+    if shutil.which(os.environ.get("CXX", "g++")) is None or not (ROOT / "csrc").exists():
+        pytest.skip("no C++ compiler")
+    objects = [compile_one(source) for source in rest]
+
+    def run(old=None, which=0, new=None, **environment):
+        header = folder / "altered/cuda/device/ptx.h"
+        header.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / "csrc/cuda/device/ptx.h").read_text()
+        if old is not None:
+            parts = text.split(old)
+            assert len(parts) > which + 1, f"device/ptx.h has no longer {old!r}"
+            text = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
+        header.write_text(text)
+        program = folder / "program"
+        command = [os.environ.get("CXX", "g++"), "-o", str(program), *objects,
+                   compile_one(own, f"-I{folder}/altered")]  # fmt: skip
+        subprocess.run(command, check=True, timeout=300)
+        done = subprocess.run(
+            [program], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+        )
+        return done.returncode, done.stdout.strip()
+
+    return run
+
+
+def test_a_device_passes_its_self_check(self_check):
+    assert self_check() == (0, "tensor cores 1")
+    assert self_check(FASTNN_TENSOR_CORES="0") == (0, "tensor cores 0")
+    assert self_check(FASTNN_EMULATED_CAPABILITY="75") == (0, "tensor cores 0")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_instruction_keeps_the_tensor_cores_off(self_check, name):
+    old, which, new, found = WRONG[name]
+    assert self_check(old, which, new) == (0, f"tensor cores 0 {found}")
+
+
+@pytest.mark.parametrize("name", WRONG_BASICS)
+def test_a_device_without_what_every_kernel_needs_is_refused(self_check, name):
+    old, which, new, found = WRONG_BASICS[name]
+    code, said = self_check(old, which, new)
+    assert code == 1 and f"what they are expected to: {found};" in said, said
 
 
 def test_the_gpu_check_does_not_pass_where_there_is_no_gpu():

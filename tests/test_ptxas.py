@@ -46,3 +46,11 @@ def test_a_spill_and_a_register_too_many_are_found(ptxas):
         now = {"sm_80": {"conv: gather_kernel<x>": {**fine, **worse}}}
         assert ptxas.complaints(now, limits), worse
     assert ptxas.complaints({"sm_80": {"new: kernel": fine}}, limits)
+
+
+def test_every_hot_name_is_a_kernels_and_no_recorded_spill_is_out_of_date(ptxas):
+    limits = json.loads(ptxas.LIMITS.read_text())
+    names = [name for kernels in limits.values() for name in kernels]
+    assert [hot for hot in ptxas.HOT if not any(hot in name for name in names)] == []
+    assert {key: limits[key[0]][key[1]]["spilled"] for key in ptxas.SPILLS} == ptxas.SPILLS
+    assert ptxas.complaints(limits, limits) == []

@@ -164,13 +164,13 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
   g.groups = static_cast<int>(p.groups);
   if (p.dtype == DType::bfloat16 && try_wgmma_weight(g, taps.data(), p.grad_dtype, grad_weight))
     return;
-  const bool tensor_cores = capability() >= 80;
+  const bool tensor = tensor_cores();
   if (p.dtype == DType::bfloat16)
-    tensor_cores ? run_sized<bfloat16, Math::tensor>(g, p.grad_dtype, grad_weight)
-                 : run_sized<bfloat16, Math::exact>(g, p.grad_dtype, grad_weight);
+    tensor ? run_sized<bfloat16, Math::tensor>(g, p.grad_dtype, grad_weight)
+           : run_sized<bfloat16, Math::exact>(g, p.grad_dtype, grad_weight);
   else
-    tensor_cores&& allow_tf32() ? run_sized<float, Math::tensor>(g, p.grad_dtype, grad_weight)
-                                : run_sized<float, Math::exact>(g, p.grad_dtype, grad_weight);
+    tensor&& allow_tf32() ? run_sized<float, Math::tensor>(g, p.grad_dtype, grad_weight)
+                          : run_sized<float, Math::exact>(g, p.grad_dtype, grad_weight);
 }
 
 template <class T, int N>

@@ -22,13 +22,13 @@ struct Phases {
 };
 
 void gather_phases(const Gather& p, int64_t phases, DType dtype, ConvMoments* moments) {
-  const bool tensor_cores = capability() >= 80;
+  const bool tensor = tensor_cores();
   if (dtype == DType::bfloat16)
-    tensor_cores ? gather_sized<bfloat16, Math::tensor>(p, phases, moments)
-                 : gather_sized<bfloat16, Math::exact>(p, phases, moments);
+    tensor ? gather_sized<bfloat16, Math::tensor>(p, phases, moments)
+           : gather_sized<bfloat16, Math::exact>(p, phases, moments);
   else
-    tensor_cores&& allow_tf32() ? gather_sized<float, Math::tensor>(p, phases, moments)
-                                : gather_sized<float, Math::exact>(p, phases, moments);
+    tensor&& allow_tf32() ? gather_sized<float, Math::tensor>(p, phases, moments)
+                          : gather_sized<float, Math::exact>(p, phases, moments);
 }
 
 // `moments`, of a single phase, may be null.

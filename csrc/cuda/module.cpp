@@ -214,8 +214,21 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
   });
   m.def("allow_tf32", &allow_tf32);
   m.def("set_allow_tf32", &set_allow_tf32);
+  m.def("use_tensor_cores", &use_tensor_cores);
+  m.def("set_use_tensor_cores", &set_use_tensor_cores);
+  m.def("tensor_cores", [](int device) {
+    select(device);
+    check();
+    return tensor_cores();
+  });
+  m.def("wrong_primitives", [](int device) {
+    select(device);
+    check();
+    return wrong_primitives();
+  });
   m.def("use_wgmma", &use_wgmma);
   m.def("set_use_wgmma", &set_use_wgmma);
+  m.def("launches", [] { return launches().load(); });
   m.def("wgmma_products", [] { return wgmma_products().load(); });
   bind_streams(m);
   bind_graphs(m);

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kChunk = 4096;
 // A kernel's arguments end at 4 KB, from CUDA 12.1 on at 32764 bytes: enough for a ResNet-50 at
 // once.
-#if defined(FASTNN_CUDA_EMULATE) || CUDART_VERSION < 12010
+#if !defined(FASTNN_CUDA_EMULATE) && CUDART_VERSION < 12010
 constexpr int kTensors = 55;
 #else
 constexpr int kTensors = 440;

@@ -2,6 +2,7 @@
 
 #include "cuda/capture.h"
 #include "cuda/device/device.h"
+#include "cuda/self_check.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -24,6 +25,8 @@ struct DeviceState {
   std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards it
   int multiprocessors = 1;
   int capability = 0;
+  bool tensor_cores = false;  // there, and as their self-check expects
+  std::string wrong;          // those of their instructions that are not
   size_t shared_memory = 0;
   Fault* fault = nullptr;
   std::map<std::string, void*> constants;
@@ -48,6 +51,23 @@ thread_local std::string failure;
 thread_local bool failed = false, no_memory = false;
 
 __global__ void probe_kernel() {}
+
+// Asks the device whether its instructions do what the kernels take them to do (self_check.h).
+// False where that could not be asked, or what every kernel needs does not; this is noted.
+bool check_instructions(DeviceState& d, int device) {
+  const std::vector<Primitive> basic = run_primitives(d.uploads, Primitives::basic);
+  const std::string wrong = disagreeing(basic);
+  if (!wrong.empty())
+    note_text("CUDA: instructions that every kernel needs do not do on cuda:" +
+              std::to_string(device) + " what they are expected to: " + wrong +
+              "; update the driver, or compute on another GPU or the CPU");
+  if (basic.empty() || !wrong.empty()) return false;
+  if (d.capability < 80) return true;
+  const std::vector<Primitive> products = run_primitives(d.uploads, Primitives::tensor_cores);
+  d.wrong = disagreeing(products);
+  d.tensor_cores = !products.empty() && d.wrong.empty();
+  return !products.empty();
+}
 
 // Whether the device is ready; what failed is tried again by the next operator.
 bool prepare(DeviceState& d, int device) {
@@ -75,6 +95,7 @@ bool prepare(DeviceState& d, int device) {
     return false;
   uint64_t keep = UINT64_MAX;
   note(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "the memory pool");
+  if (!check_instructions(d, device)) return false;
   void* fault = nullptr;
   if (!fine(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc"))
     return false;
@@ -128,18 +149,40 @@ int multiprocessors() { return prepared(selected).multiprocessors; }
 int capability() { return prepared(selected).capability; }
 bool has_shared(size_t bytes) { return bytes <= prepared(selected).shared_memory; }
 
+// A switch that the environment sets at first: "1" or "0", or else `otherwise`.
+static bool asked(const char* name, bool otherwise) {
+  const char* const value = std::getenv(name);
+  if (value && std::strcmp(value, otherwise ? "0" : "1") == 0) return !otherwise;
+  return otherwise;
+}
+
+static std::atomic<bool>& tensor_core_switch() {
+  static std::atomic<bool> used{asked("FASTNN_TENSOR_CORES", true)};
+  return used;
+}
+bool use_tensor_cores() { return tensor_core_switch().load(std::memory_order_relaxed); }
+void set_use_tensor_cores(bool used) {
+  tensor_core_switch().store(used, std::memory_order_relaxed);
+}
+bool tensor_cores() { return prepared(selected).tensor_cores && use_tensor_cores(); }
+const std::string& wrong_primitives() { return prepared(selected).wrong; }
+
 static std::atomic<bool> tf32{false};
 bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
 void set_allow_tf32(bool allowed) { tf32.store(allowed, std::memory_order_relaxed); }
 
 static std::atomic<bool>& wgmma() {
-  const char* const asked = std::getenv("FASTNN_WGMMA");
-  static std::atomic<bool> used{asked && std::strcmp(asked, "1") == 0};
+  static std::atomic<bool> used{asked("FASTNN_WGMMA", false)};
   return used;
 }
 bool use_wgmma() { return wgmma().load(std::memory_order_relaxed); }
 void set_use_wgmma(bool used) { wgmma().store(used, std::memory_order_relaxed); }
 std::atomic<int64_t>& wgmma_products() {
+  static std::atomic<int64_t> count{0};
+  return count;
+}
+
+std::atomic<int64_t>& launches() {
   static std::atomic<int64_t> count{0};
   return count;
 }

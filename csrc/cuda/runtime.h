@@ -27,6 +27,15 @@ int multiprocessors();  // of the current device
 int capability();
 bool has_shared(size_t bytes);  // whether a block may have so much shared memory
 
+// Whether products of bfloat16 and TF32 use the tensor cores (mma.sync): the code has them, this
+// GPU has passed their self-check (self_check.h), and nobody switched them off.
+bool tensor_cores();
+// The instructions that failed it on the current device, "mma_bf16, to_tf32"; empty if none did.
+const std::string& wrong_primitives();
+// The switch. On at first, unless FASTNN_TENSOR_CORES=0.
+bool use_tensor_cores();
+void set_use_tensor_cores(bool used);
+
 // Whether float32 products may round their operands to TF32 (10 bits of fraction) for the tensor
 // cores' sake. Off at first.
 bool allow_tf32();
@@ -37,6 +46,9 @@ bool use_wgmma();
 void set_use_wgmma(bool used);
 // Products that did.
 std::atomic<int64_t>& wgmma_products();
+
+// Kernels launched, or recorded to be, by all threads.
+std::atomic<int64_t>& launches();
 
 cudaStream_t current_stream();
 void set_current_stream(cudaStream_t stream);  // of the current device, for this thread

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import fastnn._core as _core
-from fastnn.device import cuda_module
+from fastnn.device import cuda_module, index_of
 
 _Setting = TypeVar("_Setting")
 
@@ -111,6 +111,45 @@ class cuda:
         return _within(cuda.allow_tf32, cuda.set_allow_tf32, allowed)
 
     @staticmethod
+    def use_tensor_cores() -> bool:
+        """Whether products may use the tensor cores where they are there and pass their self-check."""
+        return cuda_module().use_tensor_cores()
+
+    @staticmethod
+    def set_use_tensor_cores(used: bool) -> None:
+        """Lets products of bfloat16 and TF32 use the tensor cores, from sm_80 on; on at first, unless
+        ``FASTNN_TENSOR_CORES=0``.
+
+        Without them the same sums are taken by the kernels for older GPUs, slowly: a way to tell
+        whether a doubtful result is the tensor cores'. :meth:`tensor_cores` says what a GPU does.
+        """
+        cuda_module().set_use_tensor_cores(bool(used))
+
+    @staticmethod
+    def with_tensor_cores(used: bool) -> AbstractContextManager[None]:
+        """:meth:`set_use_tensor_cores` within a block."""
+        return _within(cuda.use_tensor_cores, cuda.set_use_tensor_cores, used)
+
+    @staticmethod
+    def tensor_cores(device: int | str | None = None) -> str:
+        """What products of bfloat16 use on a device, and why: ``"used: passed their self-check"``.
+
+        Each GPU runs the tensor cores' instructions on fixed operands when it is first used, and the
+        results are compared with plain loops; where one differs, the tensor cores stay off.
+        """
+        index = index_of(
+            "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
+        )
+        module = cuda_module()
+        if wrong := module.wrong_primitives(index):
+            return f"not used: wrong in their self-check: {wrong}"
+        if module.tensor_cores(index):
+            return "used: passed their self-check"
+        if not module.use_tensor_cores():
+            return "not used: switched off"
+        return "not used: code for them needs compute capability 8.0"
+
+    @staticmethod
     def use_wgmma() -> bool:
         """Whether convolutions in bfloat16 and TF32 use the kernels for sm_90a."""
         return cuda_module().use_wgmma()
@@ -120,9 +159,9 @@ class cuda:
         """Lets convolutions use warpgroup products and the tensor memory accelerator.
 
         In bfloat16, and in float32 where :meth:`set_allow_tf32` lets its operands be rounded (but for
-        the gradient of the weight). Without effect but on GPUs of compute capability 9.0. Off at
-        first, unless ``FASTNN_WGMMA=1``: these kernels are checked by emulation and have not run on a
-        GPU.
+        the gradient of the weight). Without effect but on GPUs of compute capability 9.0 whose tensor
+        cores are used (:meth:`tensor_cores`). Off at first, unless ``FASTNN_WGMMA=1``: these kernels are
+        checked by emulation and have not run on a GPU.
         """
         cuda_module().set_use_wgmma(bool(used))
 

@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="whether the ink is darker than the paper (default: auto)",
     )
+    predict.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (default), or cuda for a GPU"
+    )
     predict.add_argument("--json", action="store_true", help="print JSON")
 
     info = command("info", _info, "print version, build options, instruction sets, threads, CUDA")
@@ -197,7 +200,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         ("--lr", float, "RATE", "highest learning rate (default: the model's recipe)"),
         ("--optimizer", str, "NAME", "sgd, adam, adamw, adagrad, rmsprop, adadelta (default: the "
                                      "model's recipe)"),
-        ("--device", str, "NAME", "where to train (default: cpu)"),
+        ("--device", str, "NAME", "where to train (default: cpu, or where the run was that is resumed)"),
         ("--seed", int, "N", "of the weights, the order and the augmentation (default: 0)"),
         ("--dtype", str, "TYPE", "float32, or bfloat16 for autocast (default: float32)"),
     )  # fmt: skip
@@ -213,7 +216,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out, with the options it was started with",
+        help="continue the run in --out, with the options it was started with; --device may be another",
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -224,9 +227,15 @@ def _train(args: argparse.Namespace) -> int:
     names = ("model", "epochs", "batch_size", "lr", "optimizer", "device", "seed", "dtype")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.resume:
-        config = TrainConfig.from_dict(
-            load_checkpoint(args.out / "checkpoint.safetensors")["config"]
-        )
+        kept = load_checkpoint(args.out / "checkpoint.safetensors")["config"]
+        # Where it goes on is of no matter to what was trained.
+        kept["device"] = given.pop("device", kept.get("device", "cpu"))
+        try:
+            config = TrainConfig.from_dict(kept)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}; to resume on another device, name it: --device cpu"
+            ) from error
         for name, value in given.items():
             if value != getattr(config, name):
                 raise ValueError(
@@ -238,7 +247,11 @@ def _train(args: argparse.Namespace) -> int:
     print(
         f"{config.model} on digits: {config.epochs} epochs, batches of {config.batch_size}, "
         f"{config.optimizer}, lr {config.lr:g}, {config.dtype}, seed {config.seed}, "
-        f"{fastnn.get_num_threads()} threads, {fastnn.backends.cpu.active_isa()}"
+        + (
+            f"{fastnn.get_num_threads()} threads, {fastnn.backends.cpu.active_isa()}"
+            if config.device == "cpu"
+            else f"{config.device}, {fastnn.cuda.get_device_name(config.device)}"
+        )
     )
     try:
         history = train_digits(config, args.out, resume=args.resume, progress=not args.quiet)
@@ -261,7 +274,7 @@ def _predict(args: argparse.Namespace) -> int:
     from fastnn.predict import predict
 
     invert = {"auto": None, "yes": True, "no": False}[args.invert]
-    shares = predict(args.model, args.image, invert)
+    shares = predict(args.model, args.image, invert, args.device)
     if args.json:
         print(json.dumps(shares))
         return 0
@@ -302,7 +315,16 @@ def _gpus() -> str:
         count = fastnn.device.cuda_module().device_count()
     except RuntimeError as error:
         return f"none: {str(error).partition(': ')[2]}"
-    return ", ".join(fastnn.cuda.get_device_name(i) for i in range(count))
+    return ", ".join(map(_gpu, range(count)))
+
+
+def _gpu(index: int) -> str:
+    """A GPU's name, and whether its tensor cores are used; or why it is of no use."""
+    try:
+        name = fastnn.cuda.get_device_name(index)
+        return f"{name} (tensor cores {fastnn.backends.cuda.tensor_cores(index)})"
+    except RuntimeError as error:
+        return f"cuda:{index} cannot be used: {error}"
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ index, -1 for the CPU. The kernels' module is ``fastnn._cuda``; where ``FASTNN_C
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import fastnn._core as _core
@@ -15,6 +16,7 @@ import fastnn._core as _core
 CPU = -1
 _module: Any = None
 _current = 0
+_asked: set[int] = set()  # GPUs that have been prepared
 
 
 def cuda_module() -> Any:
@@ -82,12 +84,14 @@ def index_of(device: Any) -> int:
     if device is None or device == "cpu":
         return CPU
     kind, _, number = str(device).partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
+    if kind != "cuda" or (number and not (number.isascii() and number.isdigit())):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     count = cuda_module().device_count()
     index = int(number) if number else _current
     if index >= count:
         raise RuntimeError(f"device {device!r} is not available: this machine has {count} GPUs")
+    if index not in _asked:
+        _ask(index)
     return index
 
 
@@ -103,6 +107,20 @@ def check_stream(owner: str, handle: Any) -> None:
         raise TypeError(f"{owner} expects an int, got {handle!r}")
     if handle not in (1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
         raise ValueError(f"{owner} expects 1, 2 or the address of a cudaStream_t, got {handle}")
+
+
+def _ask(index: int) -> None:
+    """Prepares a GPU, and warns, once, where its tensor cores failed their self-check."""
+    wrong = cuda_module().wrong_primitives(index)
+    _asked.add(index)
+    if wrong:
+        warnings.warn(
+            f"cuda:{index}: the tensor cores' instructions do not do what is expected of them "
+            f"({wrong}): products of bfloat16 and TF32 run without them, slowly. Please report this, "
+            "with what `fastnn info` prints.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def name_of(index: int) -> str:

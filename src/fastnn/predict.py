@@ -81,8 +81,17 @@ def predict(
     model_path: str | os.PathLike[str],
     image_path: str | os.PathLike[str],
     invert: bool | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Probability of each class for an image, by the model of a file of ``fastnn train``.
+
+    Parameters
+    ----------
+    model_path, image_path : path
+    invert : bool, optional
+        As of :func:`read_image`.
+    device : str
+        Where the model runs.
 
     Returns
     -------
@@ -93,10 +102,12 @@ def predict(
     ------
     FileNotFoundError, ModuleNotFoundError
         As :func:`read_image` and :func:`fastnn.io.load_model`.
+    RuntimeError
+        The device is not available.
     ValueError
         A file is corrupt, or the model's file does not say how its images were prepared.
     """
-    model, about = load_model(model_path)
+    model, about = load_model(model_path, device)
     extra = about["extra"]
     missing = {"classes", "channels", "size", "pixels", "mean", "std"} - set(extra)
     if missing:
@@ -106,6 +117,6 @@ def predict(
         )
     images = read_image(image_path, extra, invert)
     with fastnn.no_grad():
-        logits = model(fastnn.from_numpy(images))
-        shares = np.asarray(fastnn.nn.functional.softmax(logits, 1))[0]
+        logits = model(fastnn.from_numpy(images).to(device))
+        shares = fastnn.nn.functional.softmax(logits, 1).cpu().numpy()[0]
     return {name: float(p) for name, p in zip(extra["classes"], shares, strict=True)}

@@ -1,98 +1,25 @@
-// Every device primitive (csrc/cuda/device) on fixed operands; prints "name value value ..." per
-// result. Built for the emulator and for a GPU, and compared with NumPy by tests/test_emulator.py.
+// Every device primitive (csrc/cuda/device) on fixed operands, those of device/ptx.h by the kernels
+// of csrc/cuda/self_check.cu; prints "name value value ..." per result. Built for the emulator and
+// for a GPU, and compared with NumPy by tests/test_emulator.py.
 #include <cstdio>
 #include <vector>
 
 #include "cuda/device/hopper.h"
-#include "cuda/device/ptx.h"
 #include "cuda/device/teams.h"
+#include "cuda/self_check.h"
 
 using namespace fastnn;
 using namespace fastnn::cuda;
 
-// Numbers that bfloat16 and TF32 hold exactly, so that only the order of sums may differ.
-__host__ __device__ static float sample(int i) {
-  return static_cast<float>((i * 37 + 11) % 64 - 32) / 16.0f;
-}
-
-// a (16 x 16) times b (16 x 8), b stored by columns; by matrix loads.
-template <bool kTransposed>
-__global__ void mma_bf16_kernel(float* y) {
-  using A = bfloat16[16 * 16];
-  using B = bfloat16[8 * 16];
-  FASTNN_SHARED(A, a);
-  FASTNN_SHARED(B, b);
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int i = lane; i < 256; i += 32) {
-    const int row = i / 16, k = i % 16;
-    a[kTransposed ? k * 16 + row : i] = to_bfloat16(sample(i));
-  }
-  for (int i = lane; i < 128; i += 32) {
-    const int column = i / 16, k = i % 16;
-    b[kTransposed ? k * 8 + column : i] = to_bfloat16(sample(1000 + i));
-  }
-  __syncthreads();
-  const int eighth = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
-  uint32_t x[4], w[4];
-  if (kTransposed) {
-    load_matrices_transposed(x, &a[(eighth + 8 * upper) * 16 + 8 * odd]);
-    load_matrices_transposed(w, &b[(eighth + 8 * odd) * 8]);
-  } else {
-    load_matrices(x, &a[(eighth + 8 * odd) * 16 + 8 * upper]);
-    load_matrices(w, &b[eighth * 16 + 8 * odd]);
-  }
-  float d[4] = {};
-  mma_bf16(d, x, {w[0], w[1]});
-  for (int i = 0; i < 4; ++i) y[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = d[i];
-}
-
-// a (16 x 8) times b (8 x 8).
-__global__ void mma_tf32_kernel(float* y) {
-  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
-  uint32_t x[4], w[2];
-  for (int i = 0; i < 4; ++i) x[i] = to_tf32(sample((g + 8 * (i % 2)) * 8 + t + 4 * (i / 2)));
-  for (int i = 0; i < 2; ++i) w[i] = to_tf32(sample(1000 + g * 8 + t + 4 * i));
-  float d[4] = {};
-  mma_tf32(d, x, w);
-  for (int i = 0; i < 4; ++i) y[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
-}
-
-__global__ void to_tf32_kernel(float* y) {
-  const int i = static_cast<int>(threadIdx.x);
-  y[i] = __int_as_float(static_cast<int>(to_tf32(1.0f + static_cast<float>(i) / 8192.0f)));
-}
-
-// Two numbers rounded, some of them halfway, and as they were; stored at once.
-__global__ void round_kernel(float* y) {
-  const int i = static_cast<int>(threadIdx.x);
-  const float first = 1.0f + static_cast<float>(i) / 512.0f,
-              second = -2.0f - static_cast<float>(i) / 256.0f;
-  const auto bits = static_cast<int>(round_two(first, second));
-  const float all[4] = {__int_as_float(bits << 16), __int_as_float(bits & ~0xffff), first, second};
-  store_words(y + 6 * i + 2 * (i % 2), all);  // whole 16 bytes; 8 behind or before them
-  const float two[2] = {first, second};
-  store_words(y + 6 * i + 4 - 4 * (i % 2), two);
-}
-
-// Three groups of copies, waited for one after the other; every fourth is zeros.
-__global__ void copy_kernel(const float* x, float* y) {
-  using Buffer = float[3][128];
-  FASTNN_SHARED(Buffer, buffer);
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int group = 0; group < 3; ++group) {
-    copy_async(&buffer[group][4 * lane], x + 128 * group + 4 * lane, lane % 4 != 3);
-    commit_copies();
-  }
-  wait_copies<1>();
-  __syncthreads();
-  for (int i = lane; i < 256; i += 32) y[i] = buffer[i / 128][i % 128];
-  wait_copies<0>();
-  __syncthreads();
-  for (int i = lane; i < 128; i += 32) y[256 + i] = buffer[2][i];
+// Numbers that bfloat16 and TF32 hold exactly, so that only the order of sums may differ; no two
+// rows or columns of them alike.
+__host__ __device__ static float sample(uint32_t i) {
+  return static_cast<float>(static_cast<int>(((i * 1103515245u + 12345u) >> 16) % 255) - 127) /
+         16.0f;
 }
 
 __global__ void sums_kernel(float* y) {
-  const float x = sample(static_cast<int>(threadIdx.x));
+  const float x = sample(threadIdx.x);
   const float total = block_sum(x), mine = warp_sum(x);
   y[threadIdx.x] = total;
   y[kThreads + threadIdx.x] = mine;
@@ -173,39 +100,32 @@ static TensorMap boxes_made(const void* data, DType dtype, const int64_t (&size)
   return map;
 }
 
+static void print(const char* name, const std::vector<float>& values) {
+  std::printf("%s", name);
+  for (float v : values) std::printf(" %.9g", v);
+  std::printf("\n");
+}
 static void print(const char* name, const Workspace& memory, int count) {
   std::vector<float> y(static_cast<size_t>(count));
   cuda::copy(y.data(), -1, memory.as<float>(), 0, count * 4);
-  std::printf("%s", name);
-  for (float v : y) std::printf(" %.9g", v);
-  std::printf("\n");
+  print(name, y);
 }
 
 int main() {
   const dim3 one(1);
-  Workspace y(64 << 10), x(4096);
-  std::vector<float> numbers(384);
-  for (int i = 0; i < 384; ++i) numbers[static_cast<size_t>(i)] = sample(i);
-  cuda::copy(x.as<float>(), 0, numbers.data(), -1, 384 * 4);
-  launch(mma_bf16_kernel<false>, one, 32, 0, y.as<float>());
-  print("mma_bf16", y, 128);
-  launch(mma_bf16_kernel<true>, one, 32, 0, y.as<float>());
-  print("mma_bf16_transposed", y, 128);
-  launch(mma_tf32_kernel, one, 32, 0, y.as<float>());
-  print("mma_tf32", y, 128);
-  launch(to_tf32_kernel, one, 32, 0, y.as<float>());
-  print("to_tf32", y, 32);
-  launch(round_kernel, one, 32, 0, y.as<float>());
-  print("round_two", y, 32 * 6);
-  launch(copy_kernel, one, 32, 0, x.as<float>(), y.as<float>());
-  print("copy_async", y, 384);
+  Workspace y(64 << 10);
+  for (const Primitive& p : run_primitives(current_stream(), Primitives::basic))
+    print(p.name, p.found);
+  if (capability() >= 80)
+    for (const Primitive& p : run_primitives(current_stream(), Primitives::tensor_cores))
+      print(p.name, p.found);
   launch(sums_kernel, one, kThreads, 0, y.as<float>());
   print("sums", y, 3 * kThreads);
   if (capability() == 90) {
     constexpr int kCount = 1 << 15;
     constexpr DType half = kElement<bfloat16>, whole = kElement<float>;
     std::vector<bfloat16> values(kCount);
-    for (int i = 0; i < kCount; ++i) values[static_cast<size_t>(i)] = to_bfloat16(sample(i));
+    for (uint32_t i = 0; i < kCount; ++i) values[i] = to_bfloat16(sample(i));
     Workspace data(kCount * 2);
     cuda::copy(data.as<float>(), 0, values.data(), -1, kCount * 2);
     const TensorMap boxes = boxes_made(data.as<char>(), half, {72, 4, 5}, {kBoxValues, 1, 8});
@@ -237,10 +157,8 @@ int main() {
     print("wgmma_128_turned", y, 64 * 128);
     // TF32: the left operand is rounded, from halfway too; sums are exact nevertheless.
     std::vector<float> fine(6144);
-    for (int i = 0; i < 6144; ++i)
-      fine[static_cast<size_t>(i)] = i < 2048 ? 1.0f + static_cast<float>(i * 37 % 16) / 16.0f +
-                                                    static_cast<float>(i % 16) / 8192.0f
-                                              : sample(i);
+    for (uint32_t i = 0; i < 6144; ++i)
+      fine[i] = i < 2048 ? 1.0f + static_cast<float>(i * i * 37 % 8191) / 8192.0f : sample(i);
     Workspace floats(6144 * 4);
     cuda::copy(floats.as<float>(), 0, fine.data(), -1, 6144 * 4);
     const float* const second = floats.as<float>() + 2048;

@@ -37,13 +37,13 @@ FASTNN_DEVICE unsigned char* dynamic_shared() {
 
 constexpr size_t kStaticShared = 48 << 10;  // more has to be asked for
 
-// kernel<<<grid, threads, shared>>>(arguments...) on the current stream.
+// kernel<<<grid, threads, shared>>>(arguments...) on a stream.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
-            const Arguments&... arguments) {
-  if (failing() || rehearsing()) return;
+void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+               size_t shared, const Arguments&... arguments) {
+  ++launches();
 #if defined(FASTNN_CUDA_EMULATE)
-  emulator::enqueue(current_stream(), [=] {
+  emulator::enqueue(stream, [=] {
     emulator::run(grid, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
   });
 #else
@@ -52,10 +52,17 @@ void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t s
                               static_cast<int>(shared)),
          "asking for shared memory");
   // clang-format off
-  kernel<<<grid, threads, shared, current_stream()>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
   // clang-format on
 #endif
   note(cudaGetLastError(), "a kernel could not be run");
+}
+// The same on the current stream, unless what it would depend on has failed.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
+            const Arguments&... arguments) {
+  if (failing() || rehearsing()) return;
+  launch_on(current_stream(), kernel, grid, threads, shared, arguments...);
 }
 
 constexpr unsigned kThreads = 256;

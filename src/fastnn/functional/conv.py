@@ -160,7 +160,7 @@ class _Convolution:
         self.recording, self.trains = recording, trains
 
     def takes(self, activation: str, inputs: Inputs, recorded: bool) -> bool:
-        return activation not in CURVES or not (recorded or inputs[0].is_cuda)
+        return activation not in CURVES or not (recorded or array_of(inputs[0]).device >= 0)
 
     def compute(self, activation: str, residual: Any) -> Any:
         return _core.conv2d(

@@ -104,9 +104,8 @@ class _BatchNorm:
     @staticmethod
     def takes(activation: str, inputs: Inputs, recorded: bool) -> bool:
         # With a residual the backward would need the sum, which nobody keeps.
-        input, _, _, residual = inputs
-        plain = activation not in CURVES
-        return plain or not (input.is_cuda or (recorded and residual is not None))
+        on_gpu = array_of(inputs[0]).device >= 0
+        return activation not in CURVES or not (on_gpu or (recorded and inputs[3] is not None))
 
     def compute(self, activation: str, residual: Any) -> Any:
         return _core.batch_norm_apply(*self.operands, self.moments, activation, residual)

@@ -39,8 +39,15 @@ def save_model(
     save_state(path, model.state_dict(), {"fastnn.model": json.dumps(about)})
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+def load_model(path: str | os.PathLike[str], device: str = "cpu") -> tuple[Any, dict[str, Any]]:
     """The model of a file, in ``eval`` mode, and what :func:`save_model` was told about it.
+
+    Parameters
+    ----------
+    path : path
+        Of a model saved from any device: a file does not say from which.
+    device : str
+        Where the model is to be.
 
     Returns
     -------
@@ -52,6 +59,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     ------
     FileNotFoundError
         There is no such file.
+    RuntimeError
+        The device is not available.
     ValueError
         The file is corrupt, :func:`save_model` did not write it, or its weights do not fit.
     """
@@ -76,4 +85,4 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"load_model: the weights of {str(path)!r} do not fit: {error}") from error
     model.eval()
-    return model, about
+    return model.to(device), about

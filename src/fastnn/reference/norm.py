@@ -231,7 +231,8 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
     problem.differentiable = not (curved and "res" in p)
     if curved:
         # The gradient before it is stored, and steep; its slopes are as exact as the dtype needs.
-        problem.saved_scale = 4 * problem.scale_backward + (x.size / max(p["c"], 1)) ** 0.5
+        steep = problem.scale_backward or problem.scale
+        problem.saved_scale = 4 * steep + (x.size / max(p["c"], 1)) ** 0.5
     return problem
 
 

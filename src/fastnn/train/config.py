@@ -38,9 +38,12 @@ class TrainConfig:
     dtype : str
         ``"float32"``, or ``"bfloat16"`` for autocast.
     device : str
+        Where it is trained; a run may be resumed on another.
 
     Raises
     ------
+    RuntimeError
+        The device is not available.
     ValueError
         A value is out of range.
     """

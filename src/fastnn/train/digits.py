@@ -85,7 +85,8 @@ def train_digits(
         Gets ``model.safetensors``, ``checkpoint.safetensors``, ``metrics.jsonl``, ``curves.png``
         and ``confusion.png``.
     resume : bool
-        Continue from ``out``'s checkpoint, with the configuration it was made with.
+        Continue from ``out``'s checkpoint, with the configuration it was made with, but on
+        ``config``'s device.
     progress : bool
 
     Returns
@@ -104,9 +105,8 @@ def train_digits(
 
     require_matplotlib()  # before the training, not after it
     if resume:
-        config = TrainConfig.from_dict(
-            load_checkpoint(Path(out) / "checkpoint.safetensors")["config"]
-        )
+        kept = load_checkpoint(Path(out) / "checkpoint.safetensors")["config"]
+        config = TrainConfig.from_dict(kept | {"device": config.device})
     channels = config.model_config["in_channels"]
     size = input_size(config.model)
     train, test = digits(size, channels)

@@ -190,7 +190,8 @@ def fit(
     extra : dict, optional
         Kept in ``model.safetensors``.
     resume : bool
-        Continue from the checkpoint in ``out``; ``config`` must be the one it was made with.
+        Continue from the checkpoint in ``out``; ``config`` must be the one it was made with, but
+        for the device.
     progress : bool
         Show a bar per epoch on standard error.
 
@@ -213,7 +214,7 @@ def fit(
     history: list[dict[str, float]] = []
     if resume:
         state = load_checkpoint(path)
-        if TrainConfig.from_dict(state["config"]) != config:
+        if TrainConfig.from_dict(state["config"] | {"device": config.device}) != config:
             raise ValueError(f"fit: the checkpoint {str(path)!r} has another configuration")
         restore(state, model, optimizer)
         history = state["history"]
