@@ -157,6 +157,108 @@ def test_a_sum_with_float32_stays_float32_in_a_bfloat16_program():
     assert spread(got, want) < 1e-6
 
 
+class Written(nn.Module):
+    """Blocks that change tensors in place, between an operator and what could join it."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.conv, self.bn, self.how = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), how
+
+    def forward(self, x):
+        return self.how(self, x * 1.0)
+
+
+def written_input_of_a_norm(net, x):
+    y = net.bn(x)
+    x.fill_(3.0)
+    return F.relu(y)
+
+
+def written_input_of_a_convolution(net, x):
+    y = net.conv(x)
+    x.fill_(3.0)
+    return F.relu(net.bn(y)) + x
+
+
+def written_residual(net, x):
+    z = x * 2
+    y = net.bn(net.conv(x)) + z
+    z.fill_(7.0)
+    return F.relu(y)
+
+
+def written_view(net, x):
+    y = net.conv(x)
+    x[:, 0] = 5.0
+    return F.silu(y) + x
+
+
+def augmented_shortcut(net, x):
+    out = net.bn(net.conv(x))
+    out += x
+    return F.relu(out)
+
+
+def augmented_twice_and_read_between(net, x):
+    out = net.conv(x)
+    out *= 2
+    first = out.mean((2, 3), keepdim=True)
+    out -= first
+    return F.relu(out) + first
+
+
+def augmented_memory_with_views(net, x):
+    out = net.conv(x)
+    half = out[:, :2]
+    out += x
+    half *= 3.0
+    return F.relu(out)
+
+
+WRITTEN = [
+    written_input_of_a_norm, written_input_of_a_convolution, written_residual, written_view,
+    augmented_shortcut, augmented_twice_and_read_between, augmented_memory_with_views,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRITTEN, ids=lambda f: f.__name__)
+def test_what_is_changed_in_place_is_changed_in_programs(how):
+    model = warmed(Written(how), (4, 5, 6))
+    x = fastnn.randn(2, 4, 5, 6)
+    program = fastnn.compile(model, x)
+    for _ in range(2):
+        with fastnn.no_grad():
+            want = model.eval()(x)
+        assert spread(program(x), want) < 2e-5
+    if how is augmented_shortcut:  # one step, as if it were written out + x
+        assert str(program).count("conv2d(") == 1 and "add(" not in str(program)
+        assert "relu(" not in str(program) and "copy_into" not in str(program)
+
+
+def test_inputs_stay_as_they_are():
+    def how(net, x):
+        x += 1
+        return net.conv(x)
+
+    model = Written(how)
+    model.forward = lambda x: how(model, x)
+    x = fastnn.randn(2, 4, 5, 6)
+    program, before = fastnn.compile(model, x), x.numpy().copy()
+    got = program(x)
+    assert np.array_equal(x.numpy(), before)
+    with fastnn.no_grad():
+        assert spread(got, model(x.clone())) < 2e-5
+
+
+def test_assignments_that_cannot_be_noted_are_refused():
+    def how(net, x):
+        x[[0, 1], [1, 2]] = 0.0
+        return x
+
+    with pytest.raises(RuntimeError, match=r"build the tensor with where\(\)"):
+        fastnn.compile(Written(how), fastnn.randn(2, 4, 5, 6))
+
+
 def test_bottlenecks():
     model = warmed(models.resnet50(num_classes=10), (3, 32, 32))
     x = fastnn.randn(2, 3, 32, 32)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -634,3 +635,75 @@ def test_numbers_are_written_without_waiting():
     assert (z.cpu().numpy() == np.float32(0.1)).all()
     assert w.tolist() == [[3, 3, 3], [0, -0.5, -0.5]]
     assert p.grad.tolist() == [0, 0, 0]
+
+
+def test_a_copy_to_the_cpu_keeps_what_it_reads():
+    w = fastnn.ones(4, device="cuda")
+    with fastnn.cuda.graph() as recorded:
+        y = w.to("cpu", non_blocking=True)
+    del w
+    taken = [fastnn.full((4,), 7.0, device="cuda") for _ in range(8)]
+    recorded.replay()
+    fastnn.cuda.synchronize()
+    assert y.tolist() == [1, 1, 1, 1] and len(taken) == 8
+
+
+def test_buffers_are_made_before_a_step_is_recorded():
+    p = nn.Parameter(fastnn.ones(3, device="cuda"))
+    optimizer = optim.SGD([p], lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = fastnn.cuda.graphed(step, warmup=1)
+    run()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="made buffers while its step was recorded"):
+        run()
+    # As if that call had not been: another warm-up step makes them.
+    again = fastnn.cuda.graphed(step, warmup=1)
+    losses = [again().item() for _ in range(3)]
+    q = nn.Parameter(fastnn.ones(3) * 0.8)
+    eager, wanted = optim.SGD([q], lr=0.1, momentum=0.9), []
+    for _ in range(3):
+        eager.zero_grad()
+        loss = (q**2).sum()
+        loss.backward()
+        eager.step()
+        wanted.append(loss.item())
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+
+
+def test_dicts_of_any_kind_are_arguments():
+    run = fastnn.cuda.graphed(lambda parts: parts["a"] * 2, warmup=1)
+    for i in range(3):
+        given = OrderedDict(a=fastnn.full((2,), float(i), device="cuda"))
+        assert run(given).tolist() == [2 * i, 2 * i]
+
+
+def test_a_stream_is_left_whatever_waits_on_it(waiting, monkeypatch):
+    x, weight = on_cuda(2, 3, 6, 6), on_cuda(4, 3, 3, 3).requires_grad_()
+    side, before = fastnn.cuda.Stream(), fastnn.cuda.current_stream().cuda_stream
+
+    def fails(*_):
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError, match="full"), fastnn.cuda.stream(side):
+        y = F.conv2d(x, weight, padding=1)
+        monkeypatch.setattr(_Convolution, "compute", fails)
+    assert fastnn.cuda.current_stream().cuda_stream == before
+    monkeypatch.undo()
+    del y
+
+
+def test_events_are_no_part_of_a_recording():
+    event = fastnn.cuda.Event()
+    event.record()
+    for use in (event.record, lambda: fastnn.cuda.current_stream().wait_event(event)):
+        with pytest.raises(RuntimeError, match="no event can wait"), fastnn.cuda.graph():
+            fastnn.ones(2, device="cuda")
+            use()

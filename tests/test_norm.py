@@ -232,3 +232,28 @@ def test_no_channels(activation, isa):
     assert y.shape == x.shape
     y.sum().backward()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ["hardswish", "hardsigmoid", "silu"])
+def test_an_infinite_gradient_does_not_pass_where_an_activation_is_flat(kind, isa):
+    x = fastnn.full((2, 3, 4, 4), -90.0, requires_grad=True)
+    stats = fastnn.zeros(3), fastnn.ones(3)
+    F.batch_norm(x, *stats, activation=kind).backward(fastnn.full(x.shape, np.inf))
+    if kind != "silu":  # whose slope is nowhere 0
+        assert (x.grad.numpy() == 0).all()
+
+
+@pytest.mark.parametrize("channels", [48, 144, 272, 300])
+def test_curves_are_written_around_the_caches_as_through_them(channels, isa):
+    from fastnn import _core
+
+    x = fastnn.randn(4, channels, 6, 5)
+    for dtype in (fastnn.float32, fastnn.bfloat16):
+        given, found = x.to(dtype), []
+        for forced in (False, True):
+            _core.assume_left_caches(forced)
+            try:
+                found.append(F.batch_norm(given, training=True, activation="silu").numpy().copy())
+            finally:
+                _core.assume_left_caches(None)
+        assert np.array_equal(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -153,6 +154,52 @@ def test_a_schedule_continues():
     second = optim.lr_scheduler.StepLR(sgd(), 2)
     second.load_state_dict(first.state_dict())
     assert rates(first, 3) == rates(second, 3)
+
+
+def momentum_of(optimizer):
+    (held,) = optimizer.state.values()
+    return next(v for v in held.values() if isinstance(v, fastnn.Tensor)).tolist()
+
+
+def stepped(*gradients):
+    p = nn.Parameter(fastnn.zeros(2))
+    optimizer = optim.SGD([p], lr=0.1, momentum=0.9)
+    for g in gradients:
+        p.grad = fastnn.tensor([g, g])
+        optimizer.step()
+    return optimizer
+
+
+def test_loading_leaves_states_that_were_handed_out_alone():
+    one, other = stepped(1.0), stepped(2.0)
+    a, b = one.state_dict(), other.state_dict()
+    one.load_state_dict(b)
+    other.load_state_dict(a)
+    assert (momentum_of(one), momentum_of(other)) == ([2, 2], [1, 1])
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    one = stepped(1.0)
+    state = copy.deepcopy(stepped(2.0).state_dict())
+    p = nn.Parameter(fastnn.zeros(2))
+    one.add_param_group({"params": [p]})
+    state["state"][1] = {"step": 1, "momentum_buffer": fastnn.zeros(3)}
+    state["param_groups"].append({**state["param_groups"][0], "params": [1]})
+    with pytest.raises(ValueError, match="expects shape"):
+        one.load_state_dict(state)
+    assert momentum_of(one) == [1, 1]
+
+
+def test_the_state_of_a_single_number_is_loaded():
+    p = nn.Parameter(fastnn.tensor(1.0))
+    optimizer = optim.Adam([p], lr=0.1)
+    p.grad = fastnn.tensor(1.0)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["step"] = np.array(5)
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.state_dict()["state"][0]["step"] == 6
 
 
 def test_clipping_scales_to_the_norm_and_limits_values():

@@ -132,8 +132,13 @@ void bind_array(py::module_& m) {
         return ops::full(shape, value, dtype);
       },
       py::arg("shape"), py::arg("value"), py::arg("dtype"), py::arg("device") = kCpu);
-  m.def("to_device", &ops::to_device, NoGil(), py::arg("input"), py::arg("device"),
-        py::arg("later") = false);
+  m.def(
+      "to_device",
+      [](const Array& input, int device, bool later) {
+        ArgumentDevice("to_device").see(input);  // a recording keeps it
+        return ops::to_device(input, device, later);
+      },
+      NoGil(), py::arg("input"), py::arg("device"), py::arg("later") = false);
   m.def("pinned", &ops::pinned, NoGil());
   // As empty_like() and full() on the device of x.
   def(m, "empty_like", [](const Array& x, DType dtype) {

@@ -26,9 +26,8 @@ FASTNN_INLINE void finish_vector(vfloat value, const ConvEpilogue& e, int64_t c,
 }
 
 // Rows of sums, `pitch` apart, finished: channels `channel` to channel + count - 1, up to two
-// vectors, of the pixels at y + where[row]. A call, so that kernels of which there are many
-// variants hold no epilogue each, and so that there is one place where a curve is applied, to some
-// rows at a time.
+// vectors, of the pixels at y + where[row]. For what is rare, a curve or vectors that are not
+// whole, so out of line; a curve is a call itself, for as many vectors as there is room for.
 template <class T>
 [[gnu::noinline]] void finish_rows(const float* sums, int64_t pitch, int rows, const int64_t* where,
                                    int64_t channel, int64_t count, const ConvEpilogue& e, T* y,
@@ -41,12 +40,13 @@ template <class T>
       });
     return;
   }
-  constexpr int kSome = 8;
+  constexpr int kVectors = 16;
   constexpr DType kStored = sizeof(T) == sizeof(float) ? DType::float32 : DType::bfloat16;
   const int64_t width = (count + LANES - 1) / LANES * LANES;
-  alignas(64) float values[kSome * 2 * LANES];
-  for (int first = 0; first < rows; first += kSome) {
-    const int some = rows - first < kSome ? rows - first : kSome;
+  const int most = static_cast<int>(kVectors * LANES / width);
+  alignas(64) float values[kVectors * LANES];
+  for (int first = 0; first < rows; first += most) {
+    const int some = rows - first < most ? rows - first : most;
     for (int r = 0; r < some; ++r)
       vector_loop(0, count, [&](int64_t c, int n) FASTNN_INLINED {
         const vfloat sum = load(sums + (first + r) * pitch + c);

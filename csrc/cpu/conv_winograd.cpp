@@ -98,18 +98,17 @@ FASTNN_INLINE void write_vector(const Winograd<R, T>& c, const float* m, int64_t
   const int64_t W = c.across.size;
   const int64_t first =
       ((tile.image * c.down.size + tile.row) * W + tile.col) * c.columns + channel;
+  alignas(64) float sums[R * R * LANES];  // of an output with a curve
+  int64_t where[R * R];
+  int held = 0;
   for (int j = 0; j < tile.cols; ++j) {
     for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
     transform_output<R>(in, out);
     if (c.epilogue.activation.curve) {
-      alignas(64) float sums[R * LANES];
-      int64_t where[R];
-      for (int i = 0; i < R; ++i) {
-        where[i] = first - channel + (i * c.down.step * W + j * c.across.step) * c.columns;
-        store(sums + i * LANES, out[i]);
+      for (int i = 0; i < tile.rows; ++i, ++held) {
+        where[held] = first - channel + (i * c.down.step * W + j * c.across.step) * c.columns;
+        store(sums + held * LANES, out[i]);
       }
-      finish_rows(sums, LANES, static_cast<int>(tile.rows), where, channel, n, c.epilogue, c.y,
-                  c.route);
       continue;
     }
     for (int i = 0; i < tile.rows; ++i) {
@@ -124,6 +123,7 @@ FASTNN_INLINE void write_vector(const Winograd<R, T>& c, const float* m, int64_t
       counted.add(stored);
     }
   }
+  if (held) finish_rows(sums, LANES, held, where, channel, n, c.epilogue, c.y, c.route);
   if (moments) counted.keep(*moments, channel % NR);
 }
 
@@ -141,7 +141,8 @@ void run(const Winograd<R, T>& c) {
   int64_t parts = 1;  // of the columns, where there are few tiles
   while (tasks * parts < 8 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
-  const bool of_whole_vectors = c.epilogue.moments && c.columns % LANES == 0;
+  const bool of_whole_vectors =
+      c.epilogue.moments && !c.epilogue.activation.curve && c.columns % LANES == 0;
   Workspace room(of_whole_vectors ? tasks * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = of_whole_vectors ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   for (int64_t i = 0; moments && i < tasks * blocks; ++i) moments[i].count = 0;

@@ -2,8 +2,9 @@
 //
 // Segments are cut into chunks of pixels by shape. A chunk computes its channel means, then its
 // sums of squared deviations from them while it is still in L2 (two passes, no cancellation, memory
-// read once); chunks merge in order by Chan's formula. Apply and backward are one pass each. Bytes,
-// forward: 2 reads (moments, apply) and 1 write of x; the floor is these over the copy bandwidth.
+// read once); chunks merge in order by Chan's formula. Apply is one pass, backward two; before an
+// activation's curve the first of these writes its gradient, for the second. Bytes, forward: 2
+// reads (moments, apply) and 1 write of x; the floor is these over the copy bandwidth.
 #include "core/allocator.h"
 #include "cpu/moments.h"
 #include "cpu/simd/vec.h"
@@ -170,12 +171,9 @@ void channel_apply_typed(const NormShape& s, const T* x, const float* mean, cons
         store_any(room + (i - from), v, n);
       });
       curve.apply(curve.kind, room, to - from, s.dtype);
-      vectors_loop<2>(from, to, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
-        const float* const v = room + (i - from);
-        if constexpr (decltype(vectors)::count == 2)
-          store_two(y + i, load(v), load(v + LANES), route);
-        else
-          store_any(y + i, load_any(v, n), n, route);
+      // One by one: a piece may begin within a cache line, of which all has to take the same way.
+      vector_loop(from, to, [&](int64_t i, int n) FASTNN_INLINED {
+        store_any(y + i, load_any(room + (i - from), n), n, route);
       });
     });
   });
@@ -284,7 +282,9 @@ void channel_grad_curve_typed(const NormShape& s, const T* g, const T* x, const 
 #pragma GCC unroll 4
                 for (int u = 0; u < rows.count; ++u) {
                   const int64_t i = first + u * C;
-                  const vfloat grad = load_ahead(g + i, n) * load_any(slopes + (i - from), n);
+                  const vfloat slope = load_any(slopes + (i - from), n);
+                  // An infinite gradient does not pass where the curve is flat.
+                  const vfloat grad = select(slope == 0, vfloat{}, load_ahead(g + i, n) * slope);
                   store_any(before + i, grad, n, route);
                   sum += grad;
                   product += grad * (load_any(x + i, n) - m);

@@ -31,6 +31,14 @@ void checked(cudaError_t result, const char* what) {
   check();
 }
 
+// Events tie streams together, which a recording may not be: what waits for one of them, or is
+// waited for, would be drawn into it.
+void refuse_recorded(uintptr_t stream) {
+  if (recorded_graph() && stream == handle(current_stream()))
+    note_text("a graph is being recorded, which no event can wait for, nor be waited for");
+  check();
+}
+
 void bind_streams(py::module_& m) {
   m.def("current_stream", [](int device) {
     select(device);
@@ -77,6 +85,7 @@ void bind_streams(py::module_& m) {
     check();
   });
   m.def("wait_event", [](uintptr_t stream, uintptr_t event) {
+    refuse_recorded(stream);
     checked(cudaStreamWaitEvent(pointer<cudaStream_t>(stream), pointer<cudaEvent_t>(event), 0),
             "waiting for an event");
   });
@@ -89,6 +98,7 @@ void bind_streams(py::module_& m) {
   });
   m.def("destroy_event", [](uintptr_t event) { cudaEventDestroy(pointer<cudaEvent_t>(event)); });
   m.def("record_event", [](uintptr_t event, uintptr_t stream) {
+    refuse_recorded(stream);
     checked(cudaEventRecord(pointer<cudaEvent_t>(event), pointer<cudaStream_t>(stream)),
             "recording an event");
   });

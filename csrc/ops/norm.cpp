@@ -130,6 +130,7 @@ NormGrads batch_norm_backward(const Array& grad_output, const Array& input,
                               const Array& invstd, bool training, bool want_residual) {
   const NormShape s = pixels_of(input, false);
   const FusedActivation fused = fused_activation("batch_norm", activation);
+  check(!(fused.curve && output), "batch_norm: '", activation, "' of a sum has no backward");
   check(grad_output.shape() == input.shape(), "batch_norm: grad_output expects shape ",
         input.shape(), ", got ", grad_output.shape());
   const Array g = canonical(astype(grad_output, input.dtype())), x = canonical(input);

@@ -34,6 +34,7 @@ class _State(threading.local):
     grad = True
     autocast = False
     waits = True
+    traced = False
 
 
 _state = _State()
@@ -102,6 +103,17 @@ class no_waiting(_Mode):
 
     def __init__(self) -> None:
         super().__init__(False)
+
+
+class tracing(_Mode):
+    """What reaches the kernels is noted for a program within the block (``program.py``)."""
+
+    field = "traced"
+
+
+def is_traced() -> bool:
+    """Whether this thread's calls are being noted for a program."""
+    return _state.traced
 
 
 def is_waiting_enabled() -> bool:

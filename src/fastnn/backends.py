@@ -140,6 +140,8 @@ class cuda:
         index = index_of(
             "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
         )
+        if index < 0:
+            raise ValueError(f"tensor_cores: device expects 'cuda' or an index, got {device!r}")
         module = cuda_module()
         if wrong := module.wrong_primitives(index):
             return f"not used: wrong in their self-check: {wrong}"

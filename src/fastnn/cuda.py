@@ -7,6 +7,7 @@ of range (a label, a position) is reported at the next of these.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -190,8 +191,10 @@ def stream(stream: Stream) -> Iterator[None]:
     try:
         yield
     finally:
-        settle()
-        cuda_module().set_stream(stream.device, before.cuda_stream)
+        try:
+            settle()
+        finally:
+            cuda_module().set_stream(stream.device, before.cuda_stream)
 
 
 class graph:
@@ -322,9 +325,17 @@ class graphed:
     def _record(self, arguments: list[Any], named: dict[str, Any]) -> None:
         recorded = graph()
         before = _core.random_state()[1]
+        known = {id(b) for one, _ in self._steps for b in _buffers_of(one)}
         with optimizer.watched() as steps, recorded:
             self._result = self._function(*arguments, **named)
             _check_on_gpu("the result", self._result)
+            if any(id(b) not in known for one, _ in steps for b in _buffers_of(one)):
+                raise RuntimeError(
+                    "graphed: an optimizer made buffers while its step was recorded, which every "
+                    "replay would make anew; it has to take such a step in the warm-up before (has "
+                    "momentum been switched on, or a parameter been given a gradient for the first "
+                    "time?)"
+                )
         self._graph, self._steps = recorded, steps
         self._memory = _memory_of(steps)
         self._recorded_at = before
@@ -377,7 +388,9 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
+        same = copy.copy(value)
+        same.update((key, _copied(part)) for key, part in value.items())
+        return same
     if isinstance(value, (list, tuple)):
         parts = [_copied(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -404,6 +417,11 @@ def _renew(name: str, kept: Any, value: Any) -> None:
     elif kept is value or (type(kept) is type(value) and kept == value):
         return
     raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
+
+
+def _buffers_of(one: optimizer.Optimizer) -> Iterator[Tensor]:
+    for held in one.state.values():
+        yield from (b for b in held.values() if isinstance(b, Tensor))
 
 
 def _memory_of(steps: list[optimizer.Step]) -> list[int]:

@@ -396,7 +396,7 @@ class Tensor:
         number = tensor(value)  # whole numbers stay exact: no detour through a double
         if number.shape != ():
             raise ValueError(f"fill_: expected one number, got shape {number.shape}")
-        if number.is_cuda:
+        if number.is_cuda or not self.is_cuda:
             there = _core.to_device(number._array, self._array.device)
         else:  # made where it is needed: a GPU waits for copies from the CPU
             make = _core.new_full if number.dtype.is_floating_point else _core.new_whole

@@ -110,7 +110,8 @@ def run_case(op_name: str, line: str, op: Op | None = None, device: str = "cpu")
         raise AssertionError(f"{op_name} {line}: {len(outputs)} outputs, expected {len(expected)}")
     for i, (got, want) in enumerate(zip(outputs, expected, strict=True)):
         what = "output" if len(outputs) == 1 else f"output {i}"
-        _compare(result, what, got, want, problem.k, problem.scale)
+        apart = EPS[dtype] * problem.apart_scale if device != "cpu" else 0.0
+        _compare(result, what, got, want, problem.k, problem.scale, apart)
     for name in problem.mutates:
         for j, (got, want) in enumerate(zip(_listed(tensors[name]), _listed(updated[name]),
                                             strict=True)):  # fmt: skip

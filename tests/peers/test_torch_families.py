@@ -47,7 +47,9 @@ NO_PEER = {
 
 def fused(out, activation, residual):
     out = out if residual is None else out + residual
-    return {None: lambda y: y, "relu": torch.relu, "relu6": TF.relu6}[activation](out)
+    if activation == "gelu_tanh":
+        return TF.gelu(out, approximate="tanh")
+    return out if activation is None else getattr(TF, activation)(out)
 
 
 def conv2d(input, weight, bias=None, padding=0, *, activation=None, residual=None, **settings):

@@ -91,8 +91,8 @@ def conv2d(
         dilation: distance between taps, an int or (h, w).
         groups: channels are cut into this many independent convolutions.
         activation: None, ``"relu"``, ``"relu6"``, ``"gelu"``, ``"gelu_tanh"``, ``"hardsigmoid"``,
-            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``, applied while the result is still
-            in registers (but for the ReLUs: without gradients and on a CPU, else in a pass of its own).
+            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``. The ReLUs are part of the same pass;
+            the others on a CPU and without gradients, else they take a pass of their own.
         residual: added before the activation; of the output's shape.
 
     Returns:

@@ -45,7 +45,7 @@ def may_wait(operands: tuple[Any, ...]) -> bool:
 
 
 class Operator(Protocol):
-    """One call of an operator that adds a residual and applies a ReLU in its own pass.
+    """One call of an operator that adds a residual and applies an activation in its own pass.
 
     Attributes:
         name: its public name, for error messages.
@@ -143,7 +143,8 @@ class Deferred(Tensor):
 
     def _here(self) -> Any:
         """Where this thread's work on the GPU goes: a stream, perhaps of a recording."""
-        return cuda_module().here(self._like.device) if self.is_cuda else None
+        device = self._operator.operands[0].device
+        return cuda_module().here(device) if device >= 0 else None
 
     def reads(self, array: Any) -> bool:
         """Whether the values are computed from this array's memory."""

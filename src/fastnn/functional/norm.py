@@ -42,8 +42,9 @@ def batch_norm(
         momentum: ``running = (1 - momentum) * running + momentum * batch``.
         eps: added to the variance.
         activation: None, ``"relu"``, ``"relu6"``, ``"gelu"``, ``"gelu_tanh"``, ``"hardsigmoid"``,
-            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``, applied in the same pass (but for
-            the ReLUs: on a CPU, and with gradients if there is no residual, else in one of its own).
+            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``. The ReLUs are part of the same pass;
+            the others on a CPU and without gradients or without a residual, else they take a pass of
+            their own.
         residual: of the input's shape, added before the activation in the same pass.
 
     Returns:
@@ -72,6 +73,8 @@ def batch_norm(
     if activation is None and residual is None and may_wait((input._array,)):
         moments = _core.batch_norm_statistics(*arrays, training, momentum, eps)
         return Deferred(_BatchNorm(input._array, moments, training), inputs, input.shape)
+    if activation is not None and not isinstance(activation, str):
+        raise TypeError(f"batch_norm: activation expects None or a name, got {activation!r}")
     if activation in CURVES and not _BatchNorm.takes(activation, inputs, is_recorded(inputs)):
         plain = batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,

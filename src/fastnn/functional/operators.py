@@ -60,7 +60,6 @@ def _invert(self: Tensor) -> Tensor:
 def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``x.add_(y)``: writes the result into x's memory. Takes what ``function`` takes after x."""
     name = function.__name__
-    kernel = getattr(_core, name)
     parameters = list(signature(function).parameters.values())[1:]
     names = [p.name for p in parameters]
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
@@ -89,7 +88,7 @@ def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             for n, value in zip(names, values, strict=True)
         ]  # fmt: skip
         settle(self._array)
-        kernel(self._array, *operands, out=self._array)
+        getattr(_core, name)(self._array, *operands, out=self._array)
         return self
 
     method.__name__ = f"{name}_"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import is_grad_enabled, record
+from fastnn.autograd import is_grad_enabled, is_traced, record
 from fastnn.device import CPU
 from fastnn.functional.view import _dim, unsqueeze
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
@@ -341,15 +341,21 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
     """
     input._check_in_place("index assignment")
     parts, plain = _normal_key(input, key)
+    if is_traced() and not plain:
+        raise RuntimeError(
+            "compile: an assignment to positions that a tensor or list names cannot be part of a "
+            "program; build the tensor with where() or cat()"
+        )
+    by_view = plain and (input.is_cuda or is_traced())
     if isinstance(value, Tensor):
         if value.requires_grad and is_grad_enabled():
             raise RuntimeError(
                 "index assignment: the value requires a gradient, which would be lost; assign "
                 "value.detach(), or build the tensor with where() or cat()"
             )
-        if not (input.is_cuda and plain):
+        if not by_view:
             value = _values(value._array)
-    if input.is_cuda and plain:
+    if by_view:
         return _assign(_basic(input, parts), value)
     if input.is_cuda:  # by way of the CPU
         changed = _core.to_device(input._array, CPU)

@@ -28,11 +28,13 @@ _watched = _Watched()
 def watched() -> Iterator[list[Step]]:
     """The optimizers' steps within the block, in order (for CUDA graphs)."""
     seen: list[Step] = []
-    _watched.steps = seen
+    before, _watched.steps = _watched.steps, seen
     try:
         yield seen
     finally:
-        _watched.steps = None
+        _watched.steps = before
+        if before is not None:
+            before += seen
 
 
 class Optimizer:
@@ -50,6 +52,8 @@ class Optimizer:
         ValueError: no parameters, or a parameter in two groups.
         TypeError: something that is no tensor.
     """
+
+    _graphed = False  # whether a CUDA graph holds its buffers
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -89,6 +93,7 @@ class Optimizer:
         """Moves every parameter that has a gradient."""
         settle()
         if _watched.steps is not None:
+            self._graphed = True
             params = [p for group in self.param_groups for p in group["params"]]
             _watched.steps.append((self, [(p, p.grad) for p in params]))
         for group in self.param_groups:
@@ -114,9 +119,10 @@ class Optimizer:
             held = self.state[id(p)]
             if name not in held:
                 # copy_into keeps the strides of its target: those of the parameter.
-                array = _core.empty_like(p._array, "float32")
-                _core.copy_into(array, _core.new_full(p._array, p.shape, value, "float32"))
-                held[name] = Tensor._wrap(array)
+                held[name] = _buffer(p)
+                _core.copy_into(
+                    held[name]._array, _core.new_full(p._array, p.shape, value, "float32")
+                )
             found.append(held[name])
         return found
 
@@ -152,23 +158,28 @@ class Optimizer:
             p = order[int(key)]
             held: dict[str, Any] = {}
             for name, value in buffers.items():
-                if isinstance(value, (Tensor, np.ndarray)) and np.ndim(value) == p.ndim:
+                if name == "step":
+                    held[name] = int(value)
+                elif isinstance(value, (Tensor, np.ndarray)) and np.ndim(value) == p.ndim:
                     if tuple(value.shape) != p.shape:
                         raise ValueError(
                             f"{type(self).__name__}: {name} of parameter {key} expects shape "
                             f"{p.shape}, got {tuple(value.shape)}"
                         )
-                    # Into the buffer that is there: a CUDA graph goes on with what it holds.
-                    known = self.state.setdefault(id(p), {"step": 0})
-                    if name in known and not _lies_like(known[name], p):
-                        del known[name]
-                    target = self._buffers([p], name)[0]
-                    held[name] = target.copy_(
+                    held[name] = _buffer(p).copy_(
                         tensor(value) if not isinstance(value, Tensor) else value
                     )
                 else:
                     held[name] = value
             loaded[id(p)] = held
+        if self._graphed:  # the graph goes on with the buffers that it holds
+            for key, held in loaded.items():
+                for name, value in self.state.get(key, {}).items():
+                    new = held.get(name)
+                    if not isinstance(new, Tensor) or not isinstance(value, Tensor):
+                        continue
+                    if _lies_like(value, new):
+                        held[name] = value.copy_(new)
         self.state = loaded
         for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({k: v for k, v in saved.items() if k != "params"})
@@ -181,8 +192,13 @@ class Optimizer:
         return "\n".join(lines) + "\n)"
 
 
-def _lies_like(buffer: Tensor, p: Tensor) -> bool:
-    a, b = buffer._array, p._array
+def _buffer(p: Tensor) -> Tensor:
+    """Float32 memory of a parameter's shape and strides, without values."""
+    return Tensor._wrap(_core.empty_like(p._array, "float32"))
+
+
+def _lies_like(buffer: Tensor, other: Tensor) -> bool:
+    a, b = buffer._array, other._array
     return (a.shape, a.strides, a.device) == (b.shape, b.strides, b.device)
 
 

@@ -45,6 +45,8 @@ class Problem:
         constants: names of floating inputs that have no gradient.
         saved_scale: size of those terms of the gradients that come from results stored in the case's
             dtype (a softmax's backward reads its output); they carry one rounding more.
+        apart_scale: size of what an activation is applied to, where that is an operator of its own, as
+            it is on a GPU: one rounding to the case's dtype more.
         differentiable: False where gradients are not defined (integer results, comparisons).
         flops: multiply-adds times two of the forward pass, for the benchmark; 0 if it moves bytes.
     """
@@ -59,6 +61,7 @@ class Problem:
     float32_inputs: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     saved_scale: float = 0.0
+    apart_scale: float = 0.0
     differentiable: bool = True
     flops: int = 0
 

@@ -197,6 +197,9 @@ def _conv2d_problem(p: Params, rng: np.random.Generator) -> Problem:
         scale=winograd_amplification() if winograd else 1.0,
         # With gradients, activations other than a ReLU are operators of their own.
         differentiable=kwargs.get("activation") in (None, "relu", "relu6"),
+        apart_scale=0.0
+        if kwargs.get("activation") in (None, "relu", "relu6")
+        else 2 * (k + 2) ** 0.5,
         flops=2 * n * oc * oh * ow * k,
     )
 

@@ -232,6 +232,7 @@ def _batch_problem(p: Params, rng: np.random.Generator) -> Problem:
     if curved:
         # The gradient before it is stored, and steep; its slopes are as exact as the dtype needs.
         steep = problem.scale_backward or problem.scale
+        problem.apart_scale = 6.0  # normal values times a normal weight
         problem.saved_scale = 4 * steep + (x.size / max(p["c"], 1)) ** 0.5
     return problem
 

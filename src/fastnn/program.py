@@ -1,0 +1,435 @@
+"""The program of a model: the kernel calls that a run of it makes, noted, rewritten and run again.
+
+The tracer notes every call that reaches the kernels (the functions of ``fastnn._core`` and the two
+view methods of its arrays). The program is rewritten:
+
+1. batch norm after a convolution goes into the convolution's weight and bias,
+2. additions and activations after a convolution or another batch norm become part of its pass,
+3. what depends on constants alone is computed now, and what nobody uses is dropped.
+
+Nothing is moved past a write to what it reads. An array is freed after its last use, so that the caching
+allocator gives the next operator warm memory; weights are packed for the kernels once and kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import fastnn._core as _core
+from fastnn.device import CPU
+
+#: Operators that change an operand, or whose results are not a function of their operands.
+_IMPURE = frozenset({"accumulate", "copy_into", "optimizer_step", "dropout", "next_random",
+                     "random_normal", "random_permutation", "random_uniform"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """The value of a step: its result, or a part of it (``y`` of a norm, 0 of a pair)."""
+
+    step: int
+    part: str | int | None = None
+
+
+@dataclass
+class _Step:
+    """One call. Arguments are references, arrays (constants) or plain values."""
+
+    name: str
+    call: Callable[..., Any]
+    args: list[Any]
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    keep: dict[str, Any] = field(default_factory=dict)  # keyword arguments
+    places: list[int] = field(default_factory=list)  # of arguments that are or hold references
+
+    def refs(self) -> Iterator[_Ref]:
+        for arg in self.args:
+            for value in arg if isinstance(arg, list) else (arg,):
+                if isinstance(value, _Ref):
+                    yield value
+
+
+class Tracer:
+    """Notes the calls of this thread while :meth:`watching`."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        self.steps = [_Step("input", _core.clone, [], a.shape, str(a.dtype)) for a in inputs]
+        self.alive: list[Any] = list(inputs)  # addresses must not be used twice
+        self.arrays: list[Any] = list(inputs)  # those that steps made
+        self.copy_into = _core.copy_into
+        self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
+        self.thread = threading.get_ident()
+
+    @staticmethod
+    def key(array: Any) -> tuple[Any, ...]:
+        return array.pointer, array.shape, array.strides, array.dtype
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, _core.Array):
+            return self.known.get(self.key(value), value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, _core.Array) for v in value):
+            return [self.encode(v) for v in value]
+        return value
+
+    def note(self, name: str, call: Callable[..., Any], args: Sequence[Any]) -> Any:
+        encoded = [self.encode(a) for a in args]
+        result = call(*args)
+        parts: list[tuple[str | int | None, Any]] = [(None, result)]
+        if isinstance(result, _core.Normed):
+            parts = [(part, getattr(result, part)) for part in ("y", "mean", "invstd")]
+        elif isinstance(result, tuple):
+            parts = list(enumerate(result))
+        arrays = [(p, a) for p, a in parts if isinstance(a, _core.Array)]
+        if arrays or name in _IMPURE:
+            first = arrays[0][1] if arrays else None
+            kind = (first.shape, str(first.dtype)) if first is not None else ((), "")
+            self.steps.append(_Step(name, call, encoded, *kind))
+            self.alive += [result, *args]
+            for part, array in arrays:
+                self.alive.append(array)
+                self.arrays.append(array)
+                self.known.setdefault(self.key(array), _Ref(len(self.steps) - 1, part))
+        return result
+
+    def note_in_place(self, target: Any, result: Any) -> Any:
+        """``target`` becomes ``result``: another value under its name, or, where other steps made views
+        of its memory, a copy into it."""
+        if result.dtype != target.dtype:
+            result = _core.astype(result, str(target.dtype))
+        key = self.key(target)
+        if any(self.key(a) != key and a.shares_storage(target) for a in self.arrays):
+            return _core.copy_into(target, result)
+        self.copy_into(target, result)
+        self.alive.append(target)
+        self.known[key] = self.encode(result)
+        return None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Routes calls through :meth:`note`; other threads are not affected."""
+        originals: list[tuple[Any, str, Any]] = []
+
+        def replace(owner: Any, name: str) -> None:
+            call = getattr(owner, name)
+
+            def noted(*args: Any, out: Any = None, **hints: Any) -> Any:
+                # Other keywords say what to keep with a result; a program has its own.
+                if threading.get_ident() != self.thread:
+                    return call(*args, **hints) if out is None else call(*args, out=out, **hints)
+                result = self.note(name, call, args)
+                return result if out is None else self.note_in_place(out, result)
+
+            originals.append((owner, name, call))
+            setattr(owner, name, noted)
+
+        for name, value in list(vars(_core).items()):
+            if callable(value) and not isinstance(value, type) and not name.startswith("_"):
+                replace(_core, name)
+        for name in ("as_strided", "reshape"):
+            replace(_core.Array, name)
+        try:
+            yield
+        finally:
+            for owner, name, call in originals:
+                setattr(owner, name, call)
+
+
+# Steps that change the dtype alone: their first argument is what they start from.
+_CASTS = ("astype", "lowered")
+# The arguments of _core.conv2d, by place; of _core.batch_norm, training, activation and residual.
+_WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
+_NORM_TRAINING, _NORM_ACTIVATION, _NORM_RESIDUAL = 5, 8, 9
+# Arguments 0, 2 and 3 of _core.activation, for relu6.
+_RELU6 = ["hardtanh", 0.0, 6.0]
+
+
+class Program:
+    """Steps, and the places of the results among them."""
+
+    def __init__(
+        self, steps: list[_Step], outputs: list[Any], inputs: int, curves: frozenset[str]
+    ) -> None:
+        self.steps, self.outputs, self.inputs, self.curves = steps, outputs, inputs, curves
+        self._fold_norms()
+        self._fuse_epilogues()
+        self._fold_constants()
+        self._drop_unused()
+        for step in self.steps:
+            if step.name in ("conv2d", "linear") and isinstance(step.args[_WEIGHT], _core.Array):
+                step.keep = {"keep_packed": True}
+        self._plan_lifetimes()
+
+    def _uses(self) -> list[int]:
+        """How often each step's value is used; results of the program count."""
+        counts = [0] * len(self.steps)
+        for step in self.steps:
+            for ref in step.refs():
+                counts[ref.step] += 1
+        for output in self.outputs:
+            if isinstance(output, _Ref):
+                counts[output.step] += 1
+        return counts
+
+    def _use_part(self, i: int, part: str | None) -> None:
+        """Users of step i now use this part of its result (a norm's ``y``), or all of it."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, list):
+                return [changed(v) for v in value]
+            return _Ref(i, part) if isinstance(value, _Ref) and value.step == i else value
+
+        for step in self.steps:
+            step.args = [changed(a) for a in step.args]
+        self.outputs = [changed(o) for o in self.outputs]
+
+    def _constant(self, value: Any) -> Any:
+        """The float32 array behind a constant, seen through casts; None if it is none."""
+        while isinstance(value, _Ref) and self.steps[value.step].name in _CASTS:
+            value = self.steps[value.step].args[0]
+        return _core.astype(value, "float32") if isinstance(value, _core.Array) else None
+
+    def _root(self, value: Any) -> Any:
+        """The step, or the constant, whose memory a value is."""
+        while isinstance(value, _Ref) and self.steps[value.step].name in ("as_strided", "reshape"):
+            value = self.steps[value.step].args[0]
+        return value.step if isinstance(value, _Ref) else value
+
+    def _may_move(self, i: int, to: int) -> bool:
+        """Whether nothing that step i reads is written between it and step ``to``."""
+        read = {self._root(ref) for ref in self.steps[i].refs()}
+        for step in self.steps[i + 1 : to]:
+            if step.name in ("copy_into", "accumulate"):
+                target = self._root(step.args[0])
+                if target in read or not isinstance(target, int):
+                    return False
+        return True
+
+    def _convolution(self, value: Any, uses: list[int], to: int) -> _Step | None:
+        """The convolution that made a value nobody else uses, its epilogue still open, if it may be
+        computed at step ``to``."""
+        if not isinstance(value, _Ref) or uses[value.step] != 1:
+            return None
+        step = self.steps[value.step]
+        is_open = step.name == "conv2d" and not step.args[_ACTIVATION]
+        return step if is_open and self._may_move(value.step, to) else None
+
+    def _open(self, value: Any, uses: list[int], to: int) -> _Step | None:
+        """The same of a batch norm that no convolution has taken, too."""
+        if not isinstance(value, _Ref) or uses[value.step] != 1:
+            return None
+        step = self.steps[value.step]
+        norm = step.name == "batch_norm" and not step.args[_NORM_TRAINING]
+        if norm and value.part == "y" and not step.args[_NORM_ACTIVATION]:
+            return step if self._may_move(value.step, to) else None
+        return self._convolution(value, uses, to)
+
+    def _move(self, i: int, source: _Step, changes: dict[int, Any]) -> None:
+        """Puts a changed convolution or batch norm where its consumer, step i, was."""
+        args = [changes.get(place, value) for place, value in enumerate(source.args)]
+        self.steps[i] = _Step(source.name, source.call, args, source.shape, source.dtype)
+        self._use_part(i, "y" if source.name == "batch_norm" else None)
+
+    def _fold_norms(self) -> None:
+        """y = (w * x - mean) * scale + shift: scale goes into w, the rest is the bias."""
+        uses = self._uses()
+        for i, step in enumerate(self.steps):
+            if step.name != "batch_norm" or step.args[_NORM_TRAINING]:
+                continue
+            conv = self._convolution(step.args[0], uses, i)
+            constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
+            if conv is None or conv.args[_RESIDUAL] is not None or constants[1] is None:
+                continue
+            weight = self._constant(conv.args[_WEIGHT])
+            bias = conv.args[_BIAS]
+            if weight is None or (bias is not None and self._constant(bias) is None):
+                continue
+            mean, var, gamma, beta = (
+                None if c is None else _values(c).astype(np.float64) for c in constants
+            )
+            assert mean is not None and var is not None
+            scale = (1.0 if gamma is None else gamma) / np.sqrt(var + step.args[7])
+            start = 0.0 if bias is None else _values(self._constant(bias)).astype(np.float64)
+            shift = (start - mean) * scale + (0.0 if beta is None else beta)
+            folded = _values(weight) * scale[:, None, None, None]
+            original = conv.args[_WEIGHT]
+            kind = original.dtype if isinstance(original, _core.Array) else "bfloat16"
+            changes = {
+                _WEIGHT: _array(folded, kind, weight.device),
+                _BIAS: _array(shift, "float32", weight.device),
+                _ACTIVATION: step.args[_NORM_ACTIVATION],
+                _RESIDUAL: step.args[_NORM_RESIDUAL],
+            }
+            self._move(i, conv, changes)
+
+    def _activation(self, step: _Step) -> tuple[str, Any] | None:
+        """The name of an activation that may join what it is applied to, and that."""
+        if step.name == "relu":
+            return "relu", step.args[0]
+        if step.name != "activation":
+            return None
+        kind, value = step.args[:2]
+        if [step.args[k] for k in (0, 2, 3)] == _RELU6:
+            return "relu6", value
+        return (kind, value) if kind in self.curves else None
+
+    def _fuse_epilogues(self) -> None:
+        """Additions of a tensor of the same shape, then activations, join what comes before."""
+        uses = self._uses()
+        for i, step in enumerate(self.steps):
+            found = self._activation(step)
+            if found is not None:
+                name, value = found
+                source = self._open(value, uses, i)
+                if source is not None:
+                    norm = source.name == "batch_norm"
+                    self._move(i, source, {_NORM_ACTIVATION if norm else _ACTIVATION: name})
+            elif step.name == "add" and list(step.args[2:]) == [1]:
+                for own, other in ((0, 1), (1, 0)):
+                    source = self._open(step.args[own], uses, i)
+                    residual = step.args[other]
+                    if (
+                        source is None
+                        or not isinstance(residual, _Ref)
+                        or residual.part is not None
+                    ):
+                        continue
+                    place = _NORM_RESIDUAL if source.name == "batch_norm" else _RESIDUAL
+                    added = self.steps[residual.step]
+                    alike = step.shape == added.shape == source.shape
+                    if source.args[place] is None and alike and added.dtype == source.dtype:
+                        self._move(i, source, {place: residual})
+                        break
+
+    def _fold_constants(self) -> None:
+        """Runs now, in order, what depends on constants alone, filling fresh arrays included."""
+        values: dict[int, Any] = {}
+        written = self._written_when_running()
+        for i in range(self.inputs, len(self.steps)):
+            step = self.steps[i]
+            fills = step.name == "copy_into" and isinstance(step.args[0], _Ref)
+            if i in written or (step.name in _IMPURE and not fills):
+                continue
+            if all(ref.step in values for ref in step.refs()):
+                values[i] = step.call(*[_resolved(a, values) for a in step.args])
+                step.name = "folded"
+        for step in self.steps:
+            step.args = [_resolved(a, values) for a in step.args]
+        self.outputs = [_resolved(o, values) for o in self.outputs]
+
+    def _written_when_running(self) -> set[int]:
+        """Arrays, and the views they are written through, whose contents depend on the inputs."""
+        depends = set(range(self.inputs))
+        written: set[int] = set()
+        for i, step in enumerate(self.steps):
+            if any(ref.step in depends for ref in step.refs()):
+                depends.add(i)
+                target = step.args[0] if step.name in ("copy_into", "accumulate") else None
+                while isinstance(target, _Ref):
+                    written.add(target.step)
+                    depends.add(target.step)
+                    earlier = self.steps[target.step]
+                    viewed = earlier.name in ("as_strided", "reshape")
+                    target = earlier.args[0] if viewed else None
+        return written
+
+    def _drop_unused(self) -> None:
+        keep = [i < self.inputs or s.name in _IMPURE for i, s in enumerate(self.steps)]
+        for output in self.outputs:
+            if isinstance(output, _Ref):
+                keep[output.step] = True
+        for i in range(len(self.steps) - 1, -1, -1):
+            if keep[i]:
+                for ref in self.steps[i].refs():
+                    keep[ref.step] = True
+        places = {old: new for new, old in enumerate(i for i, k in enumerate(keep) if k)}
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [moved(v) for v in value]
+            return _Ref(places[value.step], value.part) if isinstance(value, _Ref) else value
+
+        self.steps = [s for s, k in zip(self.steps, keep, strict=True) if k]
+        for step in self.steps:
+            step.args = [moved(a) for a in step.args]
+        self.outputs = [moved(o) for o in self.outputs]
+
+    def _plan_lifetimes(self) -> None:
+        last: dict[int, int] = {}
+        for i, step in enumerate(self.steps):
+            step.places = [p for p, a in enumerate(step.args) if isinstance(a, (_Ref, list))]
+            for ref in step.refs():
+                last[ref.step] = i
+        kept = {o.step for o in self.outputs if isinstance(o, _Ref)}
+        self.dead: list[list[int]] = [[] for _ in self.steps]
+        for step_index, user in last.items():
+            if step_index not in kept:
+                self.dead[user].append(step_index)
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Arrays in, arrays out."""
+        values: list[Any] = [None] * len(self.steps)
+        values[: self.inputs] = inputs
+
+        def value(arg: Any) -> Any:
+            if type(arg) is _Ref:
+                found = values[arg.step]
+                if arg.part is None:
+                    return found
+                return getattr(found, arg.part) if isinstance(arg.part, str) else found[arg.part]
+            if type(arg) is list:
+                return [value(v) for v in arg]
+            return arg
+
+        for i in range(self.inputs, len(self.steps)):
+            step = self.steps[i]
+            args = step.args.copy()
+            for place in step.places:
+                args[place] = value(args[place])
+            values[i] = step.call(*args, **step.keep)
+            for dead in self.dead[i]:
+                values[dead] = None
+        return [value(o) for o in self.outputs]
+
+    def __str__(self) -> str:
+        lines = []
+        for i, step in enumerate(self.steps):
+            args = [_shown(a) for a in step.args if a is not None and a != ""]
+            lines.append(f"%{i} {step.shape or ''} = {step.name}({', '.join(args)})")
+        return "\n".join([*lines, "return " + ", ".join(_shown(o) for o in self.outputs)])
+
+
+def _resolved(value: Any, values: dict[int, Any]) -> Any:
+    """A reference to a known value as that value; anything else as it is."""
+    if isinstance(value, list):
+        return [_resolved(v, values) for v in value]
+    if not isinstance(value, _Ref) or value.step not in values:
+        return value
+    found = values[value.step]
+    if value.part is None:
+        return found
+    return getattr(found, value.part) if isinstance(value.part, str) else found[value.part]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, _Ref):
+        return f"%{value.step}" + ("" if value.part is None else f".{value.part}")
+    if isinstance(value, _core.Array):
+        return f"{value.dtype}{value.shape}"
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
+
+
+def _values(array: Any) -> np.ndarray:
+    return _core.to_device(array, CPU).numpy()
+
+
+def _array(values: np.ndarray, dtype: str, device: int) -> Any:
+    flat = np.ascontiguousarray(values, np.float32)
+    array = _core.canonical(_core.astype(_core.clone(_core.from_numpy(flat, False)), dtype))
+    return _core.to_device(array, device)
