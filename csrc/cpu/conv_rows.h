@@ -57,18 +57,7 @@ FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>&
                               int64_t c, int n) {
   const int64_t step = d.step, at = d.at + i * step + c;  // a store may change what d refers to
   T* const y = d.y;
-  if (d.e->activation.curve || n < LANES) {
-    alignas(64) float sums[N * V * LANES];
-    int64_t where[N];
-#pragma GCC unroll 16
-    for (int b = 0; b < N; ++b) {
-      where[b] = at - c + b * step;
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) store(sums + (b * V + v) * LANES, sum[b][v]);
-    }
-    return finish_rows(sums, V * LANES, N, where, c, (V - 1) * LANES + n, *d.e, y, d.route);
-  }
-  const bool plain = !d.e->bias && !d.e->residual && !d.e->activation;
+  const bool plain = !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
   const bool around = step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
 #pragma GCC unroll 16
   for (int b = 0; b < N; ++b)
@@ -80,7 +69,7 @@ FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>&
       else if (plain)
         store(y + to, sum[b][v]);
       else
-        finish_vector(sum[b][v], *d.e, c + v * LANES, to, LANES, y, d.route);
+        finish_vector(sum[b][v], *d.e, c + v * LANES, to, n, y, d.route);
     }
 }
 

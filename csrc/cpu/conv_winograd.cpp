@@ -98,32 +98,20 @@ FASTNN_INLINE void write_vector(const Winograd<R, T>& c, const float* m, int64_t
   const int64_t W = c.across.size;
   const int64_t first =
       ((tile.image * c.down.size + tile.row) * W + tile.col) * c.columns + channel;
-  alignas(64) float sums[R * R * LANES];  // of an output with a curve
-  int64_t where[R * R];
-  int held = 0;
   for (int j = 0; j < tile.cols; ++j) {
     for (int i = 0; i < kSide; ++i) in[i] = half[i][j];
     transform_output<R>(in, out);
-    if (c.epilogue.activation.curve) {
-      for (int i = 0; i < tile.rows; ++i, ++held) {
-        where[held] = first - channel + (i * c.down.step * W + j * c.across.step) * c.columns;
-        store(sums + held * LANES, out[i]);
-      }
-      continue;
-    }
     for (int i = 0; i < tile.rows; ++i) {
       const int64_t at = first + (i * c.down.step * W + j * c.across.step) * c.columns;
       vfloat value = out[i] + bias;
       if (residual) value += load_any(residual + at, n);
-      const FusedRelu relu = c.epilogue.activation.relu;
-      if (relu) value = vclamp(value, vfloat{}, set1(relu.ceiling));
+      if (c.epilogue.relu) value = vclamp(value, vfloat{}, set1(c.epilogue.relu.ceiling));
       store_any(c.y + at, value, n, c.route);
       const vfloat stored = as_stored<T>(value);
       if (opens) counted = CountedVector(stored), opens = false;
       counted.add(stored);
     }
   }
-  if (held) finish_rows(sums, LANES, held, where, channel, n, c.epilogue, c.y, c.route);
   if (moments) counted.keep(*moments, channel % NR);
 }
 
@@ -141,8 +129,7 @@ void run(const Winograd<R, T>& c) {
   int64_t parts = 1;  // of the columns, where there are few tiles
   while (tasks * parts < 8 && parts * 2 <= blocks) parts *= 2;
   const int64_t call = new_call();
-  const bool of_whole_vectors =
-      c.epilogue.moments && !c.epilogue.activation.curve && c.columns % LANES == 0;
+  const bool of_whole_vectors = c.epilogue.moments && c.columns % LANES == 0;
   Workspace room(of_whole_vectors ? tasks * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = of_whole_vectors ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   for (int64_t i = 0; moments && i < tasks * blocks; ++i) moments[i].count = 0;

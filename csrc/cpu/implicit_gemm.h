@@ -66,21 +66,30 @@ FASTNN_INLINE Route product_route(const T* y, int64_t columns) {
 // Whether moments are counted: of whole vectors, all channels (of one group), and nothing but a
 // bias.
 FASTNN_INLINE bool is_counted(const TapGrid& g) {
-  return g.epilogue.moments && !g.epilogue.residual && !g.epilogue.activation &&
-         g.columns % LANES == 0 && g.columns == g.y_pixel;
+  return g.epilogue.moments && !g.epilogue.residual && !g.epilogue.relu && g.columns % LANES == 0 &&
+         g.columns == g.y_pixel;
 }
 
-// One finished tile: y = activation(tile + bias + residual), row by row.
+// One finished tile: y = relu(tile + bias + residual), row by row.
 template <class T>
 FASTNN_INLINE void store_tile(const float* tile, int width, int m, const int64_t* where,
                               int64_t channel, int64_t count, const ConvEpilogue& e, T* y,
                               Route route) {
-  if (e.activation.curve || (count != NR && count != LANES))
-    return finish_rows(tile, width, m, where, channel, count, e, y, route);
-  const Rows<T> out(e, channel, count, y, route);
-  for (int r = 0; r < m; ++r, tile += width)
-    count == NR ? static_cast<void>(out.store(load(tile), load(tile + LANES), where[r]))
-                : out.store(load(tile), where[r]);
+  if (count == NR || count == LANES) {
+    const Rows<T> out(e, channel, count, y, route);
+    for (int r = 0; r < m; ++r, tile += width)
+      count == NR ? static_cast<void>(out.store(load(tile), load(tile + LANES), where[r]))
+                  : out.store(load(tile), where[r]);
+    return;
+  }
+  for (int r = 0; r < m; ++r) {
+    const int64_t at = where[r] + channel;
+    for (int v = 0; v * LANES < count; ++v) {
+      const int n = count - v * LANES < LANES ? static_cast<int>(count - v * LANES) : LANES;
+      finish_vector(load(tile + r * width + v * LANES), e, channel + v * LANES, at + v * LANES, n,
+                    y, route);
+    }
+  }
 }
 
 // A pointwise grid becomes one long row of pixels.
@@ -233,7 +242,7 @@ void run_grid(TapGrid all) {
             const P* const b = packed_block(block) + piece.b_row * vectors * LANES;
             const int64_t left = g.columns - block * NR;
             const int64_t channel = g.y_channel + block * NR;
-            if (left >= vectors * LANES && !moments && !g.epilogue.activation.curve) {
+            if (left >= vectors * LANES && !moments) {
               const Output<T> out{g.epilogue, channel, y, where, g.route == Route::around};
               Finished<P, T>::product[m - 1][vectors - 1](at, piece.terms, b, out, next);
             } else {

@@ -67,7 +67,7 @@ template <class T, int N>
 FASTNN_DEVICE void finish_channels(const ConvEpilogue& e, float (&sum)[N], int64_t c, int64_t at,
                                    T* to) {
   finish(sum, e.bias ? e.bias + c : nullptr,
-         e.residual ? static_cast<const T*>(e.residual) + at : nullptr, e.activation.relu, to + at);
+         e.residual ? static_cast<const T*>(e.residual) + at : nullptr, e.relu, to + at);
 }
 
 // kForward: from the input to the output; else from the output's gradient to the input's. N

@@ -87,7 +87,7 @@ void forward(const ConvParams& p, const void* input, const void* weight, const C
   g.columns = p.group_outputs();
   g.output = output;
   g.out_height = p.OH, g.out_width = p.OW, g.out_down = 1, g.out_across = 1;
-  g.bias = e.bias, g.residual = e.residual, g.relu = e.activation.relu;
+  g.bias = e.bias, g.residual = e.residual, g.relu = e.relu;
   g.groups = static_cast<int>(p.groups);
   gather(g, all, p.dtype, e.moments);
 }
@@ -121,7 +121,7 @@ void backward_data(const ConvParams& p, const void* grad_output, const void* wei
   g.columns = p.group_inputs();
   g.output = grad_input;
   g.out_height = p.H, g.out_width = p.W, g.out_down = p.stride_h, g.out_across = p.stride_w;
-  g.bias = e.bias, g.residual = e.residual, g.relu = e.activation.relu;
+  g.bias = e.bias, g.residual = e.residual, g.relu = e.relu;
   g.groups = static_cast<int>(p.groups);
   Phases all;
   std::vector<int64_t> chosen;  // the weight's tap of each of all.taps

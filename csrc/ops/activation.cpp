@@ -64,10 +64,17 @@ Dims pooled_shape(const Array& input, int64_t pool) {
 
 }  // namespace
 
-FusedActivation fused_activation(const char* op, const std::string& activation) {
+FusedRelu fused_relu(const char* op, const std::string& activation) {
   if (activation.empty()) return {};
-  if (activation == "relu") return {{true}};
-  if (activation == "relu6") return {{true, 6.0f}};
+  if (activation == "relu") return {true};
+  check(activation == "relu6", op, ": activation expects None, 'relu' or 'relu6', got '",
+        activation, "'");
+  return {true, 6.0f};
+}
+
+FusedActivation fused_activation(const char* op, const std::string& activation) {
+  if (activation.empty() || activation == "relu" || activation == "relu6")
+    return {fused_relu(op, activation)};
   const auto known = std::find(std::begin(kCurves), std::end(kCurves), activation);
   check(known != std::end(kCurves), op,
         ": activation expects None, 'relu', 'relu6', 'gelu', 'gelu_tanh', 'hardsigmoid', "

@@ -28,9 +28,9 @@ struct FusedRelu {
   bool capped() const { return ceiling < __builtin_inff(); }
 };
 
-// Another activation that it applies likewise, one without settings: to float32 values on their way
-// to an output of type `stored`, a few hundred at a time, by functions of the level that computes
-// them.
+// Another activation that a batch norm applies likewise, one without settings: to float32 values on
+// their way to an output of type `stored`, a few hundred at a time, by functions of the level that
+// computes them.
 struct FusedCurve {
   using Call = void (*)(Activation, float* values, int64_t count, DType stored);
 
@@ -74,7 +74,9 @@ Array relu(const Array& input);
 // grad_output where output > 0 or is NaN, else 0.
 Array relu_backward(const Array& grad_output, const Array& output);
 
-// Of `activation`: "", "relu", "relu6", or a member of Activation without settings.
+// Of `activation`: "", "relu" or "relu6".
+FusedRelu fused_relu(const char* op, const std::string& activation);
+// Or a member of Activation without settings.
 FusedActivation fused_activation(const char* op, const std::string& activation);
 
 // `name` is a member of Activation; a and b as noted there.

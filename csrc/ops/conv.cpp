@@ -225,7 +225,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   check_same_dtype("conv2d", input, weight);
   ConvParams p = settle("conv2d", input.shape(), weight.shape(), stride, padding, dilation, groups);
   p.dtype = input.dtype();
-  const FusedActivation fused = fused_activation("conv2d", activation);
+  const FusedRelu relu = fused_relu("conv2d", activation);
   const Array b = float_bias("conv2d", bias, p.OC);
   Array r;
   if (residual) {
@@ -238,7 +238,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
   const Array x = canonical(input), w = canonical(weight);
   p.kept = keep_packed ? kept_with(w) : nullptr;
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
-  ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr, fused};
+  ConvEpilogue epilogue{bias ? b.data<float>() : nullptr, residual ? r.raw() : nullptr, relu};
   std::shared_ptr<KeptBlock> block;
   ConvMoments moments{};
   if (want_moments) {

@@ -61,12 +61,11 @@ struct ConvMoments {
   bool filled;
 };
 
-// What happens to the sum before it is stored: y = activation(sum + bias + residual), parts
-// optional.
+// What happens to the sum before it is stored: y = relu(sum + bias + residual), parts optional.
 struct ConvEpilogue {
   const float* bias = nullptr;     // OC
   const void* residual = nullptr;  // like the output
-  FusedActivation activation = {};
+  FusedRelu relu = {};
   ConvMoments* moments = nullptr;  // of forward alone
 };
 
@@ -103,8 +102,8 @@ void set_winograd(const std::string& mode);
 std::string winograd();
 
 // y = activation(conv(x, w) + bias + residual). `padding` is (left, right, top, bottom);
-// `activation` as fused_activation() takes it. `keep_packed` keeps what kernels make of the weight
-// with it; `want_moments` keeps the output's moments with it, where a kernel has them for nothing
+// activation is "", "relu" or "relu6". `keep_packed` keeps what kernels make of the weight with it;
+// `want_moments` keeps the output's moments with it, where a kernel has them for nothing
 // (kMomentsKey in norm.h).
 Array conv2d(const Array& input, const Array& weight, const Array* bias, const Dims& stride,
              const Dims& padding, const Dims& dilation, int64_t groups,

@@ -287,9 +287,10 @@ class Program:
             if found is not None:
                 name, value = found
                 source = self._open(value, uses, i)
-                if source is not None:
-                    norm = source.name == "batch_norm"
-                    self._move(i, source, {_NORM_ACTIVATION if norm else _ACTIVATION: name})
+                if source is not None and source.name == "batch_norm":
+                    self._move(i, source, {_NORM_ACTIVATION: name})
+                elif source is not None and name in ("relu", "relu6"):
+                    self._move(i, source, {_ACTIVATION: name})
             elif step.name == "add" and list(step.args[2:]) == [1]:
                 for own, other in ((0, 1), (1, 0)):
                     source = self._open(step.args[own], uses, i)

@@ -97,8 +97,7 @@ struct Meanwhile {
     const int slot = block * kTile + at;
     const float* from = sums + slot * kColumns;
     const int64_t* to = where + slot;
-    if (count % kTile || epilogue.activation.curve)
-      return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
+    if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     const Rows<bfloat16> out(epilogue, channel, count, y, route);
     const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
     if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);

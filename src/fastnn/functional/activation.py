@@ -238,7 +238,7 @@ def _maxout_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> A
     return _core.maxout_backward(grad_output, *saved)
 
 
-#: What convolutions and batch norms apply in their own pass beside ``"relu"`` and ``"relu6"``. Their
+#: What batch norms apply in their own pass beside ``"relu"`` and ``"relu6"``. Their
 #: gradients are functions of the input, not of the output.
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,

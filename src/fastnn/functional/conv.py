@@ -90,9 +90,7 @@ def conv2d(
             or ``"same"`` (output size = input size; stride 1; the odd one goes right and bottom).
         dilation: distance between taps, an int or (h, w).
         groups: channels are cut into this many independent convolutions.
-        activation: None, ``"relu"``, ``"relu6"``, ``"gelu"``, ``"gelu_tanh"``, ``"hardsigmoid"``,
-            ``"hardswish"``, ``"sigmoid"``, ``"silu"`` or ``"tanh"``. The ReLUs are part of the same pass;
-            the others on a CPU and without gradients, else they take a pass of their own.
+        activation: None, ``"relu"`` or ``"relu6"``, applied while the result is still in registers.
         residual: added before the activation; of the output's shape.
 
     Returns:
@@ -107,8 +105,7 @@ def conv2d(
     Notes:
         Accumulation is float32 in one fixed order for each output. The values of larger outputs
         (without gradients: of those with a bias, for else a norm follows) are computed when first
-        used, so that a :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own
-        (nor, where ``activation`` takes them, a ``silu`` and the like).
+        used, so that a :func:`relu`, or a sum and a ``relu``, right after it takes no pass of its own.
         Under :func:`fastnn.no_grad` what the kernels make of the weight stays with it until it
         changes. A number that is not finite may reach outputs beside its windows (Winograd's algorithm)
         and of neighbouring groups (small ones are taken together); in a weight, it may or may not
@@ -125,7 +122,7 @@ def conv2d(
     sides = _sides("conv2d", padding, step, gaps, weight.shape[2:] if weight.ndim == 4 else (1, 1))
     settings = (step, sides, gaps, _integers("conv2d", "groups", (groups,))[0])
     if activation is not None and not isinstance(activation, str):
-        raise TypeError(f"conv2d: activation expects None or a name, got {activation!r}")
+        raise TypeError(f"conv2d: activation expects None, 'relu' or 'relu6', got {activation!r}")
     arrays = (input._array, values, array_of(bias))
     operator = _Convolution(arrays, settings, is_grad_enabled(), weight.requires_grad)
     inputs = (input, weight, bias, residual)
@@ -133,9 +130,6 @@ def conv2d(
     may_join = activation is None and residual is None and (bias is not None or is_recorded(inputs))
     if may_join and input.numel() >= WORTH_WAITING and may_wait(arrays):
         return Deferred(operator, inputs, _core.conv2d_shape(*arrays, *settings))
-    if activation in CURVES and not operator.takes(activation, inputs, is_recorded(inputs)):
-        plain = conv2d(input, weight, bias, stride, padding, dilation, groups, residual=residual)
-        return CURVES[activation](plain)
     output = operator.compute(activation or "", array_of(residual))
     return operator.record(output, inputs, activation or "")
 
@@ -160,7 +154,8 @@ class _Convolution:
         self.recording, self.trains = recording, trains
 
     def takes(self, activation: str, inputs: Inputs, recorded: bool) -> bool:
-        return activation not in CURVES or not (recorded or array_of(inputs[0]).device >= 0)
+        # A curve takes as long between products as a pass that hides it behind memory, or longer.
+        return activation not in CURVES
 
     def compute(self, activation: str, residual: Any) -> Any:
         return _core.conv2d(

@@ -8,7 +8,7 @@ over memory, in whatever way the network is written, with gradients and without:
     out = F.relu(bn(conv(x)))                   # two: the batch norm needs all of its input's moments
     out = bn(conv(x)); out += x; out = relu(out)  # two
 
-So it is with SiLU, GELU and the like (``activation.CURVES``) where the operator takes them.
+So it is with SiLU, GELU and the like (``activation.CURVES``) after a batch norm on a CPU.
 
 Nobody can tell but by the time (and, of a sum, by one rounding less). Whoever reads the values of a
 waiting tensor has them computed, and so has whoever is about to change one of its operands in place,
