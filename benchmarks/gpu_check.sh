@@ -15,7 +15,8 @@
 #   networks-DTYPE   ResNet-50 and VGG-16, training and inference, call by call and as graphs: bfloat16, tf32
 # A stage is stopped after 570 seconds, all together after LIMIT seconds. Where a command may take ten minutes, set
 # LIMIT=570 and run `build primitives tests`, `build sanitizer`, or `build` and one of the others.
-# $OUT (default: benchmarks/results) gets gpu-<stage>.json, to be committed, gpu-check.log and gpu-sanitizer.log.
+# $OUT (default: benchmarks/results) gets <GPU>-<stage>.json (h200-layers-bfloat16.json), to be committed,
+# gpu-check.log and gpu-sanitizer.log.
 # Only a failed build keeps later stages from running: they would be about another source. The exit code is 1 if a
 # stage failed, else 77 if one did not run.
 set -uo pipefail
@@ -166,10 +167,15 @@ sanitizer() {
   [ ${#missed[@]} -eq 0 ] || exit 77
 }
 
+gpu_name() {  # NVIDIA H200 as h200
+  nvidia-smi --id=0 --query-gpu=name --format=csv,noheader | tr '[:upper:]' '[:lower:]' |
+    sed 's/^nvidia *//; s/[^a-z0-9][^a-z0-9]*/-/g'
+}
+
 bench() {  # of the stage's dtype, with the peer
   within 100 python3 -c 'import torch; assert torch.cuda.is_available(), "this PyTorch has no GPU"'
   within $most python3 -m fastnn bench "$@" --dtype "${stage#*-}" --device cuda --peer torch \
-    --json "$out/gpu-$stage.json"
+    --json "$out/$(gpu_name)-$stage.json"
 }
 
 run() {

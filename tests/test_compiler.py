@@ -229,6 +229,21 @@ def test_inputs_stay_as_they_are():
         assert spread(got, model(x.clone())) < 2e-5
 
 
+def test_every_run_starts_from_the_constants_of_the_model():
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", fastnn.zeros(1))
+
+        def forward(self, x):
+            self.count += 1
+            return x * self.count
+
+    x = fastnn.randn(2, 3)
+    program = fastnn.compile(Counted(), x)
+    assert all(np.array_equal(program(x).numpy(), x.numpy()) for _ in range(3))
+
+
 def test_assignments_that_cannot_be_noted_are_refused():
     def how(net, x):
         x[[0, 1], [1, 2]] = 0.0

@@ -21,6 +21,7 @@ echo "$(basename "$0") $*" | tr '\\n' ' ' >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
   *submodule_search_locations*) [ -d "$SITE/fastnn" ] && echo "$SITE/fastnn" || exit 1 ;;
   *compute_cap*) echo 9.0 ;;
+  *query-gpu=name*) echo "NVIDIA H200" ;;
   *"pip install"*) mkdir -p "$SITE" && cp -r src/fastnn "$SITE" && echo binary >"$SITE/fastnn/_cuda.so" ;;
   *verify*) echo "$SAID" ;;
 esac
@@ -76,6 +77,7 @@ def test_every_stage_runs_and_passes(check):
     assert code == 0 and len(results) == 13 and set(results.values()) == {"passed"}, output
     assert "-m gpu --maxfail=20 --continue-on-collection-errors tests/test_a.py \n" in calls
     assert "fastnn bench conv --batch 64 --filter n64 --dtype tf32 --device cuda" in calls
+    assert "/h200-networks-bfloat16.json" in calls
     assert output.count("racecheck sum: clean") == 1
     assert (check.out / "gpu-check.log").read_text().strip() == output.strip()
     assert "memcheck conv2d by warpgroups" in (check.out / "gpu-sanitizer.log").read_text()

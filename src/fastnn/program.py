@@ -106,7 +106,8 @@ class Tracer:
         key = self.key(target)
         if any(self.key(a) != key and a.shares_storage(target) for a in self.arrays):
             return _core.copy_into(target, result)
-        self.copy_into(target, result)
+        if isinstance(self.encode(target), _Ref):  # a constant stays what every run starts from
+            self.copy_into(target, result)
         self.alive.append(target)
         self.known[key] = self.encode(result)
         return None
