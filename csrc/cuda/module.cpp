@@ -118,7 +118,8 @@ void bind_streams(py::module_& m) {
 }
 
 void bind_graphs(py::module_& m) {
-  py::class_<WorkPlace>(m, "WorkPlace")
+  // Of this module alone: the emulated one may be loaded beside it.
+  py::class_<WorkPlace>(m, "WorkPlace", py::module_local())
       .def_property_readonly("recorded", [](const WorkPlace& place) { return place.number != 0; })
       .def("__eq__", [](const WorkPlace& a, const WorkPlace& b) { return a == b; });
   m.def("here", [](int device) {
