@@ -61,8 +61,8 @@ class Tracer:
 
     def __init__(self, inputs: Sequence[Any]) -> None:
         self.steps = [_Step("input", _core.clone, [], a.shape, str(a.dtype)) for a in inputs]
-        self.alive: list[Any] = list(inputs)  # addresses must not be used twice
-        self.arrays: list[Any] = list(inputs)  # those that steps made
+        self.arrays: list[Any] = list(inputs)  # that steps made
+        self.alive: list[Any] = []  # what else they had: addresses must not be used twice
         self.copy_into = _core.copy_into
         self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
         self.thread = threading.get_ident()
@@ -93,7 +93,6 @@ class Tracer:
             self.steps.append(_Step(name, call, encoded, *kind))
             self.alive += [result, *args]
             for part, array in arrays:
-                self.alive.append(array)
                 self.arrays.append(array)
                 self.known.setdefault(self.key(array), _Ref(len(self.steps) - 1, part))
         return result
@@ -212,24 +211,19 @@ class Program:
                     return False
         return True
 
-    def _convolution(self, value: Any, uses: list[int], to: int) -> _Step | None:
-        """The convolution that made a value nobody else uses, its epilogue still open, if it may be
-        computed at step ``to``."""
-        if not isinstance(value, _Ref) or uses[value.step] != 1:
-            return None
-        step = self.steps[value.step]
-        is_open = step.name == "conv2d" and not step.args[_ACTIVATION]
-        return step if is_open and self._may_move(value.step, to) else None
-
     def _open(self, value: Any, uses: list[int], to: int) -> _Step | None:
-        """The same of a batch norm that no convolution has taken, too."""
+        """The convolution, or batch norm, that made a value nobody else uses, without an activation
+        yet, if it may be computed at step ``to``."""
         if not isinstance(value, _Ref) or uses[value.step] != 1:
             return None
         step = self.steps[value.step]
-        norm = step.name == "batch_norm" and not step.args[_NORM_TRAINING]
-        if norm and value.part == "y" and not step.args[_NORM_ACTIVATION]:
-            return step if self._may_move(value.step, to) else None
-        return self._convolution(value, uses, to)
+        if step.name == "conv2d":
+            closed = step.args[_ACTIVATION]
+        elif step.name == "batch_norm" and value.part == "y":
+            closed = step.args[_NORM_TRAINING] or step.args[_NORM_ACTIVATION]
+        else:
+            return None
+        return step if not closed and self._may_move(value.step, to) else None
 
     def _move(self, i: int, source: _Step, changes: dict[int, Any]) -> None:
         """Puts a changed convolution or batch norm where its consumer, step i, was."""
@@ -243,13 +237,17 @@ class Program:
         for i, step in enumerate(self.steps):
             if step.name != "batch_norm" or step.args[_NORM_TRAINING]:
                 continue
-            conv = self._convolution(step.args[0], uses, i)
-            constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
-            if conv is None or conv.args[_RESIDUAL] is not None or constants[1] is None:
+            conv = self._open(step.args[0], uses, i)
+            if conv is None or conv.name != "conv2d" or conv.args[_RESIDUAL] is not None:
                 continue
+            constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
             weight = self._constant(conv.args[_WEIGHT])
             bias = conv.args[_BIAS]
-            if weight is None or (bias is not None and self._constant(bias) is None):
+            if (
+                constants[1] is None
+                or weight is None
+                or (bias is not None and self._constant(bias) is None)
+            ):
                 continue
             mean, var, gamma, beta = (
                 None if c is None else _values(c).astype(np.float64) for c in constants
