@@ -1,7 +1,8 @@
-"""How the CUDA module is built, or why it is not, and what it is linked to. Only configured here."""
+"""How the modules are built: CUDA or why not (only configured here), and what the objects share."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -95,3 +96,25 @@ def test_the_module_is_linked_to_no_cuda_library():
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
     assert "libc.so.6" in needed
     assert not [name for name in needed if re.match(r"lib(cu|nv)", name)], needed
+
+
+def test_what_is_compiled_for_a_level_runs_on_no_machine_without_it():
+    """Two ways to an illegal instruction on a machine that lacks a level, though its kernels are never
+    called: code that runs when the module is loaded, and a function of a header, of which the linker
+    keeps any level's copy for all."""
+    if not os.environ.get("FASTNN_BUILD_DIR") or shutil.which("nm") is None:
+        pytest.skip("FASTNN_BUILD_DIR (the -Cbuild-dir of the installed package) is not set, or no nm")
+    folders = sorted(Path(os.environ["FASTNN_BUILD_DIR"]).glob("CMakeFiles/cpu_*.dir"))
+    assert folders
+    for folder in folders:
+        level = folder.name.removeprefix("cpu_").removesuffix(".dir")
+        objects = sorted(folder.rglob("*.o"))
+        assert objects
+        listed = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True)
+        symbols = re.findall(r"^[0-9a-f ]{16} (\w) (.+)$", listed.stdout, re.MULTILINE)
+        assert any(kind == "T" for kind, _ in symbols)
+        at_load = [name for _, name in symbols if name.startswith("_GLOBAL__sub_I")]
+        assert not at_load, (level, at_load)
+        own = f"fastnn::cpu::{level}::"
+        shared = {name for kind, name in symbols if kind in "WVu" and own not in name}
+        assert shared <= {"DW.ref.__gxx_personality_v0"}, (level, shared)

@@ -139,9 +139,9 @@ bool has_amx() {
 struct Level {
   const char* name;
   bool available;
-  Slots slots;
-  double bfloat16_rate = 1;
-  bool fast = true;  // not an emulation, which has to be asked for
+  Slots slots;  // none where it is not available
+  double bfloat16_rate;
+  bool fast;  // not an emulation, which has to be asked for
 };
 #if FASTNN_AMX_EMULATE
 constexpr bool kFastTiles = false;
@@ -152,24 +152,28 @@ constexpr bool kFastTiles = true;
 const std::vector<Level>& levels() {
   static const std::vector<Level> table = [] {
     std::vector<Level> out;
-    out.push_back({"portable", true, cpu::portable::fill()});
+    // A level's own code fills its slots, in instructions that the machine may lack.
+    const auto add = [&out](const char* name, bool available, Slots (*fill)(), double rate = 1,
+                            bool fast = true) {
+      out.push_back({name, available, available ? fill() : Slots{}, rate, fast});
+    };
+    add("portable", true, cpu::portable::fill);
 #if FASTNN_HAVE_avx2
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    out.push_back({"avx2", avx2, cpu::avx2::fill()});
+    add("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu::avx2::fill);
 #endif
 #if FASTNN_HAVE_avx512
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    out.push_back({"avx512", avx512, cpu::avx512::fill()});
+    add("avx512", avx512, cpu::avx512::fill);
 #endif
 #if FASTNN_HAVE_avx512_bf16
     const bool bfloat16 = avx512 && has_bfloat16();
     // Intel's processors add products of pairs half as often as they add products.
     const double rate = __builtin_cpu_is("intel") ? 1 : 2;
-    out.push_back({"avx512_bf16", bfloat16, cpu::avx512_bf16::fill(), rate});
+    add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, rate);
 #endif
 #if FASTNN_HAVE_amx
-    out.push_back({"amx", bfloat16 && has_amx(), cpu::amx::fill(), 16, kFastTiles});
+    add("amx", bfloat16 && has_amx(), cpu::amx::fill, 16, kFastTiles);
 #endif
     return out;
   }();
