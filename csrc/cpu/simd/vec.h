@@ -241,7 +241,15 @@ FASTNN_INLINE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 FASTNN_INLINE vfloat load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-FASTNN_INLINE void store_n(float* p, vfloat v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+// In pieces of 4, 2 and 1: AMD's processors up to Zen 4 take tens of cycles for a masked store.
+FASTNN_INLINE void store_n(float* p, vfloat v, int n) {
+  if (n & LANES) return store(p, v);
+  __m128 rest = _mm256_castps256_ps128(v);
+  if (n & 4) _mm_storeu_ps(p, rest), p += 4, rest = _mm256_extractf128_ps(v, 1);
+  if (n & 2)
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), rest), p += 2, rest = _mm_movehl_ps(rest, rest);
+  if (n & 1) _mm_store_ss(p, rest);
+}
 #else
 FASTNN_INLINE vfloat load_n(const float* p, int n) {
   vfloat v{};
@@ -261,6 +269,32 @@ FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
 FASTNN_INLINE void store_halves_n(bfloat16* p, vhalf h, int n) {
   const auto mask = static_cast<__mmask16>((1u << n) - 1);
   _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(h));
+}
+#elif defined(FASTNN_ISA_avx2)
+// In pieces, too: a call of memcpy takes longer.
+FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
+  if (n & LANES) return load(p);
+  int64_t low = 0, high = 0;
+  int16_t one;
+  int32_t two;
+  if (n & 1) __builtin_memcpy(&one, p + n - 1, sizeof(one)), high = static_cast<uint16_t>(one);
+  if (n & 2) {
+    __builtin_memcpy(&two, p + (n & 4), sizeof(two));
+    high = high << 32 | static_cast<uint32_t>(two);
+  }
+  if (n & 4)
+    __builtin_memcpy(&low, p, sizeof(low));
+  else
+    low = high, high = 0;
+  return widen(reinterpret_cast<vhalf>(_mm_set_epi64x(high, low)));
+}
+FASTNN_INLINE void store_halves_n(bfloat16* p, vhalf h, int n) {
+  auto rest = reinterpret_cast<__m128i>(h);
+  if (n & LANES) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rest);
+  if (n & 4)
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), rest), p += 4, rest = _mm_srli_si128(rest, 8);
+  if (n & 2) _mm_storeu_si32(p, rest), p += 2, rest = _mm_srli_si128(rest, 4);
+  if (n & 1) _mm_storeu_si16(p, rest);
 }
 #else
 FASTNN_INLINE vfloat load_n(const bfloat16* p, int n) {
