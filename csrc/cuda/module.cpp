@@ -242,6 +242,11 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
     check();
     return wrong_primitives();
   });
+  m.def("has_wgmma", [](int device) {
+    const Selected there(device);
+    check();
+    return has_wgmma();
+  });
   m.def("use_wgmma", &use_wgmma);
   m.def("set_use_wgmma", &set_use_wgmma);
   m.def("launches", [] { return launches().load(); });

@@ -26,6 +26,7 @@ struct DeviceState {
   std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards it
   int multiprocessors = 1;
   int capability = 0;
+  bool wgmma = false;         // the code is sm_90a's
   bool tensor_cores = false;  // there, and as their self-check expects
   std::string wrong;          // those of their instructions that are not
   size_t shared_memory = 0;
@@ -54,7 +55,16 @@ thread_local cudaStream_t streams[kMaxDevices] = {};
 thread_local std::string failure;
 thread_local bool failed = false, no_memory = false;
 
-__global__ void probe_kernel() {}
+// Whether this is sm_90a's code: sm_90's says 90, too, of what it was compiled for.
+__global__ void probe_kernel(int* wgmma) {
+#if defined(FASTNN_CUDA_EMULATE)
+  *wgmma = emulator::is_sm_90a();
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  *wgmma = 1;
+#else
+  *wgmma = 0;
+#endif
+}
 
 // Asks the device whether its instructions do what the kernels take them to do (self_check.h).
 // False where that could not be asked, or what every kernel needs does not; this is noted.
@@ -82,6 +92,16 @@ bool prepare(DeviceState& d, int device) {
   };
   cudaDeviceProp properties;
   if (!fine(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties")) return false;
+  int pools = 0;
+  if (!fine(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device),
+            "cudaDeviceGetAttribute"))
+    return false;
+  if (!pools) {
+    note_text("CUDA: cuda:" + std::to_string(device) +
+              ": this driver or GPU has no stream-ordered memory pools (cudaMallocAsync), which "
+              "fastnn needs; update the driver, or compute on the CPU");
+    return false;
+  }
   d.multiprocessors = properties.multiProcessorCount;
   d.shared_memory = properties.sharedMemPerBlockOptin;
   // What the kernels were compiled for: it may be older than the device.
@@ -104,6 +124,10 @@ bool prepare(DeviceState& d, int device) {
   if (!fine(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc"))
     return false;
   d.fault = static_cast<Fault*>(fault);
+  *d.fault = {};
+  launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found);
+  if (!fine(cudaStreamSynchronize(d.uploads), "this build's kernels on this GPU")) return false;
+  d.wgmma = d.fault->found != 0;
   *d.fault = {};
   return true;
 }
@@ -169,6 +193,7 @@ void select(int device) {
 
 int multiprocessors() { return prepared(selected).multiprocessors; }
 int capability() { return prepared(selected).capability; }
+bool has_wgmma() { return prepared(selected).wgmma; }
 bool has_shared(size_t bytes) { return bytes <= prepared(selected).shared_memory; }
 
 // A switch that the environment sets at first: "1" or "0", or else `otherwise`.

@@ -30,6 +30,8 @@ void select(int device);
 int multiprocessors();  // of the current device
 // What the kernels that run on the current device were compiled for: 90 for 9.0.
 int capability();
+// Whether they are sm_90a's, which alone have warpgroup products (device/hopper.h).
+bool has_wgmma();
 bool has_shared(size_t bytes);  // whether a block may have so much shared memory
 
 // Whether products of bfloat16 and TF32 use the tensor cores (mma.sync): the code has them, this
