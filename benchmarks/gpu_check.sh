@@ -7,7 +7,8 @@
 # what pyproject.toml asks for is installed.
 #   build            installs this source for the GPU that is here, unless that was done; or FASTNN_WHEEL=path
 #   primitives       each device primitive against NumPy: run first, for all else builds on them
-#   tests            the tests marked gpu: every operator against its reference, runtime, graphs, large tensors
+#   tests            the tests marked gpu, a process per file: every operator against its reference, runtime, graphs,
+#                    large tensors; last those of warpgroup products
 #   sanitizer        compute-sanitizer's memcheck and racecheck over small cases of some operators
 #   layers-DTYPE     the convolution table at 64 images beside cuDNN: bfloat16, tf32, float32
 #   wgmma-DTYPE      the same by the kernels for sm_90a (only once their primitives have passed): bfloat16, tf32
@@ -118,53 +119,82 @@ assert (x + x).sum().item() == 10
 print(fastnn.__path__[0], "on", fastnn.cuda.get_device_name("cuda"))'
 }
 
+# A stage of several parts: one that fails, or takes too long, does not stop the next.
+failed=() missed=()
+part() {  # its name and limit, then the command
+  local what=$1 most_of_it=$2 status=0
+  shift 2
+  if [ "$(left)" -lt 10 ]; then
+    missed+=("$what")
+    return
+  fi
+  within "$most_of_it" "$@" || status=$?
+  [ "$status" -eq 0 ] || failed+=("$what: exit code $status")
+}
+sum_up() {
+  local what
+  for what in "${missed[@]}"; do echo "not run for lack of time: $what"; done
+  for what in "${failed[@]}"; do echo "failed: $what"; done
+  [ ${#failed[@]} -eq 0 ] || exit 1
+  [ ${#missed[@]} -eq 0 ] || exit 77
+}
+
+# Each file in a process of its own, for an error on a GPU may be every later test's; a line for each test as it ends
+# (-v), and where a test hangs, Python's stacks. Last what uses warpgroup products, which no GPU has run. Warnings of
+# other libraries' newer versions are none of a GPU's faults.
 tests() {
-  local files
+  local file files new="warpgroup or wgmma or tensor_memory"
+  local pytest=(python3 -m pytest -v -m gpu -W default --maxfail=20 -o faulthandler_timeout=60)
   mapfile -t files < <(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
-  within $most python3 -m pytest -q -m gpu --maxfail=20 --continue-on-collection-errors "${files[@]}"
+  for file in "${files[@]}"; do
+    part "$file" 240 "${pytest[@]}" -k "not ($new)" "$file"
+  done
+  part "warpgroup products" 120 "${pytest[@]}" -k "$new" "${files[@]}"
+  sum_up
 }
 
 sanitizer() {
-  local all=$out/gpu-sanitizer.log one tool line wgmma operator cases what status failed=() missed=()
+  local all=$out/gpu-sanitizer.log one wgmma tool line
   if ! command -v compute-sanitizer; then
     echo "compute-sanitizer is not here"
     exit 77
   fi
   : >"$all"
   one=$(mktemp)
-  for tool in memcheck racecheck; do
-    for line in "${small[@]}"; do
-      read -r wgmma operator cases <<<"$line"
-      what="$tool $operator"
-      [ "$wgmma" = 0 ] || what="$what by warpgroups"
-      if [ "$(left)" -lt 20 ]; then
-        missed+=("$what")
-        continue
-      fi
-      status=0
-      # shellcheck disable=SC2086  # each case is a word
-      FASTNN_WGMMA=$wgmma within 100 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-        python3 -m fastnn verify "$operator" $cases --device cuda >"$one" 2>&1 || status=$?
-      { echo "== $what: exit code $status" && cat "$one"; } >>"$all"
-      if grep -q 'Device not supported' "$one"; then
-        echo "compute-sanitizer refuses this device"
-        exit 77
-      fi
-      # Its summary shows that it watched.
-      if [ "$status" -eq 0 ] && grep -q 'SUMMARY: 0 ' "$one"; then
-        echo "$what: clean"
-      else
-        failed+=("$what")
-        echo "$what: exit code $status"
-        tail -n 12 "$one"
-      fi
+  for wgmma in 0 1; do  # last, what no GPU has run
+    for tool in memcheck racecheck; do
+      for line in "${small[@]}"; do
+        [ "${line%% *}" != "$wgmma" ] || sanitize "$tool" "$wgmma" "${line#* }"
+      done
     done
   done
   rm "$one"
-  for what in "${missed[@]}"; do echo "not run for lack of time: $what"; done
-  for what in "${failed[@]}"; do echo "failed: $what"; done
-  [ ${#failed[@]} -eq 0 ] || exit 1
-  [ ${#missed[@]} -eq 0 ] || exit 77
+  sum_up
+}
+
+sanitize() {  # with which tool, by warpgroups or not, an operator and cases
+  local what="$1 ${3%% *}" status=0
+  [ "$2" = 0 ] || what="$what by warpgroups"
+  if [ "$(left)" -lt 20 ]; then
+    missed+=("$what")
+    return
+  fi
+  # shellcheck disable=SC2086  # each case is a word
+  FASTNN_WGMMA=$2 within 100 compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+    python3 -m fastnn verify $3 --device cuda >"$one" 2>&1 || status=$?
+  { echo "== $what: exit code $status" && cat "$one"; } >>"$all"
+  if grep -q 'Device not supported' "$one"; then
+    echo "compute-sanitizer refuses this device"
+    exit 77
+  fi
+  # Its summary shows that it watched.
+  if [ "$status" -eq 0 ] && grep -q 'SUMMARY: 0 ' "$one"; then
+    echo "$what: clean"
+  else
+    failed+=("$what")
+    echo "$what: exit code $status"
+    tail -n 12 "$one"
+  fi
 }
 
 gpu_name() {  # NVIDIA H200 as h200

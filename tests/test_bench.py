@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 
 import fastnn
-from fastnn import bench, cli
-from fastnn.bench import layers, run
+from fastnn import bench, cli, verify
+from fastnn.bench import layers, networks, networks_gpu, run
 from fastnn.bench.peaks import Peaks, precision
+from fastnn.bench.peers import peers
 from fastnn.bench.row import Row, format_row, measured
 from fastnn.bench.timing import graphed
+from fastnn.reference.case import build
 
 PEAKS = Peaks(float32=300.0, bfloat16=4000.0, copy_gbs=20.0)
 QUICK = {"quick": True, "peers": ()}
@@ -256,6 +259,41 @@ def test_operators_on_a_gpu_are_timed_as_graphs():
         return (x + 1).sum().item()
 
     assert graphed(waits, "cuda") == (waits, 1) and waits() == 24
+    one = measured(about, waits, {"peer": waits}, PEAKS, 0.02, device="cuda")
+    assert one.extra == {"calls of fastnn": 1.0, "calls of peer": 1.0}
+    assert format_row(one).endswith("  calls of fastnn, not a graph  calls of peer, not a graph")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", None), ("meta", True)])
+def test_pytorchs_adam_can_be_recorded(device, expected, monkeypatch):
+    torch = pytest.importorskip("torch")
+    seen = {}
+
+    class Adam:
+        def __init__(self, parameters, **options):
+            seen.update(options)
+
+        def step(self):
+            pass
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    problem = build(verify.operators()["adam_step"], "images_step1_f32")
+    inputs = {
+        k: [fastnn.tensor(np.float32(v)) for v in problem.inputs[k]] for k in ("params", "grads")
+    }
+    assert peers("adam_step", problem, "float32", inputs, device).keys() == {"torch fused"}
+    assert seen["fused"] and seen.get("capturable") == expected
+
+
+def test_a_network_that_torch_does_not_compile_is_left_out_and_said(monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "compile", lambda model: lambda images: 1 / 0)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    x, target = networks._data(2, 32)
+    calls = networks_gpu._torch_steps("cifar_resnet20", x, target, "float32", "cpu", compiled=True)
+    assert calls.keys() == {"torch channels_last"}
+    said = capsys.readouterr().err
+    assert said == "torch compiled is left out: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@ from fastnn.reference.case import EPS, build, parse
 from fastnn.verify import all_cases, operators, run_case
 
 pytestmark = pytest.mark.gpu
-CUDA_90 = fastnn.cuda.is_available() and fastnn.cuda.get_device_capability() == (9, 0)
+HAS_WGMMA = fastnn.cuda.is_available() and cuda_module().has_wgmma(0)
 
 
 def on_cuda(*shape):
@@ -248,7 +248,7 @@ WGMMA = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.skipif(not HAS_WGMMA, reason="needs code for sm_90a")
 @pytest.mark.parametrize("line", WGMMA)
 def test_warpgroup_products_match_the_reference(line):
     assert not fastnn.backends.cuda.use_wgmma()
@@ -263,7 +263,7 @@ def test_warpgroup_products_match_the_reference(line):
         assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.skipif(not HAS_WGMMA, reason="needs code for sm_90a")
 @pytest.mark.parametrize("outputs", [32, 64, 72, 200])
 def test_the_gradient_of_the_weight_takes_warpgroup_products_too(outputs):
     x, weight = on_cuda(3, 40, 24, 31).to("bfloat16"), fastnn.randn(outputs, 40, 3, 3)
@@ -283,7 +283,7 @@ def test_the_gradient_of_the_weight_takes_warpgroup_products_too(outputs):
     assert np.abs(gradients[1]).max() > 1
 
 
-@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.skipif(not HAS_WGMMA, reason="needs code for sm_90a")
 @pytest.mark.parametrize(
     "line",
     ["n1c64h5w300_oc64_k1x3p0x140_bf16", "n1c64h9w9_oc64_k3s9p1_bf16", "n1c16h9w9_oc64_k3_bf16",
@@ -302,6 +302,41 @@ def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(l
             F.conv2d(x, w, **problem.kwargs)
         assert cuda_module().wgmma_products() == before
         assert run_case("conv2d", line, op, "cuda").ok
+
+
+@pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="an emulated GPU's setting")
+def test_code_for_compute_capability_9_without_an_a_has_no_warpgroup_products():
+    """As built for 90-real or native; asked for, they would end the process's use of the GPU."""
+    program = """
+from fastnn import verify
+from fastnn.device import cuda_module
+assert verify.run_case("conv2d", "n1c64h9w9_oc64_k3p1_bf16", device="cuda").ok
+print(cuda_module().has_wgmma(0), cuda_module().wgmma_products())
+"""
+    for architecture, said in (("90", "False 0"), ("90a", "True 3")):
+        done = emulated(program, FASTNN_EMULATED_CAPABILITY=architecture, FASTNN_WGMMA="1")
+        assert done.stdout.strip() == said, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="an emulated GPU's setting")
+def test_a_driver_without_memory_pools_is_named():
+    program = """
+import fastnn
+try:
+    fastnn.ones(2, device="cuda")
+except RuntimeError as error:
+    print(error)
+"""
+    done = emulated(program, FASTNN_EMULATED_POOLS="0")
+    assert "no stream-ordered memory pools" in done.stdout, done.stdout + done.stderr
+
+
+def emulated(program, **setting):
+    """Runs it on an emulated GPU of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "FASTNN_CUDA_EMULATE": "1", **setting},
+    )  # fmt: skip
 
 
 def test_products_without_tensor_cores_round_nothing_to_tf32():
@@ -402,7 +437,7 @@ def test_tf32_is_off_by_default_and_errs_as_its_rounding_says():
     assert EPS["float32"] < 2.0**-11
 
 
-@pytest.mark.skipif(not CUDA_90, reason="needs compute capability 9.0")
+@pytest.mark.skipif(not HAS_WGMMA, reason="needs code for sm_90a")
 @pytest.mark.parametrize(
     "line",
     ["n1c64h9w9_oc64_k3p1_f32", "n2c36h12w13_oc72_k3p1_relu_res_f32", "n3c72h7w9_oc136_k1_f32",

@@ -4,6 +4,7 @@ wait for what. Without a GPU these run on the emulated one, which ends a recordi
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -162,7 +163,8 @@ def test_events_are_of_the_device_of_their_stream(monkeypatch):
     event.record(there)
     here.wait_event(event)
     assert [call for call in module.calls if call[0] != "check"] == [
-        ("follow", 1, 11, 22), ("new_event", 1, False), ("record_event", 7, 22), ("wait_event", 11, 7),
+        ("follow", 1, 11, 22, 0), ("new_event", 1, False), ("record_event", 1, 7, 22),
+        ("wait_event", 0, 11, 7),
     ]  # fmt: skip
 
 
@@ -261,8 +263,10 @@ def test_a_graph_keeps_what_it_reads():
     total, by_conv = x.cpu().numpy() * 2, F.conv2d(x.cpu(), weight.cpu(), padding=1).numpy()
     with fastnn.cuda.graph() as recorded:
         y, z = x.T * 2, F.conv2d(x, weight, padding=1)
+    fastnn.cuda.synchronize()
     used = fastnn.cuda.memory_stats()["allocated"]
     del x, weight
+    fastnn.cuda.synchronize()  # what is freed, is when its stream gets there
     assert fastnn.cuda.memory_stats()["allocated"] == used
     spoilt = [fastnn.full(shape, 7.5, device="cuda") for shape in ((2, 3, 6, 6), (4, 3, 3, 3))]
     recorded.replay()
@@ -270,6 +274,7 @@ def test_a_graph_keeps_what_it_reads():
     assert np.allclose(z.cpu().numpy(), by_conv, atol=1e-4)
     del spoilt, y, z
     recorded.reset()
+    fastnn.cuda.synchronize()
     assert fastnn.cuda.memory_stats()["allocated"] < used
 
 
@@ -707,3 +712,65 @@ def test_events_are_no_part_of_a_recording():
         with pytest.raises(RuntimeError, match="no event can wait"), fastnn.cuda.graph():
             fastnn.ones(2, device="cuda")
             use()
+
+
+def test_asking_for_memory_or_a_stream_does_not_end_a_recording():
+    x = on_cuda(4)
+    with fastnn.cuda.graph() as recorded:
+        y = x + 1
+        assert fastnn.cuda.memory_stats()["allocated"] > 0
+        fastnn.cuda.reset_peak_memory_stats()
+        fastnn.cuda.Stream()
+        with pytest.raises(MemoryError, match=r"memory of a graph: cannot allocate .* are free"):
+            fastnn.empty(1 << 50, device="cuda")
+        y = y * 2
+    recorded.replay()
+    assert np.allclose(y.cpu().numpy(), 2 * (x.cpu().numpy() + 1))
+
+
+def test_the_memory_of_graphs_is_counted():
+    """It is no part of the driver's pool."""
+    gc.collect()
+    fastnn.cuda.synchronize()
+    fastnn.cuda.reset_peak_memory_stats()
+    size, before = 4 << 20, fastnn.cuda.memory_stats()
+    with fastnn.cuda.graph() as recorded:
+        y = fastnn.zeros(1 << 20, device="cuda")
+    during = fastnn.cuda.memory_stats()
+    assert size <= during["allocated"] - before["allocated"] <= size + (1 << 20)
+    assert during["peak_allocated"] >= during["allocated"]
+    z = fastnn.zeros(1 << 20, device="cuda")
+    del z
+    fastnn.cuda.synchronize()
+    both = fastnn.cuda.memory_stats()
+    assert both["allocated"] == during["allocated"]
+    assert both["peak_allocated"] >= during["allocated"] + size
+    del y, recorded
+    after = fastnn.cuda.memory_stats()
+    assert after["allocated"] <= before["allocated"]
+    assert after["peak_allocated"] == both["peak_allocated"]
+    fastnn.cuda.reset_peak_memory_stats()
+    assert fastnn.cuda.memory_stats()["peak_allocated"] == after["allocated"]
+
+
+def test_a_replay_follows_the_one_before_on_another_stream():
+    """Whose live values it would overwrite. A GPU orders the graph's launches by itself, and not these."""
+    p = nn.Parameter(fastnn.ones(3, device="cuda"))
+    optimizer, side = optim.SGD([p], lr=0.25), fastnn.cuda.Stream()
+
+    def step():
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = fastnn.cuda.graphed(step, warmup=1)
+    run(), run()
+    side.wait_stream(fastnn.cuda.current_stream())
+    run()
+    with fastnn.cuda.stream(side):
+        run()
+    run()
+    fastnn.cuda.synchronize()
+    assert (p.detach().cpu().numpy() == 0.5**5).all()

@@ -47,7 +47,9 @@ def planted(tmp_path_factory):
     )  # fmt: skip
 
     def run(name):
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        environment = {
+            **os.environ, "ASAN_OPTIONS": "detect_leaks=0", "FASTNN_EMULATED_DEVICES": "2",
+        }  # fmt: skip
         return subprocess.run(
             [program, name], capture_output=True, text=True, timeout=60, env=environment
         )
@@ -78,6 +80,10 @@ def test_correct_kernels_pass(planted, name):
         ("wait-for-too-many-bytes", "a wait for a barrier's phase that does not complete"),
         ("too-many-threads", "invalid launch configuration"),
         ("graph-in-a-recording", "a graph: operation not permitted when stream is capturing"),
+        ("graph-on-two-streams", "second launch: a graph is launched while another stream may be"),
+        ("stream-of-another-device", "a kernel could not be run: invalid resource handle"),
+        ("event-of-another-device", "an event: invalid resource handle"),
+        ("copy-between-pools", "a copy: invalid argument"),
     ],
 )
 def test_planted_mistakes_are_found(planted, name, message):

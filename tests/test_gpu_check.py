@@ -41,6 +41,7 @@ def check(tmp_path):
     for path, text in {
         "csrc/kernel.cu": "", "cmake/cuda.cmake": "", "CMakeLists.txt": "", "pyproject.toml": "",
         "src/fastnn/__init__.py": "", "tests/test_a.py": f"@pytest.mark.{MARK}", "tests/test_b.py": "",
+        "tests/test_c.py": f"pytestmark = pytest.mark.{MARK}",
     }.items():  # fmt: skip
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(text)
@@ -75,12 +76,18 @@ def check(tmp_path):
 def test_every_stage_runs_and_passes(check):
     code, results, output, calls = check()
     assert code == 0 and len(results) == 13 and set(results.values()) == {"passed"}, output
-    assert "-m gpu --maxfail=20 --continue-on-collection-errors tests/test_a.py \n" in calls
+    ours = "python3 -m pytest -v -m gpu -W default --maxfail=20 -o faulthandler_timeout=60 -k"
+    new = "warpgroup or wgmma or tensor_memory"
+    assert [line.strip() for line in calls.splitlines() if "pytest -v" in line] == [
+        f"{ours} not ({new}) tests/test_a.py", f"{ours} not ({new}) tests/test_c.py",
+        f"{ours} {new} tests/test_a.py tests/test_c.py",
+    ]  # fmt: skip
     assert "fastnn bench conv --batch 64 --filter n64 --dtype tf32 --device cuda" in calls
     assert "/h200-networks-bfloat16.json" in calls
     assert output.count("racecheck sum: clean") == 1
     assert (check.out / "gpu-check.log").read_text().strip() == output.strip()
-    assert "memcheck conv2d by warpgroups" in (check.out / "gpu-sanitizer.log").read_text()
+    watched = re.findall("== (.*): exit", (check.out / "gpu-sanitizer.log").read_text())
+    assert watched[-2:] == ["memcheck conv2d by warpgroups", "racecheck conv2d by warpgroups"]
 
 
 def test_a_failing_stage_does_not_stop_the_next(check):
@@ -164,10 +171,41 @@ def test_no_sanitizer_is_not_run(check):
     assert "compute-sanitizer is not here" in output
 
 
+def test_a_file_of_tests_that_fails_or_hangs_is_not_the_end_of_the_others(check):
+    script = check.tree / "benchmarks/gpu_check.sh"
+    script.write_text(script.read_text().replace('part "$file" 240', 'part "$file" 1'))
+    codes = ["tensor_memory) tests/test_a.py|hang", "tensor_memory tests/test_a.py|1"]
+    code, results, output, calls = check("tests", codes=codes)
+    assert code == 1 and results == {"tests": "FAILED: exit code 1"}
+    assert (
+        "failed: tests/test_a.py: exit code 124\nfailed: warpgroup products: exit code 1" in output
+    )
+    assert "tensor_memory) tests/test_c.py" in calls
+
+
+def test_tests_without_time_are_not_run(check):
+    code, results, output, calls = check("tests", LIMIT="9")
+    assert code == 77 and results == {"tests": "NOT RUN"} and "pytest" not in calls
+    assert "not run for lack of time: warpgroup products" in output
+
+
 def test_a_stage_that_takes_too_long_is_stopped(check):
-    code, results, output, _ = check("tests", "layers-tf32", codes=["maxfail|hang"], LIMIT="2")
-    assert code == 1 and results == {"tests": "FAILED: out of time", "layers-tf32": "NOT RUN"}
+    codes = ["numpy_says|hang"]
+    code, results, output, _ = check("primitives", "layers-tf32", codes=codes, LIMIT="2")
+    assert code == 1 and results == {"primitives": "FAILED: out of time", "layers-tf32": "NOT RUN"}
     assert "no time is left" in output
+
+
+def test_tests_of_warpgroup_products_are_run_last():
+    """The script goes by their names."""
+    new = re.search(r'new="(.*)"', SCRIPT.read_text())[1].split(" or ")
+    found = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for test in file.read_text().split("\ndef ")[1:]:
+            name = test.partition("(")[0]
+            if "backends.cuda.wgmma(" in test and '"wgmma"' not in test:  # which is in the name
+                found.add(name)
+    assert len(found) >= 4 and all(any(word in name for word in new) for name in found), found
 
 
 def test_an_unknown_stage_is_refused_before_anything_runs(check):

@@ -14,7 +14,7 @@ thread_local int current = kCpu;
 
 void make_current(int device) {
   current = device;
-  if (device != kCpu) device_table()->select(device);
+  device_table()->select(device);
 }
 
 }  // namespace

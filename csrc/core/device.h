@@ -26,8 +26,10 @@ struct DeviceTable {
   // unless `later`.
   bool (*copy)(void* dst, int dst_device, const void* src, int src_device, int64_t bytes,
                bool later);
-  void (*select)(int device);  // for the calling thread's next kernels
-  void (*wait)(int device);    // for all work on the device, other libraries' too
+  // For the calling thread's next kernels. kCpu: there are none for now, and the driver's current
+  // device, which other libraries go by, is what it was before.
+  void (*select)(int device);
+  void (*wait)(int device);  // for all work on the device, other libraries' too
   // The next user of memory of the device follows what others have queued on the default stream.
   void (*used)(int device, const void* block);
   // Ordinary memory that a device copies from and to without staging.

@@ -5,8 +5,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "cuda/device/device.h"
@@ -40,10 +42,17 @@ Blocks& blocks() {
 
 }  // namespace
 
+// Memory of the driver's that no stream orders.
+struct Piece {
+  void* data;
+  int device;
+  int64_t bytes;
+};
+
 // The memory of one graph; lives until the graph is destroyed and no array uses it.
 struct Pool {
   std::map<cudaStream_t, std::multimap<int64_t, void*>> unused;  // blocks()' mutex guards it
-  std::vector<void*> all;
+  std::vector<Piece> all;
   ~Pool();
 };
 
@@ -59,7 +68,7 @@ struct Graph {
   char* live = nullptr;
   std::vector<char> next = std::vector<char>(kLiveBytes);
   int64_t used = kFirstValue;
-  std::vector<void*> freed;                        // after the recording
+  std::vector<std::pair<int, void*>> freed;        // after the recording; of which device
   std::unordered_set<std::shared_ptr<void>> kept;  // what it uses and did not make
 };
 
@@ -73,9 +82,20 @@ int64_t aligned_size(int64_t size) {
   return (size + kLiveAlignment - 1) / kLiveAlignment * kLiveAlignment;
 }
 
-void free_blocks(const std::vector<void*>& all) {
-  for (void* block : all)
-    if (cudaFree(block) != cudaSuccess) cudaGetLastError();
+// On the current device, for as long as the pool lives.
+cudaError_t add_piece(Pool& pool, int64_t bytes, void** data) {
+  const cudaError_t result = cudaMalloc(data, static_cast<size_t>(bytes));
+  if (result != cudaSuccess) return result;
+  pool.all.push_back({*data, current_device(), bytes});
+  count_graph_memory(current_device(), bytes);
+  return result;
+}
+
+void free_pieces(const std::vector<Piece>& all) {
+  for (const Piece& piece : all) {
+    if (cudaFree(piece.data) != cudaSuccess) cudaGetLastError();
+    count_graph_memory(piece.device, -piece.bytes);
+  }
 }
 
 // Recordings of all threads. Their streams are used again, and for nothing else: what other threads
@@ -84,7 +104,7 @@ struct Recordings {
   std::mutex mutex;
   std::map<int, std::vector<cudaStream_t>> streams;  // free ones, of each device
   std::atomic<int> count{0};
-  std::vector<void*> left;  // by graphs that ended meanwhile
+  std::vector<Piece> left;  // by graphs that ended meanwhile
 };
 Recordings& all_recordings() {
   static Recordings* const instance = new Recordings;
@@ -104,13 +124,13 @@ cudaStream_t take_stream(int device) {
 // The last one frees what graphs have left: cudaFree waits for the device, which a recording does
 // not survive.
 void give_back(int device, cudaStream_t stream) {
-  std::vector<void*> left;
+  std::vector<Piece> left;
   {
     std::lock_guard<std::mutex> lock(all_recordings().mutex);
     all_recordings().streams[device].push_back(stream);
     if (--all_recordings().count == 0) left.swap(all_recordings().left);
   }
-  free_blocks(left);
+  free_pieces(left);
 }
 
 struct Sent {
@@ -131,7 +151,7 @@ Pool::~Pool() {
     auto& left = all_recordings().left;
     if (recordings()) left.insert(left.end(), all.begin(), all.end()), all.clear();
   }
-  free_blocks(all);
+  free_pieces(all);
 }
 
 Unrecorded::Unrecorded() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -143,12 +163,25 @@ const void* recorded_graph() {
 
 int recordings() { return all_recordings().count.load(); }
 
-cudaStream_t stream_outside() { return recording ? recording->before : current_stream(); }
+cudaStream_t stream_outside() {
+  return is_recorded(current_stream()) ? recording->before : current_stream();
+}
+
+bool is_recorded(cudaStream_t stream) { return recording && recording->stream == stream; }
+
+bool left_out(int device) {
+  if (!recording || recording->device == device) return false;
+  const std::string one = std::to_string(recording->device), other = std::to_string(device);
+  note_text("a graph of cuda:" + one + " is being recorded, of which work on cuda:" + other +
+            " would be no part: do this before it, or record on cuda:" + other +
+            " (fastnn.cuda.set_device(" + other + ") before)");
+  return true;
+}
 
 void begin_capture(int device) {
   static std::atomic<uintptr_t> numbers{0};
   if (recording) return note_text("graph: this thread is recording one already");
-  select(device);
+  const Selected there(device);
   auto graph = std::make_unique<Graph>();
   graph->number = ++numbers;
   graph->device = device;
@@ -159,10 +192,9 @@ void begin_capture(int device) {
   note(cudaDeviceGetDefaultMemPool(&cache, device), "the memory pool");
   note(cudaMemPoolTrimTo(cache, 0), "the memory pool");
   void* live = nullptr;
-  note(cudaMalloc(&live, kLiveBytes), "memory of a graph");
+  note(add_piece(*graph->pool, kLiveBytes, &live), "memory of a graph");
   if (failing()) return;
   graph->live = static_cast<char*>(live);
-  graph->pool->all.push_back(live);
   graph->stream = take_stream(device);
   if (!graph->stream) return;
   const cudaError_t result =
@@ -176,13 +208,13 @@ void begin_capture(int device) {
 // Null, or not valid, where *result is a failure.
 static cudaGraph_t end_recording(cudaError_t* result) {
   Graph* const graph = recording;
-  select(graph->device);
+  const Selected there(graph->device);
   cudaGraph_t recorded = nullptr;
   *result = cudaStreamEndCapture(graph->stream, &recorded);
   if (*result != cudaSuccess) cudaGetLastError();
   recording = nullptr;
   set_current_stream(graph->before);
-  for (void* block : graph->freed) deallocate(graph->device, block, 0);
+  for (const auto& [device, block] : graph->freed) deallocate(device, block, 0);
   graph->freed.clear();
   give_back(graph->device, graph->stream);
   return recorded;
@@ -215,7 +247,9 @@ void abandon_capture() {
 void replay(Graph* graph) {
   if (recording)
     return note_text("replay: a graph is being recorded, of which no other can be part");
-  select(graph->device);
+  const Selected there(graph->device);
+  // What is sent, and the recorded work, would meet the replay before at its memory.
+  if (graph->last) follow(current_stream(), graph->device, graph->last, graph->device);
   // As arguments of kernels: a copy from ordinary memory would wait for the stream.
   for (int64_t at = 0; at < graph->used; at += kSentBytes) {
     const int64_t bytes = graph->used - at < kSentBytes ? graph->used - at : kSentBytes;
@@ -230,6 +264,7 @@ void replay(Graph* graph) {
 
 void destroy(Graph* graph) {
   const Unrecorded outside;
+  const Selected there(graph->device);
   if (graph->last && !graph->kept.empty())  // which its work may still be using
     if (cudaStreamSynchronize(graph->last) != cudaSuccess) cudaGetLastError();
   if (graph->exec && cudaGraphExecDestroy(graph->exec) != cudaSuccess) cudaGetLastError();
@@ -300,7 +335,7 @@ WorkPlace move_to(const WorkPlace& place) {
 }
 
 void* capture_allocate(int64_t bytes) {
-  if (!recording) return nullptr;
+  if (!recording || left_out(current_device())) return nullptr;
   Pool& pool = *recording->pool;
   cudaStream_t const stream = current_stream();
   const int64_t size = (bytes + 511) / 512 * 512;
@@ -316,19 +351,18 @@ void* capture_allocate(int64_t bytes) {
   } else {
     // Not part of the recording: the block is there before and after it.
     const Unrecorded outside;
-    const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(size));
+    const cudaError_t result = add_piece(pool, size, &block);
     if (result != cudaSuccess) {
       cudaGetLastError();
       note_text("memory of a graph: " + no_memory_for(current_device(), size), true);
       return nullptr;
     }
-    pool.all.push_back(block);
   }
   blocks().held.emplace(block, Block{recording->pool, stream, found});
   return block;
 }
 
-bool capture_deallocate(void* block) {
+bool capture_deallocate(int device, void* block) {
   std::shared_ptr<Pool> last;  // destroyed after the lock
   {
     std::lock_guard<std::mutex> lock(blocks().mutex);
@@ -341,7 +375,7 @@ bool capture_deallocate(void* block) {
     }
   }
   if (!recording) return false;
-  recording->freed.push_back(block);
+  recording->freed.emplace_back(device, block);
   return true;
 }
 

@@ -22,6 +22,9 @@ Graph* end_capture();
 const void* recorded_graph();   // a number that no other has, of what this thread records, or null
 int recordings();               // under way, of all threads
 cudaStream_t stream_outside();  // this thread's current one, but for the recording's own
+bool is_recorded(cudaStream_t stream);  // by this thread
+// Whether this thread records, and work on the device would be no part of that; this is noted.
+bool left_out(int device);
 // Gives up what is being recorded.
 void abandon_capture();
 void replay(Graph* graph);
@@ -76,6 +79,6 @@ bool end_rehearsal(uint64_t later);
 // Memory while recording: a block of the graph's pool, or null if this thread is not recording.
 void* capture_allocate(int64_t bytes);
 // Whether the block is a graph's, or its end has to wait for the end of the recording.
-bool capture_deallocate(void* block);
+bool capture_deallocate(int device, void* block);
 
 }  // namespace fastnn::cuda

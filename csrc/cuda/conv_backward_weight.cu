@@ -140,6 +140,16 @@ void run_sized(const WeightGradient& p, DType grad_dtype, void* grad_weight) {
     run<Tile<T, math, 64, 64, 32, 32>>(p, grad_dtype, grad_weight);
 }
 
+// The pixels as one row, where each output is of the input's pixel of the same number: rows of a
+// linear layer are images of one pixel, of which a thread would step over one by one.
+void join_rows(WeightGradient& g, const ConvParams& p) {
+  const bool alike = p.KH == 1 && p.KW == 1 && p.stride_h == 1 && p.stride_w == 1 &&
+                     p.pad_top == 0 && p.pad_left == 0 && p.OH == p.H && p.OW == p.W;
+  if (!alike || g.pixels == 0 || g.pixels >= int64_t{1} << 30) return;
+  g.down = g.height = 1;
+  g.across = g.width = static_cast<int>(g.pixels);
+}
+
 void backward_weight(const ConvParams& p, const void* input, const void* grad_output,
                      void* grad_weight) {
   if (p.C == 0 || p.OC == 0 || !sizes_fit(p)) return;
@@ -160,6 +170,7 @@ void backward_weight(const ConvParams& p, const void* input, const void* grad_ou
   g.pixels = p.N * p.OH * p.OW;
   g.down = static_cast<int>(p.OH), g.across = static_cast<int>(p.OW);
   g.step_down = static_cast<int>(p.stride_h), g.step_across = static_cast<int>(p.stride_w);
+  join_rows(g, p);
   g.outputs = p.group_outputs(), g.inputs = p.group_inputs();
   g.groups = static_cast<int>(p.groups);
   if (p.dtype == DType::bfloat16 && try_wgmma_weight(g, taps.data(), p.grad_dtype, grad_weight))

@@ -33,20 +33,21 @@ void checked(cudaError_t result, const char* what) {
 
 // Events tie streams together, which a recording may not be: what waits for one of them, or is
 // waited for, would be drawn into it.
-void refuse_recorded(uintptr_t stream) {
-  if (recorded_graph() && stream == handle(current_stream()))
-    note_text("a graph is being recorded, which no event can wait for, nor be waited for");
+void refuse_recorded(uintptr_t stream, const char* other = "no event") {
+  if (is_recorded(pointer<cudaStream_t>(stream)))
+    note_text(std::string("a graph is being recorded, which ") + other +
+              " can wait for, nor be waited for");
   check();
 }
 
 void bind_streams(py::module_& m) {
   m.def("current_stream", [](int device) {
-    select(device);
+    const Selected there(device);
     check();
     return handle(current_stream());
   });
   m.def("set_stream", [](int device, uintptr_t stream) {
-    select(device);
+    const Selected there(device);
     if (recorded_graph() && pointer<cudaStream_t>(stream) != current_stream())
       note_text(
           "stream: a graph is being recorded, and work on another stream would be no part of it; "
@@ -63,7 +64,7 @@ void bind_streams(py::module_& m) {
   m.def(
       "synchronize_stream",
       [](int device, uintptr_t stream) {
-        select(device);
+        const Selected there(device);
         cudaStream_t const before = current_stream();
         set_current_stream(pointer<cudaStream_t>(stream));
         synchronize();
@@ -74,31 +75,35 @@ void bind_streams(py::module_& m) {
       "synchronize", [](int device) { synchronize_device(device); },
       py::call_guard<py::gil_scoped_release>());
   m.def("check", &check);
-  // Later work on `later` follows what is queued on `earlier` by now.
-  m.def("follow", [](int device, uintptr_t later, uintptr_t earlier) {
-    select(device);
-    const uintptr_t ours = handle(current_stream());
-    if (recorded_graph() && (later == ours || earlier == ours))
-      note_text("a graph is being recorded, which no other stream can wait for, nor be waited for");
-    check();
-    follow(pointer<cudaStream_t>(later), pointer<cudaStream_t>(earlier), device);
-    check();
-  });
-  m.def("wait_event", [](uintptr_t stream, uintptr_t event) {
+  // Later work on `later` follows what is queued on `earlier` by now; both are of the device, or
+  // `later` is of another.
+  m.def(
+      "follow",
+      [](int device, uintptr_t later, uintptr_t earlier, int later_device) {
+        refuse_recorded(later, "no other stream");
+        refuse_recorded(earlier, "no other stream");
+        follow(pointer<cudaStream_t>(later), later_device < 0 ? device : later_device,
+               pointer<cudaStream_t>(earlier), device);
+        check();
+      },
+      py::arg("device"), py::arg("later"), py::arg("earlier"), py::arg("later_device") = -1);
+  m.def("wait_event", [](int device, uintptr_t stream, uintptr_t event) {
     refuse_recorded(stream);
+    const Selected there(device);
     checked(cudaStreamWaitEvent(pointer<cudaStream_t>(stream), pointer<cudaEvent_t>(event), 0),
             "waiting for an event");
   });
   m.def("new_event", [](int device, bool timing) {
-    select(device);
+    const Selected there(device);
     cudaEvent_t event = nullptr;
     checked(cudaEventCreateWithFlags(&event, timing ? 0 : cudaEventDisableTiming),
             "making an event");
     return handle(event);
   });
   m.def("destroy_event", [](uintptr_t event) { cudaEventDestroy(pointer<cudaEvent_t>(event)); });
-  m.def("record_event", [](uintptr_t event, uintptr_t stream) {
+  m.def("record_event", [](int device, uintptr_t event, uintptr_t stream) {
     refuse_recorded(stream);
+    const Selected there(device);
     checked(cudaEventRecord(pointer<cudaEvent_t>(event), pointer<cudaStream_t>(stream)),
             "recording an event");
   });
@@ -123,12 +128,12 @@ void bind_graphs(py::module_& m) {
       .def_property_readonly("recorded", [](const WorkPlace& place) { return place.number != 0; })
       .def("__eq__", [](const WorkPlace& a, const WorkPlace& b) { return a == b; });
   m.def("here", [](int device) {
-    select(device);
+    const Selected there(device);
     check();
     return here();
   });
   m.def("move_to", [](int device, const WorkPlace& place) {
-    select(device);
+    const Selected there(device);
     return move_to(place);
   });
   m.def("begin_capture", [](int device) {
@@ -153,36 +158,25 @@ void bind_graphs(py::module_& m) {
 
 void bind_memory(py::module_& m) {
   m.def("memory_stats", [](int device) {
-    cudaMemPool_t pool;
-    uint64_t used = 0, reserved = 0, highest = 0;
-    size_t free = 0, total = 0;
-    select(device);
-    note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
-    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "the memory pool");
-    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &highest), "the memory pool");
-    note(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved),
-         "the memory pool");
-    checked(cudaMemGetInfo(&free, &total), "the free memory");
+    const MemoryUse use = memory_use(device);
+    check();
     py::dict out;
-    out["allocated"] = used;
-    out["peak_allocated"] = highest;
-    out["cached"] = reserved - used;
-    out["free"] = free;
-    out["total"] = total;
+    out["allocated"] = use.allocated;
+    out["peak_allocated"] = use.highest;
+    out["cached"] = use.cached;
+    out["free"] = use.free;
+    out["total"] = use.total;
     return out;
   });
   m.def("reset_peak_memory_stats", [](int device) {
-    cudaMemPool_t pool;
-    uint64_t zero = 0;
-    select(device);
-    checked(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
-    checked(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &zero), "the memory pool");
+    reset_highest(device);
+    check();
   });
   m.def(
       "empty_cache",
       [](int device) {
         cudaMemPool_t pool;
-        select(device);
+        const Selected there(device);
         note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
         if (!synchronize()) return;
         note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
@@ -223,19 +217,35 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
       throw py::value_error("as_tensor: expected memory of a GPU, got other memory");
     return attributes.device;
   });
+  // For this thread, and the driver's with it, from now on.
+  m.def("set_device", [](int device) {
+    enter(device);
+    check();
+  });
+  // The driver's, which other libraries go by.
+  m.def("current_device", [] {
+    int device = 0;
+    checked(cudaGetDevice(&device), "the current device");
+    return device;
+  });
   m.def("allow_tf32", &allow_tf32);
   m.def("set_allow_tf32", &set_allow_tf32);
   m.def("use_tensor_cores", &use_tensor_cores);
   m.def("set_use_tensor_cores", &set_use_tensor_cores);
   m.def("tensor_cores", [](int device) {
-    select(device);
+    const Selected there(device);
     check();
     return tensor_cores();
   });
   m.def("wrong_primitives", [](int device) {
-    select(device);
+    const Selected there(device);
     check();
     return wrong_primitives();
+  });
+  m.def("has_wgmma", [](int device) {
+    const Selected there(device);
+    check();
+    return has_wgmma();
   });
   m.def("use_wgmma", &use_wgmma);
   m.def("set_use_wgmma", &set_use_wgmma);

@@ -15,10 +15,17 @@ namespace {
 
 constexpr int64_t kPage = 4096;
 
+// A copy's end; default streams have the same handle on every device.
+struct Copy {
+  int device;
+  cudaStream_t stream;
+  cudaEvent_t end;
+};
+
 struct Pinned {
   void* data;
   int64_t bytes;
-  std::vector<std::pair<cudaStream_t, cudaEvent_t>> copies;
+  std::vector<Copy> copies;
 };
 
 struct Pins {
@@ -44,8 +51,8 @@ void collect(Pins& all) {
   auto kept = all.leaving.begin();
   for (auto& block : all.leaving) {
     auto& copies = block->copies;
-    while (!copies.empty() && cudaEventQuery(copies.back().second) != cudaErrorNotReady) {
-      cudaEventDestroy(copies.back().second);
+    while (!copies.empty() && cudaEventQuery(copies.back().end) != cudaErrorNotReady) {
+      cudaEventDestroy(copies.back().end);
       copies.pop_back();
     }
     cudaGetLastError();
@@ -100,13 +107,14 @@ void copied(const void* host, cudaStream_t stream) {
   const std::shared_ptr<Pinned>& block = (--found)->second;
   if (static_cast<const char*>(host) >= found->first + block->bytes) return;
   if (recorded_graph()) return keep_with_graph(block);
-  for (const auto& [on, event] : block->copies)
-    if (on == stream) return note(cudaEventRecord(event, stream), "a copy's end");
+  for (const Copy& copy : block->copies)
+    if (copy.stream == stream && copy.device == current_device())
+      return note(cudaEventRecord(copy.end, stream), "a copy's end");
   cudaEvent_t event = nullptr;
   if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess)
     return note(cudaStreamSynchronize(stream), "a copy's end");
   note(cudaEventRecord(event, stream), "a copy's end");
-  block->copies.emplace_back(stream, event);
+  block->copies.push_back({current_device(), stream, event});
 }
 
 void free_pinned() {

@@ -4,6 +4,7 @@
 #include "cuda/device/device.h"
 #include "cuda/self_check.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -25,11 +26,14 @@ struct DeviceState {
   std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards it
   int multiprocessors = 1;
   int capability = 0;
+  bool wgmma = false;         // the code is sm_90a's
   bool tensor_cores = false;  // there, and as their self-check expects
   std::string wrong;          // those of their instructions that are not
   size_t shared_memory = 0;
   Fault* fault = nullptr;
   std::map<std::string, void*> constants;
+  uint64_t graph_bytes = 0;  // the state's mutex guards these two
+  uint64_t highest = 0;      // that was allocated, graphs' memory included, up to its last change
 };
 
 struct State {
@@ -45,12 +49,22 @@ State& state() {
   return *instance;
 }
 
-thread_local int selected = 0;
+thread_local int selected = 0;      // the driver's current device
+thread_local int before_core = -1;  // what that was before fastnn._core selected one, or -1
 thread_local cudaStream_t streams[kMaxDevices] = {};
 thread_local std::string failure;
 thread_local bool failed = false, no_memory = false;
 
-__global__ void probe_kernel() {}
+// Whether this is sm_90a's code: sm_90's says 90, too, of what it was compiled for.
+__global__ void probe_kernel(int* wgmma) {
+#if defined(FASTNN_CUDA_EMULATE)
+  *wgmma = emulator::is_sm_90a();
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  *wgmma = 1;
+#else
+  *wgmma = 0;
+#endif
+}
 
 // Asks the device whether its instructions do what the kernels take them to do (self_check.h).
 // False where that could not be asked, or what every kernel needs does not; this is noted.
@@ -78,6 +92,16 @@ bool prepare(DeviceState& d, int device) {
   };
   cudaDeviceProp properties;
   if (!fine(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties")) return false;
+  int pools = 0;
+  if (!fine(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device),
+            "cudaDeviceGetAttribute"))
+    return false;
+  if (!pools) {
+    note_text("CUDA: cuda:" + std::to_string(device) +
+              ": this driver or GPU has no stream-ordered memory pools (cudaMallocAsync), which "
+              "fastnn needs; update the driver, or compute on the CPU");
+    return false;
+  }
   d.multiprocessors = properties.multiProcessorCount;
   d.shared_memory = properties.sharedMemPerBlockOptin;
   // What the kernels were compiled for: it may be older than the device.
@@ -100,6 +124,10 @@ bool prepare(DeviceState& d, int device) {
   if (!fine(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "cudaHostAlloc"))
     return false;
   d.fault = static_cast<Fault*>(fault);
+  *d.fault = {};
+  launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found);
+  if (!fine(cudaStreamSynchronize(d.uploads), "this build's kernels on this GPU")) return false;
+  d.wgmma = d.fault->found != 0;
   *d.fault = {};
   return true;
 }
@@ -137,16 +165,35 @@ int device_count() {
 
 int current_device() { return selected; }
 
-void select(int device) {
-  const cudaError_t result = cudaSetDevice(device);
+int enter(int device) {
+  int before = selected;
+  note(cudaGetDevice(&before), "cudaGetDevice");
+  const cudaError_t result = before == device ? cudaSuccess : cudaSetDevice(device);
   note(result, "cudaSetDevice");
-  if (result != cudaSuccess) return;
+  if (result != cudaSuccess) return before;
   selected = device;
   prepared(device);
+  return before;
+}
+
+void leave(int before) {
+  if (before != selected && cudaSetDevice(before) != cudaSuccess) cudaGetLastError();
+  selected = before;
+}
+
+void select(int device) {
+  if (device < 0) {
+    leave(before_core);
+    before_core = -1;
+    return;
+  }
+  const int before = enter(device);
+  if (before_core < 0) before_core = before;
 }
 
 int multiprocessors() { return prepared(selected).multiprocessors; }
 int capability() { return prepared(selected).capability; }
+bool has_wgmma() { return prepared(selected).wgmma; }
 bool has_shared(size_t bytes) { return bytes <= prepared(selected).shared_memory; }
 
 // A switch that the environment sets at first: "1" or "0", or else `otherwise`.
@@ -220,18 +267,70 @@ const char* take_error(bool* out_of_memory) {
   return failure.c_str();
 }
 
-std::string no_memory_for(int device, int64_t bytes) {
-  size_t free = 0, total = 0;
-  uint64_t used = 0, reserved = 0;
+// Of the driver's pool.
+static uint64_t pool_bytes(int device, cudaMemPoolAttr which) {
+  uint64_t bytes = 0;
   cudaMemPool_t pool;
-  cudaDeviceGetDefaultMemPool(&pool, device);
-  cudaMemGetInfo(&free, &total);
-  cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
-  cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+  cudaError_t result = cudaDeviceGetDefaultMemPool(&pool, device);
+  if (result == cudaSuccess) result = cudaMemPoolGetAttribute(pool, which, &bytes);
+  note(result, "the memory pool");
+  return bytes;
+}
+// The driver's count of the highest starts anew.
+static void reset_pool(int device) {
+  uint64_t zero = 0;
+  cudaMemPool_t pool;
+  cudaError_t result = cudaDeviceGetDefaultMemPool(&pool, device);
+  if (result == cudaSuccess)
+    result = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &zero);
+  note(result, "the memory pool");
+}
+// With the state's mutex held.
+static uint64_t highest(int device) {
+  const DeviceState& d = state().devices[device];
+  const uint64_t of_pool = std::max(pool_bytes(device, cudaMemPoolAttrUsedMemHigh),
+                                    pool_bytes(device, cudaMemPoolAttrUsedMemCurrent));
+  return std::max(d.highest, of_pool + d.graph_bytes);
+}
+
+MemoryUse memory_use(int device) {
+  const Unrecorded outside;
+  const Selected there(device);
+  MemoryUse use;
+  const uint64_t used = pool_bytes(device, cudaMemPoolAttrUsedMemCurrent);
+  use.cached = pool_bytes(device, cudaMemPoolAttrReservedMemCurrent) - used;
+  note(cudaMemGetInfo(&use.free, &use.total), "the free memory");
+  std::lock_guard<std::mutex> lock(state().mutex);
+  use.allocated = used + state().devices[device].graph_bytes;
+  use.highest = highest(device);
+  return use;
+}
+
+void reset_highest(int device) {
+  const Unrecorded outside;
+  const Selected there(device);
+  std::lock_guard<std::mutex> lock(state().mutex);
+  reset_pool(device);
+  state().devices[device].highest = 0;
+}
+
+// The driver's highest is of its pool alone, so what it was with graphs' memory is known as long as
+// that does not change.
+void count_graph_memory(int device, int64_t bytes) {
+  const Unrecorded outside;
+  std::lock_guard<std::mutex> lock(state().mutex);
+  DeviceState& d = state().devices[device];
+  d.highest = highest(device);
+  d.graph_bytes += static_cast<uint64_t>(bytes);
+  reset_pool(device);
+}
+
+std::string no_memory_for(int device, int64_t bytes) {
+  const MemoryUse use = memory_use(device);
   return "cannot allocate " + std::to_string(bytes) + " bytes on cuda:" + std::to_string(device) +
-         ": " + std::to_string(free) + " of " + std::to_string(total) +
-         " bytes are free, fastnn uses " + std::to_string(used) + " and caches " +
-         std::to_string(reserved - used);
+         ": " + std::to_string(use.free) + " of " + std::to_string(use.total) +
+         " bytes are free, fastnn uses " + std::to_string(use.allocated) + " and caches " +
+         std::to_string(use.cached);
 }
 
 // Of the pool, in a stream's order.
@@ -267,8 +366,11 @@ void* allocate(int device, int64_t bytes) {
   return failed ? nullptr : allocate_on(current_stream(), device, bytes);
 }
 
-void deallocate(int, void* block, int64_t) {
-  if (capture_deallocate(block)) return;
+// cudaStreamLegacy and its like are numbers, of streams of the current device.
+static bool is_default(cudaStream_t stream) { return reinterpret_cast<uintptr_t>(stream) <= 2; }
+
+void deallocate(int device, void* block, int64_t) {
+  if (capture_deallocate(device, block)) return;
   cudaStream_t stream;
   {
     std::lock_guard<std::mutex> lock(state().mutex);
@@ -277,33 +379,20 @@ void deallocate(int, void* block, int64_t) {
     stream = found->second;
     state().owners.erase(found);
   }
-  if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
+  const auto free = [&] {
+    if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
+  };
+  if (!is_default(stream)) return free();
+  const Selected there(device);
+  free();
 }
-
-namespace {
-
-// Another device for a while.
-class Selected {
- public:
-  explicit Selected(int device) : before_(selected) {
-    if (device != before_) select(device);
-  }
-  ~Selected() {
-    if (selected != before_) select(before_);
-  }
-  Selected(const Selected&) = delete;
-  Selected& operator=(const Selected&) = delete;
-
- private:
-  int before_;
-};
-
-}  // namespace
 
 bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t bytes, bool later) {
   const bool host = dst_device < 0 || src_device < 0;
   const int device = dst_device < 0 ? src_device : dst_device;
   const bool between = !host && dst_device != src_device;
+  // A recording would not have what another device does, or draw its stream in.
+  if (left_out(device) || (between && left_out(src_device))) return false;
   cudaStream_t theirs = nullptr;
   if (between) {
     const Selected there(src_device);
@@ -311,7 +400,7 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
   }
   const Selected here(device);
   cudaStream_t const stream = current_stream();
-  if (between) follow(stream, theirs, src_device);
+  if (between) follow(stream, device, theirs, src_device);
   if (host && !later && recorded_graph()) {
     note_text(
         std::string(dst_device < 0 ? "values copied to the CPU (item(), cpu(), printing)"
@@ -319,11 +408,15 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
         " are waited for, and a graph is being recorded, which cannot wait: do this before it");
     return false;
   }
+  // Pools of two devices do not see each other's memory; cudaMemcpyPeerAsync goes by way of the
+  // host where the devices do not either.
+  const auto size = static_cast<size_t>(bytes);
   const cudaError_t result =
-      cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, stream);
+      between ? cudaMemcpyPeerAsync(dst, dst_device, src, src_device, size, stream)
+              : cudaMemcpyAsync(dst, src, size, cudaMemcpyDefault, stream);
   note(result, "a copy between devices");
   bool ok = result == cudaSuccess;
-  if (between) follow(theirs, stream, device);
+  if (between) follow(theirs, src_device, stream, device);
   if (ok && host && later) copied(dst_device < 0 ? dst : src, stream);
   if (ok && host && !later) ok = synchronize();
   return ok && !failed;
@@ -336,7 +429,8 @@ bool synchronize() {
 }
 
 cudaStream_t new_stream(int device) {
-  select(device);
+  const Unrecorded outside;
+  const Selected there(device);
   cudaStream_t stream = nullptr;
   note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
   if (!stream) return nullptr;
@@ -365,7 +459,7 @@ static cudaError_t wait_for_streams() {
 }
 
 bool synchronize_device(int device) {
-  select(device);
+  const Selected there(device);
   // This thread's recording is not to go on as if nothing had been asked.
   note(recorded_graph() ? cudaDeviceSynchronize() : wait_for_streams(), "waiting for the device");
   report_fault();
@@ -377,10 +471,16 @@ void wait(int device) {
   if (wait_for_streams() != cudaSuccess) cudaGetLastError();
 }
 
-static cudaError_t order(cudaStream_t later, cudaStream_t earlier) {
+static cudaError_t order(cudaStream_t later, int later_device, cudaStream_t earlier,
+                         int earlier_device) {
   cudaEvent_t event = nullptr;
-  cudaError_t result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-  if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
+  cudaError_t result;
+  {
+    const Selected there(earlier_device);  // an event's, and its stream's
+    result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
+  }
+  const Selected there(later_device);
   if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
   if (event) cudaEventDestroy(event);
   return result;
@@ -394,16 +494,14 @@ void used(int device, const void* block) {
     if (found == state().owners.end()) return;
     owner = found->second;
   }
-  const Selected there(device);
-  if (order(owner, cudaStreamLegacy) == cudaSuccess) return;
+  if (order(owner, device, cudaStreamLegacy, device) == cudaSuccess) return;
   cudaGetLastError();
   wait(device);
 }
 
-void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device) {
-  if (later == earlier) return;
-  const Selected there(earlier_device);  // an event's, and its stream's
-  note(order(later, earlier), "ordering two streams");
+void follow(cudaStream_t later, int later_device, cudaStream_t earlier, int earlier_device) {
+  if (later == earlier && later_device == earlier_device) return;
+  note(order(later, later_device, earlier, earlier_device), "ordering two streams");
 }
 
 Fault* fault() { return prepared(selected).fault; }

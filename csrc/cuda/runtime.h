@@ -21,10 +21,17 @@ namespace fastnn::cuda {
 
 int device_count();
 int current_device();
+// Makes a device the thread's current one, ours and the driver's. Returns the driver's before,
+// which other libraries go by, for leave().
+int enter(int device);
+void leave(int before);
+// The same for fastnn._core, whose operators nest: -1 leaves them all.
 void select(int device);
 int multiprocessors();  // of the current device
 // What the kernels that run on the current device were compiled for: 90 for 9.0.
 int capability();
+// Whether they are sm_90a's, which alone have warpgroup products (device/hopper.h).
+bool has_wgmma();
 bool has_shared(size_t bytes);  // whether a block may have so much shared memory
 
 // Whether products of bfloat16 and TF32 use the tensor cores (mma.sync): the code has them, this
@@ -67,6 +74,15 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
           bool later = false);
 // "`bytes` are not there on the device, so many are."
 std::string no_memory_for(int device, int64_t bytes);
+// What graphs hold besides the driver's pool is so much more from now on.
+void count_graph_memory(int device, int64_t bytes);
+// Bytes: graphs' memory counts as allocated.
+struct MemoryUse {
+  uint64_t allocated = 0, highest = 0, cached = 0;
+  size_t free = 0, total = 0;
+};
+MemoryUse memory_use(int device);
+void reset_highest(int device);
 // Memory that devices copy from and to without staging (pinned.cu).
 void* pin(int64_t bytes);
 void unpin(void* block);
@@ -85,7 +101,7 @@ void wait(int device);
 // A stream of ours, for good: waits for the device wait for it.
 cudaStream_t new_stream(int device);
 // Later work on one stream follows what is queued on another by now.
-void follow(cudaStream_t later, cudaStream_t earlier, int earlier_device);
+void follow(cudaStream_t later, int later_device, cudaStream_t earlier, int earlier_device);
 // The next user of a block follows what is queued on the default stream by now.
 void used(int device, const void* block);
 
@@ -99,6 +115,18 @@ struct Fault {
 Fault* fault();
 // A number for `what`; of equal text, equal numbers.
 int fault_name(const char* what);
+
+// Another device for a while.
+class Selected {
+ public:
+  explicit Selected(int device) : before_(enter(device)) {}
+  ~Selected() { leave(before_); }
+  Selected(const Selected&) = delete;
+  Selected& operator=(const Selected&) = delete;
+
+ private:
+  int before_;
+};
 
 // Memory for the kernels launched from this scope, on the current stream.
 class Workspace {

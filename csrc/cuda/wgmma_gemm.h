@@ -112,7 +112,7 @@ bool wgmma_with(Gather p, const TensorMap& pixels, BasePixels base, ConvMoments*
 // p.taps on the host; `moments`, of the one phase, may be null.
 template <class T>
 bool try_wgmma(const Gather& p, const Tap* taps, ConvMoments* moments) {
-  if (!use_wgmma() || !tensor_cores() || capability() != 90 || p.groups != 1 || p.vectors < 4 ||
+  if (!use_wgmma() || !tensor_cores() || !has_wgmma() || p.groups != 1 || p.vectors < 4 ||
       p.phase.tap_count == 0)
     return false;
   PixelGrid grid{};

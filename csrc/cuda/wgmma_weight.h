@@ -140,8 +140,8 @@ bool wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype
 // Whether these kernels can do it; if so, does it. `taps` are p.taps on the host.
 inline bool try_wgmma_weight(const WeightGradient& p, const Tap* taps, DType grad_dtype,
                              void* grad_weight) {
-  if (!use_wgmma() || !tensor_cores() || capability() != 90 || p.groups != 1 ||
-      p.input_vectors < 4 || p.grad_vectors < 4 || p.pixels == 0 || p.pixels >= int64_t{1} << 31)
+  if (!use_wgmma() || !tensor_cores() || !has_wgmma() || p.groups != 1 || p.input_vectors < 4 ||
+      p.grad_vectors < 4 || p.pixels == 0 || p.pixels >= int64_t{1} << 31)
     return false;
   PixelGrid grid{};
   grid.images = p.pixels / p.down / p.across;

@@ -41,8 +41,10 @@ def current_device() -> int:
 
 
 def set_device(device: int | str) -> None:
-    """Makes a device the one that ``"cuda"`` means."""
-    _device.set_current(_index(device))
+    """Makes a device the one that ``"cuda"`` means, and this thread's current one for other libraries."""
+    index = _index(device)
+    cuda_module().set_device(index)
+    _device.set_current(index)
 
 
 def get_device_name(device: int | str | None = None) -> str:
@@ -76,7 +78,8 @@ def synchronize(device: int | str | None = None) -> None:
 
 
 def memory_stats(device: int | str | None = None) -> dict[str, int]:
-    """Bytes ``allocated`` to tensors, their peak, ``cached`` for later ones, ``free``, ``total``."""
+    """Bytes ``allocated`` to tensors and graphs, their peak (``peak_allocated``), ``cached`` for later
+    ones, ``free`` and ``total``."""
     return cuda_module().memory_stats(_index(device))
 
 
@@ -110,7 +113,7 @@ class Event:
         settle()
         if not self.cuda_event:
             self.cuda_event = self._module.new_event(stream.device, self._timing)
-        self._module.record_event(self.cuda_event, stream.cuda_stream)
+        self._module.record_event(stream.device, self.cuda_event, stream.cuda_stream)
 
     def synchronize(self) -> None:
         """Waits until the work before the event is done; at once if it was never recorded."""
@@ -164,12 +167,13 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """Later work here waits for ``event``, if that was recorded."""
         if event.cuda_event:
-            cuda_module().wait_event(self.cuda_stream, event.cuda_event)
+            cuda_module().wait_event(self.device, self.cuda_stream, event.cuda_event)
 
     def wait_stream(self, other: Stream) -> None:
         """Later work here waits for what ``other`` has queued by now."""
         settle()
-        cuda_module().follow(other.device, self.cuda_stream, other.cuda_stream)
+        module = cuda_module()
+        module.follow(other.device, self.cuda_stream, other.cuda_stream, self.device)
 
 
 def current_stream(device: int | str | None = None) -> Stream:
@@ -202,7 +206,8 @@ class graph:
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
     anew from what ``x`` holds, whose memory stays with the graph. Run ``f`` once before: what it
-    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``).
+    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``),
+    and all work on the current one (:func:`set_device`): work on another is an error.
     Optimizer steps and dropout inside repeat themselves; :class:`graphed` renews their settings and
     masks.
     """
@@ -258,9 +263,9 @@ class graphed:
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
-    the next call. The function must always do the same work, on tensors that are on the GPU and stay
-    the same ones (``net.to(dtype)`` makes others), and must not wait for the device: return the loss,
-    and read it outside.
+    the next call. The function must always do the same work, on tensors that are on the current GPU
+    (:func:`set_device`) and stay the same ones (``net.to(dtype)`` makes others), and must not wait for
+    the device: return the loss, and read it outside.
 
     Args:
         function: called with the arguments of each call.
@@ -268,8 +273,9 @@ class graphed:
 
     Raises:
         ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU.
-        RuntimeError: the function waits for the device, or an optimizer takes other steps than when
-            it was recorded. Step counts and gradients are then as they were before the call.
+        RuntimeError: the function waits for the device, or works on another GPU than the current one,
+            or an optimizer takes other steps than when it was recorded. Step counts and gradients are
+            then as they were before the call.
     """
 
     def __init__(self, function: Callable[..., Any], warmup: int = 2) -> None:

@@ -165,6 +165,29 @@ int main(int, char** argv) {
     cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
     note(cudaGraphLaunch(exec, stream), "a graph");
   }
+  if (is("graph-on-two-streams")) {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaStream_t const stream = new_stream(0);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaStreamEndCapture(stream, &graph);
+    cudaGraphInstantiate(&exec, graph, 0);
+    note(cudaGraphLaunch(exec, stream), "the first launch");
+    note(cudaGraphLaunch(exec, new_stream(0)), "the second launch");
+  }
+  // Streams, events and pools of two devices, with the first one current.
+  if (is("stream-of-another-device"))
+    launch_on(new_stream(1), reverse_kernel<true>, one, kN, 0, in, out);
+  if (is("event-of-another-device")) {
+    cudaEvent_t event;
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    note(cudaEventRecord(event, new_stream(1)), "an event");
+  }
+  if (is("copy-between-pools")) {
+    void* there;
+    cudaMallocAsync(&there, kN * 4, new_stream(1));
+    note(cudaMemcpyAsync(out, there, kN * 4, cudaMemcpyDefault, new_stream(0)), "a copy");
+  }
   if (std::strncmp(name, "reverse", 7) == 0)
     for (int i = 0; i < kN; ++i) expected[i] = x[kN - 1 - i];
   if (std::strncmp(name, "sums", 4) == 0)

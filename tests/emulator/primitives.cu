@@ -121,7 +121,7 @@ int main() {
       print(p.name, p.found);
   launch(sums_kernel, one, kThreads, 0, y.as<float>());
   print("sums", y, 3 * kThreads);
-  if (capability() == 90) {
+  if (has_wgmma()) {
     constexpr int kCount = 1 << 15;
     constexpr DType half = kElement<bfloat16>, whole = kElement<float>;
     std::vector<bfloat16> values(kCount);

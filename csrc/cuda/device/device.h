@@ -57,11 +57,12 @@ void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, un
 #endif
   note(cudaGetLastError(), "a kernel could not be run");
 }
-// The same on the current stream, unless what it would depend on has failed.
+// The same on the current stream, unless what it would depend on has failed, or this thread records
+// on another device.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             const Arguments&... arguments) {
-  if (failing() || rehearsing()) return;
+  if (failing() || rehearsing() || left_out(current_device())) return;
   launch_on(current_stream(), kernel, grid, threads, shared, arguments...);
 }
 

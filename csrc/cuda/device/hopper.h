@@ -67,23 +67,38 @@ FASTNN_DEVICE void barrier_arrive(Barrier* b) {
   __trap();
 #endif
 }
-// Until the phase of this parity is complete; before the first phase, that of parity 1 is.
-FASTNN_DEVICE void barrier_wait(Barrier* b, unsigned parity) {
-#if __CUDA_ARCH__ >= 900
+// Whether the phase of this parity is complete; looks for some time.
+FASTNN_DEVICE bool barrier_passed(Barrier* b, unsigned parity) {
   uint32_t done = 0;
-  while (!done)
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n"
-        "}"
-        : "=r"(done)
-        : "r"(shared_address(b)), "r"(parity)
-        : "memory");
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(b)), "r"(parity)
+      : "memory");
 #else
   __trap();
 #endif
+  return done;
+}
+// About microseconds, from an arbitrary start.
+FASTNN_DEVICE uint32_t microseconds() {
+  uint64_t nanoseconds;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(nanoseconds));
+  return static_cast<uint32_t>(nanoseconds >> 10);
+}
+// Until the phase of this parity is complete; before the first phase, that of parity 1 is. What is
+// not there after seconds will not come: an error, for a GPU that hangs is lost to everybody.
+FASTNN_DEVICE void barrier_wait(Barrier* b, unsigned parity) {
+  constexpr uint32_t kLongest = 10 << 20;
+  if (barrier_passed(b, parity)) return;
+  const uint32_t start = microseconds();
+  while (!barrier_passed(b, parity))
+    if (microseconds() - start > kLongest) __trap();
 }
 
 // The box of `map` at these coordinates, innermost first; zeros outside. One thread starts it.
@@ -234,6 +249,10 @@ static inline void barrier_expect(Barrier* b, unsigned bytes) {
 }
 static inline void barrier_arrive(Barrier* b) { emulator::barrier_arrive(b, 0); }
 static inline void barrier_wait(Barrier* b, unsigned parity) { emulator::barrier_wait(b, parity); }
+static inline bool barrier_passed(Barrier* b, unsigned parity) {
+  emulator::barrier_wait(b, parity);
+  return true;
+}
 
 // Where byte `at` of a tile lies: parts of 16 bytes change places within eight rows.
 static inline size_t swizzled(size_t at) { return at ^ (at / kBoxBytes % 8 * 16); }

@@ -52,7 +52,9 @@ FASTNN_DEVICE void run_warpgroups(int64_t tiles, const Steps& steps, const Copie
       const auto copy = copies(tile);
       const int count = steps(tile);
       for (int step = 0; step < count; ++step, advance()) {
-        barrier_wait(&empty[stage], parity ^ 1);
+        // Without a limit, which would cost registers: what hangs here, hangs the multipliers too.
+        while (!barrier_passed(&empty[stage], parity ^ 1)) {
+        }
         copy(step, stages[stage], &full[stage]);
       }
     }

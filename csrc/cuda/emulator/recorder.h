@@ -7,8 +7,12 @@
 
 namespace fastnn::cuda::emulator {
 
-// Does it now, or at every launch of the graph that the stream is captured into.
+// Does it now, or at every launch of the graph that the stream is captured into. The stream has to
+// be the current device's.
 void enqueue(cudaStream_t stream, std::function<void()> work);
+
+// Whether the emulated device's code is sm_90a's.
+bool is_sm_90a();
 
 // Bytes of shared memory that a block may have.
 size_t shared_limit();

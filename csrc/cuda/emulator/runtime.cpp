@@ -14,71 +14,183 @@
 
 #include "cuda/emulator/recorder.h"
 
+// How much of streams' work is done, or has to be.
+using Progress = std::map<const EmulatedStream*, uint64_t>;
+
 struct EmulatedGraph {
   std::vector<std::function<void()>> work;
   bool instantiated = false;
+  Progress launched;  // until its last launch is done
 };
 struct EmulatedStream {
+  int device;
   EmulatedGraph* capture = nullptr;
   bool valid = true;
   std::thread::id by;
+  uint64_t queued = 0;  // pieces of work
+  Progress after;       // what is done before its next
 };
 struct EmulatedEvent {
+  int device;
   std::chrono::steady_clock::time_point at;
+  Progress after;
+};
+struct EmulatedPool {
+  size_t used = 0, highest = 0;
 };
 
 namespace fastnn::cuda::emulator {
 namespace {
 
+struct Block {
+  size_t bytes;
+  int device;
+  bool pooled;  // made by cudaMallocAsync
+};
+struct Device {
+  EmulatedPool pool;
+  size_t used = 0;          // of the pool and besides
+  EmulatedStream standard;  // cudaStreamLegacy and its like, which are numbers
+};
+
 struct Runtime {
   std::recursive_mutex mutex;
   std::string message;
   bool failed = false;
-  std::map<void*, size_t> blocks;
+  std::map<void*, Block> blocks;
   std::set<EmulatedStream*> streams;
   std::vector<EmulatedStream*> captured;
-  size_t used = 0, highest = 0;
+  std::map<int, Device> devices;
+  Progress done;  // that the host has waited for
 };
 
 Runtime& runtime() {
   static Runtime* const instance = new Runtime;
   return *instance;
 }
+using Lock = std::lock_guard<std::recursive_mutex>;
 
-// FASTNN_EMULATED_MEMORY: bytes of the emulated device.
+// FASTNN_EMULATED_DEVICES: how many there are.
+int device_count() {
+  const char* given = getenv("FASTNN_EMULATED_DEVICES");
+  return given ? atoi(given) : 1;
+}
+bool is_device(int device) { return device >= 0 && device < device_count(); }
+
+// FASTNN_EMULATED_MEMORY: bytes of each emulated device.
 size_t memory() {
   const char* given = getenv("FASTNN_EMULATED_MEMORY");
   return given ? strtoull(given, nullptr, 10) : size_t{4} << 30;
 }
 
-// FASTNN_EMULATED_CAPABILITY: 90 for 9.0.
-int capability() {
+// FASTNN_EMULATED_CAPABILITY: 90 for 9.0, 90a where its code is sm_90a's.
+const char* architecture() {
   const char* given = getenv("FASTNN_EMULATED_CAPABILITY");
-  return given ? atoi(given) : 90;
+  return given ? given : "90a";
+}
+int capability() { return atoi(architecture()); }
+
+// FASTNN_EMULATED_POOLS=0: a driver without stream-ordered memory.
+bool has_pools() {
+  const char* given = getenv("FASTNN_EMULATED_POOLS");
+  return !given || atoi(given) != 0;
 }
 
-// Of our own; cudaStreamLegacy and its like are numbers.
-bool is_stream(cudaStream_t stream) {
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  return reinterpret_cast<uintptr_t>(stream) <= 2 || runtime().streams.count(stream);
-}
-bool captures(cudaStream_t stream) {
-  return reinterpret_cast<uintptr_t>(stream) > 2 && is_stream(stream) && stream->capture;
-}
-
+thread_local int current = 0;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal;
 
-// What this thread's recordings, or, `all`, those of all threads do not survive.
+Device& device_at(int index) {
+  Lock lock(runtime().mutex);
+  Device& d = runtime().devices[index];
+  d.standard.device = index;
+  return d;
+}
+
+// Null for what is no stream.
+EmulatedStream* known(cudaStream_t stream) {
+  Lock lock(runtime().mutex);
+  if (reinterpret_cast<uintptr_t>(stream) <= 2) return &device_at(current).standard;
+  return runtime().streams.count(stream) ? stream : nullptr;
+}
+bool captures(cudaStream_t stream) {
+  const EmulatedStream* const s = known(stream);
+  return s && s->capture;
+}
+
+// Null for memory that is no device's.
+const Block* block_at(const void* pointer) {
+  auto& blocks = runtime().blocks;
+  const auto after = blocks.upper_bound(const_cast<void*>(pointer));
+  if (after == blocks.begin()) return nullptr;
+  const auto& [start, block] = *std::prev(after);
+  return pointer < static_cast<char*>(start) + block.bytes ? &block : nullptr;
+}
+
+// What this thread's recordings, or, `all`, all threads' of the current device do not survive.
 cudaError_t unsafe(bool all = false) {
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  Lock lock(runtime().mutex);
   bool hit = false;
-  for (EmulatedStream* stream : runtime().captured)
-    if (all || (stream->by == std::this_thread::get_id() && mode != cudaStreamCaptureModeRelaxed))
-      stream->valid = false, hit = true;
+  for (EmulatedStream* stream : runtime().captured) {
+    const bool ours =
+        stream->by == std::this_thread::get_id() && mode != cudaStreamCaptureModeRelaxed;
+    if (ours || (all && stream->device == current)) stream->valid = false, hit = true;
+  }
   return hit ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
+void advance(Progress& to, const Progress& from) {
+  for (const auto& [stream, count] : from) to[stream] = std::max(to[stream], count);
+}
+bool reached(const Progress& by, const Progress& aim) {
+  for (const auto& [stream, count] : aim) {
+    const auto found = by.find(stream);
+    if (found == by.end() || found->second < count) return false;
+  }
+  return true;
+}
+// All that the stream has queued, and what that waits for.
+Progress progress(const EmulatedStream& s) {
+  Progress all = s.after;
+  all[&s] = s.queued;
+  return all;
+}
+
+void queue(EmulatedStream& stream, std::function<void()> work) {
+  Lock lock(runtime().mutex);
+  if (stream.capture) return stream.capture->work.push_back(std::move(work));
+  ++stream.queued;
+  work();
+}
+
+// Blocks are exact-sized and start as NaN.
+cudaError_t make_block(void** block, size_t bytes, int device, bool pooled) {
+  Lock lock(runtime().mutex);
+  Device& d = device_at(device);
+  if (bytes > memory() - d.used) return cudaErrorMemoryAllocation;
+  if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
+  memset(*block, 0xff, bytes);
+  runtime().blocks[*block] = {bytes, device, pooled};
+  d.used += bytes;
+  if (!pooled) return cudaSuccess;
+  d.pool.used += bytes;
+  d.pool.highest = std::max(d.pool.highest, d.pool.used);
+  return cudaSuccess;
+}
+cudaError_t end_block(void* block) {
+  Lock lock(runtime().mutex);
+  const auto found = runtime().blocks.find(block);
+  if (found == runtime().blocks.end()) return cudaErrorInvalidValue;
+  Device& d = device_at(found->second.device);
+  d.used -= found->second.bytes;
+  if (found->second.pooled) d.pool.used -= found->second.bytes;
+  runtime().blocks.erase(found);
+  free(block);
+  return cudaSuccess;
+}
+
 }  // namespace
+
+bool is_sm_90a() { return strcmp(architecture(), "90a") == 0; }
 
 // CUDA C++ programming guide, technical specifications per compute capability.
 size_t shared_limit() {
@@ -96,13 +208,11 @@ size_t shared_limit() {
 }
 
 void enqueue(cudaStream_t stream, std::function<void()> work) {
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  if (!is_stream(stream))
+  EmulatedStream* const s = known(stream);
+  if (!s || s->device != current)
     report("invalid resource handle");
-  else if (captures(stream))
-    stream->capture->work.push_back(std::move(work));
   else
-    work();
+    queue(*s, std::move(work));
 }
 
 void report(const char* message) {
@@ -113,26 +223,23 @@ void report(const char* message) {
 
 }  // namespace fastnn::cuda::emulator
 
-using fastnn::cuda::emulator::capability;
-using fastnn::cuda::emulator::captures;
-using fastnn::cuda::emulator::enqueue;
-using fastnn::cuda::emulator::is_stream;
-using fastnn::cuda::emulator::memory;
-using fastnn::cuda::emulator::mode;
-using fastnn::cuda::emulator::runtime;
-using fastnn::cuda::emulator::shared_limit;
-using fastnn::cuda::emulator::unsafe;
+using namespace fastnn::cuda::emulator;
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = device_count();
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaSetDevice(int device) {
+  if (!is_device(device)) return cudaErrorInvalidDevice;
+  current = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (!is_device(device)) return cudaErrorInvalidDevice;
   strcpy(properties->name, "emulated");
   properties->major = capability() / 10;
   properties->minor = capability() % 10;
@@ -141,21 +248,29 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->sharedMemPerBlockOptin = shared_limit();
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  if (!is_device(device)) return cudaErrorInvalidDevice;
+  *value = has_pools();
+  return cudaSuccess;
+}
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = capability();
   return cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  auto& blocks = runtime().blocks;
-  auto block = blocks.upper_bound(const_cast<void*>(pointer));
-  const bool ours =
-      block != blocks.begin() && pointer < static_cast<char*>((--block)->first) + block->second;
-  attributes->type = ours ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
-  attributes->device = ours ? 0 : -2;
+  Lock lock(runtime().mutex);
+  const Block* const block = block_at(pointer);
+  attributes->type = block ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  attributes->device = block ? block->device : -2;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return unsafe(true); }
+cudaError_t cudaDeviceSynchronize() {
+  Lock lock(runtime().mutex);
+  advance(runtime().done, progress(device_at(current).standard));
+  for (const EmulatedStream* stream : runtime().streams)
+    if (stream->device == current) advance(runtime().done, progress(*stream));
+  return unsafe(true);
+}
 
 cudaError_t cudaGetLastError() {
   const bool failed = runtime().failed;
@@ -181,39 +296,29 @@ const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
-// Blocks are exact-sized and start as NaN.
 cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
-  if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  auto& r = runtime();
-  if (bytes > memory() - r.used) return cudaErrorMemoryAllocation;
-  if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
-  memset(*block, 0xff, bytes);
-  r.blocks[*block] = bytes;
-  r.used += bytes;
-  if (r.used > r.highest) r.highest = r.used;
-  return cudaSuccess;
+  const EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  if (s->capture) return cudaErrorStreamCaptureUnsupported;
+  return make_block(block, bytes, s->device, true);
 }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
-  if (captures(stream)) return cudaErrorStreamCaptureUnsupported;
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
-  auto& r = runtime();
-  const auto found = r.blocks.find(block);
-  if (found == r.blocks.end()) return cudaErrorInvalidValue;
-  r.used -= found->second;
-  r.blocks.erase(found);
-  free(block);
-  return cudaSuccess;
+  Lock lock(runtime().mutex);
+  const EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  if (s->capture) return cudaErrorStreamCaptureUnsupported;
+  const auto found = runtime().blocks.find(block);
+  if (found == runtime().blocks.end()) return cudaErrorInvalidValue;
+  if (!found->second.pooled || found->second.device != s->device) return cudaErrorInvalidValue;
+  return end_block(block);
 }
 cudaError_t cudaMalloc(void** block, size_t bytes) {
   const cudaError_t result = unsafe();
-  return result ? result : cudaMallocAsync(block, bytes, nullptr);
+  return result ? result : make_block(block, bytes, current, false);
 }
 cudaError_t cudaFree(void* block) {
   const cudaError_t result = unsafe();
-  return result ? result : cudaFreeAsync(block, nullptr);
+  return result ? result : end_block(block);
 }
 cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
   const cudaError_t result = unsafe();
@@ -227,61 +332,93 @@ cudaError_t cudaFreeHost(void* block) {
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = memory();
-  *free = memory() - runtime().used;
+  *free = memory() - device_at(current).used;
+  return unsafe();
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
+  if (!is_device(device)) return cudaErrorInvalidDevice;
+  if (!has_pools()) return cudaErrorNotSupported;
+  *pool = &device_at(device).pool;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
-  *pool = nullptr;
-  return cudaSuccess;
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void*) {
+  Lock lock(runtime().mutex);
+  if (attribute == cudaMemPoolAttrUsedMemHigh) pool->highest = pool->used;
+  return unsafe();
 }
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void*) {
-  if (attribute == cudaMemPoolAttrUsedMemHigh) runtime().highest = runtime().used;
-  return cudaSuccess;
-}
-cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void* value) {
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
+  Lock lock(runtime().mutex);
   *static_cast<uint64_t*>(value) =
-      attribute == cudaMemPoolAttrUsedMemHigh ? runtime().highest : runtime().used;
-  return cudaSuccess;
+      attribute == cudaMemPoolAttrUsedMemHigh ? pool->highest : pool->used;
+  return unsafe();
 }
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return unsafe(); }
 
+// Pools of two devices do not see each other: nobody has given them access.
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
-  enqueue(stream, [=] { memcpy(dst, src, bytes); });
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  const Block *const to = block_at(dst), *const from = block_at(src);
+  if (to && from && to->device != from->device && (to->pooled || from->pooled))
+    return cudaErrorInvalidValue;
+  queue(*s, [=] { memcpy(dst, src, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyPeerAsync(void* dst, int dst_device, const void* src, int src_device,
+                                size_t bytes, cudaStream_t stream) {
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  const Block *const to = block_at(dst), *const from = block_at(src);
+  if (!to || !from || to->device != dst_device || from->device != src_device)
+    return cudaErrorInvalidValue;
+  queue(*s, [=] { memcpy(dst, src, bytes); });
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
-  enqueue(stream, [=] { memset(dst, value, bytes); });
+  EmulatedStream* const s = known(stream);
+  if (!s || s->device != current) return cudaErrorInvalidResourceHandle;
+  queue(*s, [=] { memset(dst, value, bytes); });
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new EmulatedStream;
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  const cudaError_t result = unsafe();
+  if (result) return result;
+  *stream = new EmulatedStream{};
+  (*stream)->device = current;
+  Lock lock(runtime().mutex);
   runtime().streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  Lock lock(runtime().mutex);
   if (!runtime().streams.erase(stream)) return cudaErrorInvalidResourceHandle;
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
-  if (!captures(stream)) return cudaSuccess;
-  stream->valid = false;
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  advance(runtime().done, progress(*s));
+  if (!s->capture) return cudaSuccess;
+  s->valid = false;
   return cudaErrorStreamCaptureUnsupported;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
-  return is_stream(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  advance(s->after, event->after);
+  return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
+  Lock lock(runtime().mutex);
+  if (!known(stream)) return cudaErrorInvalidResourceHandle;
   if (reinterpret_cast<uintptr_t>(stream) <= 2 || stream->capture) return cudaErrorInvalidValue;
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   stream->capture = new EmulatedGraph;
   stream->valid = true;
   stream->by = std::this_thread::get_id();
@@ -290,7 +427,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!captures(stream) || stream->by != std::this_thread::get_id()) return cudaErrorInvalidValue;
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  Lock lock(runtime().mutex);
   auto& all = runtime().captured;
   all.erase(std::find(all.begin(), all.end(), stream));
   *graph = stream->capture;
@@ -301,7 +438,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return cudaErrorStreamCaptureInvalidated;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new EmulatedEvent;
+  *event = new EmulatedEvent{current, {}, {}};
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -309,13 +446,21 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  if (!is_stream(stream)) return cudaErrorInvalidResourceHandle;
+  Lock lock(runtime().mutex);
+  const EmulatedStream* const s = known(stream);
+  if (!s || s->device != event->device) return cudaErrorInvalidResourceHandle;
   event->at = std::chrono::steady_clock::now();
+  event->after = progress(*s);
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return unsafe(); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  Lock lock(runtime().mutex);
+  advance(runtime().done, event->after);
+  return unsafe();
+}
 cudaError_t cudaEventQuery(cudaEvent_t) { return unsafe(); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  if (from->device != to->device) return cudaErrorInvalidResourceHandle;
   *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
   return cudaSuccess;
 }
@@ -324,13 +469,23 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   *exec = graph;
   return cudaSuccess;
 }
+// A GPU would order the launches of a graph, but not what else is queued with each: we order both.
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  if (captures(stream)) {
-    stream->valid = false;
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s) return cudaErrorInvalidResourceHandle;
+  if (s->capture) {
+    s->valid = false;
     return cudaErrorStreamCaptureUnsupported;
   }
-  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  Progress before = progress(*s);
+  advance(before, runtime().done);
+  if (!reached(before, exec->launched)) {
+    report("a graph is launched while another stream may be running it");
+    return cudaErrorLaunchFailure;
+  }
   for (const auto& work : exec->work) work();
+  exec->launched = {{s, ++s->queued}};
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {

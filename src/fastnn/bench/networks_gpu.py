@@ -4,6 +4,7 @@ and, if asked, its compiled form."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,10 @@ def train(peaks: Peaks, options: Options) -> Iterator[Row]:
         x, target = _data(batch, size)
         for part, as_graph in (("step", False), ("graphed step", True)):
             theirs = {}
-            if "torch" in options.installed():
-                compiled = options.compiled and not as_graph  # which takes minutes
-                theirs = _torch_steps(name, x, target, dtype, options.device, compiled)
-            with precision(dtype, options.device):
+            with precision(dtype, options.device):  # which torch.compile goes by, too
+                if "torch" in options.installed():
+                    compiled = options.compiled and not as_graph  # which takes minutes
+                    theirs = _torch_steps(name, x, target, dtype, options.device, compiled)
                 peers = _torch_graphs(theirs, options.device) if as_graph else theirs
                 ours = _step(name, x, target, dtype, options.device, as_graph)
                 row = measured(
@@ -108,8 +109,21 @@ def _torch_steps(
 
     found = {"torch channels_last": make(False)}
     if compiled:
-        found["torch compiled"] = make(True)
+        found |= _if_it_runs("torch compiled", lambda: make(True))
     return found
+
+
+def _if_it_runs(name: str, make: Callable[[], Call]) -> dict[str, Call]:
+    """The call by its name, after a first one; nothing, and why, where that fails: torch.compile needs
+    compilers of its own, and the rows without it do not."""
+    try:
+        call = make()
+        call()
+    except Exception as error:  # of any library that takes part
+        said = str(error).strip().partition("\n")[0]
+        print(f"{name} is left out: {type(error).__name__}: {said}", file=sys.stderr)
+        return {}
+    return {name: call}
 
 
 def infer(peaks: Peaks, options: Options) -> Iterator[Row]:

@@ -108,6 +108,8 @@ def _optimizer(
         p.grad = torch.tensor(np.array(g.detach(), np.float32)).to(device)
     known = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad"}
     options = {k: v for k, v in problem.kwargs.items() if k in known}
+    if device != "cpu" and _OPTIMIZERS[op] == "Adam":
+        options["capturable"] = True  # its step count on the GPU: else no graph can take its step
     try:
         optimizer = getattr(torch.optim, _OPTIMIZERS[op])(params, fused=True, **options)
         optimizer.step()

@@ -10,6 +10,8 @@ from typing import Any
 from fastnn.bench.peaks import Peaks
 from fastnn.bench.timing import graphed, times
 
+_CALLS = "calls of "  # in Row.extra: whose
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +27,9 @@ class Row:
         share: the roofline's time over ours: 1 is what the measured peaks allow; data that fit a
             cache may exceed it.
         peers: median seconds of each peer in its configurations, measured in turns with ours.
-        extra: other facts: images per second; errors, where the algorithm has a choice.
+        extra: other facts: images per second; errors, where the algorithm has a choice; by whom
+            (``calls of NAME``, 1.0 each) a GPU's operator could not be recorded as a graph, so that
+            its calls were timed, one by one.
     """
 
     suite: str
@@ -69,12 +73,17 @@ def measured(
 
     Operators on a GPU are timed as replays of graphs, whole networks (``images``) as they are called.
     """
-    runs = [(function, 1) for function in (ours, *theirs.values())]
+    called = {"fastnn": ours, **theirs}
+    runs = [(function, 1) for function in called.values()]
+    extra: dict[str, float] = {}
     if device != "cpu" and not images:
         runs = [graphed(f, device, torch=i > 0) for i, (f, _) in enumerate(runs)]
+        replays = zip(called.items(), runs, strict=True)
+        extra = {f"{_CALLS}{name}": 1.0 for (name, f), (run, _) in replays if run is f}
     found = times([function for function, _ in runs], seconds, device=device)
     mine, *others = (t.median / calls for t, (_, calls) in zip(found, runs, strict=True))
-    extra = {"images per second": images / mine} if images else {}
+    if images:
+        extra["images per second"] = images / mine
     share = peaks.bound(flops, moved, about[4]) / mine
     peers = dict(zip(theirs, others, strict=True))
     return Row(*about, mine, found[0].spread, flops, moved, share, peers, extra)
@@ -94,6 +103,7 @@ def format_row(row: Row) -> str:
     if "images per second" in row.extra:
         rate, unit = row.extra["images per second"], "img/s"
     errors = "".join(f"  {k} {v:.1e}" for k, v in row.extra.items() if k.endswith("error"))
+    calls = "".join(f"  {k}, not a graph" for k in row.extra if k.startswith(_CALLS))
     best, ratio = row.best_peer, row.ratio
     peer = "-" if best is None else f"{best} {row.peers[best] * 1e3:.3f} ms"
     times_faster = "-" if ratio is None else f"{ratio:.2f}"
@@ -101,7 +111,7 @@ def format_row(row: Row) -> str:
     return (
         f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} {row.seconds * 1e3:>8.3f} ms "
         f"{row.spread:>4.0%} {rate:>7.1f} {unit:<7} {row.share:>8.1%} {peer:>30} {times_faster:>6}"
-        f"{errors}"
+        f"{errors}{calls}"
     )
 
 
