@@ -103,7 +103,9 @@ def test_what_is_compiled_for_a_level_runs_on_no_machine_without_it():
     called: code that runs when the module is loaded, and a function of a header, of which the linker
     keeps any level's copy for all."""
     if not os.environ.get("FASTNN_BUILD_DIR") or shutil.which("nm") is None:
-        pytest.skip("FASTNN_BUILD_DIR (the -Cbuild-dir of the installed package) is not set, or no nm")
+        pytest.skip(
+            "FASTNN_BUILD_DIR (the -Cbuild-dir of the installed package) is not set, or no nm"
+        )
     folders = sorted(Path(os.environ["FASTNN_BUILD_DIR"]).glob("CMakeFiles/cpu_*.dir"))
     assert folders
     for folder in folders:

@@ -112,8 +112,9 @@ FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count, int64_
 template <int KW, int S, class T>
 void depthwise_rows(const ChannelRow<T>* rows, int count, int64_t taps) {
   const int64_t outputs = rows->outputs;
-  if (outputs >= 7 && outputs % 8) return depthwise_blocks<7, KW, S>(rows, count, taps);
-  if (outputs >= 7) return depthwise_blocks<8, KW, S>(rows, count, taps);
+  if constexpr (LANES > 4)  // each size of block is minutes of compilation, the portable one's most
+    if (outputs >= 7 && outputs % 8) return depthwise_blocks<7, KW, S>(rows, count, taps);
+  if (outputs >= 8) return depthwise_blocks<8, KW, S>(rows, count, taps);
   if (outputs >= 4) return depthwise_blocks<4, KW, S>(rows, count, taps);
   depthwise_blocks<1, KW, S>(rows, count, taps);
 }

@@ -51,13 +51,13 @@ FASTNN_INLINE uint32_t columns_there(int64_t first, int count, int64_t width) {
 }
 
 // V vectors of channels from c on of outputs i to i + N - 1, of the last vector n channels. Without
-// an epilogue a store is all that is left.
+// an epilogue a store is all that is left (but for portable vectors, whose code is long as it is).
 template <int N, int V, class T, class P>
 FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>& d, int64_t i,
                               int64_t c, int n) {
   const int64_t step = d.step, at = d.at + i * step + c;  // a store may change what d refers to
   T* const y = d.y;
-  const bool plain = !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
+  const bool plain = LANES > 4 && !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
   const bool around = step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
 #pragma GCC unroll 16
   for (int b = 0; b < N; ++b)
