@@ -98,25 +98,67 @@ def test_the_module_is_linked_to_no_cuda_library():
     assert not [name for name in needed if re.match(r"lib(cu|nv)", name)], needed
 
 
-def test_what_is_compiled_for_a_level_runs_on_no_machine_without_it():
+@pytest.fixture
+def objects():
+    """The object files of each instruction set level."""
+    if not os.environ.get("FASTNN_BUILD_DIR"):
+        pytest.skip("FASTNN_BUILD_DIR (the -Cbuild-dir of the installed package) is not set")
+    folders = Path(os.environ["FASTNN_BUILD_DIR"]).glob("CMakeFiles/cpu_*.dir")
+    found = {
+        f.name.removeprefix("cpu_").removesuffix(".dir"): sorted(f.rglob("*.o")) for f in folders
+    }
+    assert found and all(found.values())
+    return found
+
+
+def binutils(tool, *arguments):
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not here")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_compiled_for_a_level_runs_on_no_machine_without_it(objects):
     """Two ways to an illegal instruction on a machine that lacks a level, though its kernels are never
     called: code that runs when the module is loaded, and a function of a header, of which the linker
     keeps any level's copy for all."""
-    if not os.environ.get("FASTNN_BUILD_DIR") or shutil.which("nm") is None:
-        pytest.skip(
-            "FASTNN_BUILD_DIR (the -Cbuild-dir of the installed package) is not set, or no nm"
+    for level, files in objects.items():
+        symbols = re.findall(
+            r"^[0-9a-f ]{16} (\w) (.+)$", binutils("nm", "-C", *files), re.MULTILINE
         )
-    folders = sorted(Path(os.environ["FASTNN_BUILD_DIR"]).glob("CMakeFiles/cpu_*.dir"))
-    assert folders
-    for folder in folders:
-        level = folder.name.removeprefix("cpu_").removesuffix(".dir")
-        objects = sorted(folder.rglob("*.o"))
-        assert objects
-        listed = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True)
-        symbols = re.findall(r"^[0-9a-f ]{16} (\w) (.+)$", listed.stdout, re.MULTILINE)
         assert any(kind == "T" for kind, _ in symbols)
         at_load = [name for _, name in symbols if name.startswith("_GLOBAL__sub_I")]
         assert not at_load, (level, at_load)
         own = f"fastnn::cpu::{level}::"
         shared = {name for kind, name in symbols if kind in "WVu" and own not in name}
         assert shared <= {"DW.ref.__gxx_personality_v0"}, (level, shared)
+
+
+def loops(code):
+    """Innermost loops of disassembled code: the instructions from a backward jump's target to it."""
+    lines = [
+        (int(at, 16), what)
+        for at, what in re.findall(r"^ *([0-9a-f]+):\s+(.+)$", code, re.MULTILINE)
+    ]
+    index = {at: i for i, (at, _) in enumerate(lines)}
+    jumps = {
+        i: index.get(int(to[1], 16), i)
+        for i, (_, what) in enumerate(lines)
+        if (to := re.match(r"j\w+ +([0-9a-f]+) ", what))
+    }
+    for end, start in jumps.items():
+        if start < end and not any(start <= i < end for i in jumps):
+            yield [what for _, what in lines[start : end + 1]]
+
+
+def test_products_keep_their_accumulators_in_registers(objects):
+    """One that a compiler sends to memory and back in every turn of AVX2's loop takes a third of its
+    speed, and no result shows it."""
+    if "avx2" not in objects:
+        pytest.skip("no AVX2 here")
+    (matmul,) = [file for file in objects["avx2"] if file.name == "matmul.cpp.o"]
+    code = binutils("objdump", "-d", "--no-show-raw-insn", matmul)
+    products = [loop for loop in loops(code) if sum("vfmadd" in line for line in loop) >= 12]
+    assert len(products) > 10
+    for loop in products:
+        stored = [line for line in loop if re.search(r"%[xy]mm\d+,-?(0x)?[0-9a-f]*\(%rsp\)", line)]
+        assert not stored, "\n".join(loop)
