@@ -60,13 +60,18 @@ def suites(rows: list[Row]) -> Iterator[str]:
 
 
 def machines(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """Of each machine, the rows of all its results, the facts of the first completed by the others."""
-    of: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    """Of each machine, the rows of all its results, the facts of the first completed by the others.
+
+    Virtual machines hide which processor they have: the instruction set level is part of its name.
+    """
+    of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for path in paths:
         result = json.loads(path.read_text())
         if not result.get("complete", True):
             raise SystemExit(f"{path}: its run was stopped before the end")
-        key = result["about"]["processor"], result["about"]["cores"]
+        key = tuple(
+            result["about"][what] for what in ("processor", "cores", "instruction set in use")
+        )
         of.setdefault(key, []).append(result)
     for results in of.values():
         about: dict[str, Any] = {}
