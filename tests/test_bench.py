@@ -309,6 +309,7 @@ def test_a_gpu_gets_more_images_than_its_cache_holds():
     assert run._larger("size25557032_f32") == "size25557032_f32"
 
 
+@pytest.mark.gpu
 def test_pytorch_that_warns_of_its_flags_rounds_to_tf32(monkeypatch):
     torch = pytest.importorskip("torch")
     allowed = []
