@@ -34,6 +34,19 @@ def is_conv(y, x, weight):
     return np.allclose(y.cpu().numpy(), want, atol=1e-4)
 
 
+def descent(p, optimizer):
+    """A step that makes p smaller."""
+
+    def step():
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
 def test_tables_made_while_recording_are_there_in_it_and_after():
     x, weight = on_cuda(1, 3, 11, 13), on_cuda(5, 3, 3, 3)  # a shape of this test's own
     with fastnn.cuda.graph() as recorded:
@@ -656,14 +669,7 @@ def test_a_copy_to_the_cpu_keeps_what_it_reads():
 def test_buffers_are_made_before_a_step_is_recorded():
     p = nn.Parameter(fastnn.ones(3, device="cuda"))
     optimizer = optim.SGD([p], lr=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        loss = (p**2).sum()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = descent(p, optimizer)
     run = fastnn.cuda.graphed(step, warmup=1)
     run()
     optimizer.param_groups[0]["momentum"] = 0.9
@@ -757,15 +763,7 @@ def test_a_replay_follows_the_one_before_on_another_stream():
     """Whose live values it would overwrite. A GPU orders the graph's launches by itself, and not these."""
     p = nn.Parameter(fastnn.ones(3, device="cuda"))
     optimizer, side = optim.SGD([p], lr=0.25), fastnn.cuda.Stream()
-
-    def step():
-        optimizer.zero_grad()
-        loss = (p**2).sum()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    run = fastnn.cuda.graphed(step, warmup=1)
+    run = fastnn.cuda.graphed(descent(p, optimizer), warmup=1)
     run(), run()
     side.wait_stream(fastnn.cuda.current_stream())
     run()

@@ -119,6 +119,16 @@ __global__ void wgmma_kernel(const __grid_constant__ TensorMap ones, float* y) {
   wait_products<0>(sums);
 }
 
+// Of no work, recorded on the stream.
+cudaGraphExec_t empty_graph(cudaStream_t stream) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphInstantiate(&exec, graph, 0);
+  return exec;
+}
+
 int main(int, char** argv) {
   const char* const name = argv[1];
   const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
@@ -156,22 +166,14 @@ int main(int, char** argv) {
   if (is("wait-for-too-many-bytes")) wgmma(wgmma_kernel<Mistake::too_few_bytes>);
   if (is("too-many-threads")) launch(reverse_kernel<true>, one, 2048, 0, in, out);
   if (is("graph-in-a-recording")) {
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
     cudaStream_t const stream = new_stream(0);
-    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-    cudaStreamEndCapture(stream, &graph);
-    cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphExec_t const exec = empty_graph(stream);
     cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
     note(cudaGraphLaunch(exec, stream), "a graph");
   }
   if (is("graph-on-two-streams")) {
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
     cudaStream_t const stream = new_stream(0);
-    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-    cudaStreamEndCapture(stream, &graph);
-    cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphExec_t const exec = empty_graph(stream);
     note(cudaGraphLaunch(exec, stream), "the first launch");
     note(cudaGraphLaunch(exec, new_stream(0)), "the second launch");
   }
