@@ -121,13 +121,15 @@ print(fastnn.__path__[0], "on", fastnn.cuda.get_device_name("cuda"))'
 
 # A stage of several parts: one that fails, or takes too long, does not stop the next.
 failed=() missed=()
+has_time() {  # a part's name, and the seconds without which it is not begun
+  [ "$(left)" -lt "$2" ] || return 0
+  missed+=("$1")
+  return 1
+}
 part() {  # its name and limit, then the command
   local what=$1 most_of_it=$2 status=0
   shift 2
-  if [ "$(left)" -lt 10 ]; then
-    missed+=("$what")
-    return
-  fi
+  has_time "$what" 10 || return 0
   within "$most_of_it" "$@" || status=$?
   [ "$status" -eq 0 ] || failed+=("$what: exit code $status")
 }
@@ -175,10 +177,7 @@ sanitizer() {
 sanitize() {  # with which tool, by warpgroups or not, an operator and cases
   local what="$1 ${3%% *}" status=0
   [ "$2" = 0 ] || what="$what by warpgroups"
-  if [ "$(left)" -lt 20 ]; then
-    missed+=("$what")
-    return
-  fi
+  has_time "$what" 20 || return 0
   # shellcheck disable=SC2086  # each case is a word
   FASTNN_WGMMA=$2 within 100 compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
     python3 -m fastnn verify $3 --device cuda >"$one" 2>&1 || status=$?
