@@ -187,10 +187,8 @@ void begin_capture(int device) {
   graph->device = device;
   graph->before = current_stream();
   // What the pool has cached is of no use to the graph, which has a pool of its own.
-  cudaMemPool_t cache;
   if (!synchronize()) return;
-  note(cudaDeviceGetDefaultMemPool(&cache, device), "the memory pool");
-  note(cudaMemPoolTrimTo(cache, 0), "the memory pool");
+  note(trim_pool(device), "the memory pool");
   void* live = nullptr;
   note(add_piece(*graph->pool, kLiveBytes, &live), "memory of a graph");
   if (failing()) return;

@@ -175,11 +175,9 @@ void bind_memory(py::module_& m) {
   m.def(
       "empty_cache",
       [](int device) {
-        cudaMemPool_t pool;
         const Selected there(device);
-        note(cudaDeviceGetDefaultMemPool(&pool, device), "the memory pool");
         if (!synchronize()) return;
-        note(cudaMemPoolTrimTo(pool, 0), "the memory pool");
+        note(trim_pool(device), "the memory pool");
         free_pinned();
       },
       py::call_guard<py::gil_scoped_release>());

@@ -285,6 +285,11 @@ static void reset_pool(int device) {
     result = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &zero);
   note(result, "the memory pool");
 }
+cudaError_t trim_pool(int device) {
+  cudaMemPool_t pool;
+  const cudaError_t result = cudaDeviceGetDefaultMemPool(&pool, device);
+  return result == cudaSuccess ? cudaMemPoolTrimTo(pool, 0) : result;
+}
 // With the state's mutex held.
 static uint64_t highest(int device) {
   const DeviceState& d = state().devices[device];
@@ -340,10 +345,8 @@ static void* allocate_on(cudaStream_t stream, int device, int64_t bytes) {
   if (result == cudaErrorMemoryAllocation) {
     // Blocks freed on other streams, and fragments, may add up to enough.
     cudaGetLastError();
-    cudaMemPool_t pool;
-    cudaDeviceGetDefaultMemPool(&pool, device);
     result = cudaStreamSynchronize(stream);
-    if (result == cudaSuccess) result = cudaMemPoolTrimTo(pool, 0);
+    if (result == cudaSuccess) result = trim_pool(device);
     if (result == cudaSuccess) result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();

@@ -83,6 +83,8 @@ struct MemoryUse {
 };
 MemoryUse memory_use(int device);
 void reset_highest(int device);
+// Gives back to the driver what its pool has cached.
+cudaError_t trim_pool(int device);
 // Memory that devices copy from and to without staging (pinned.cu).
 void* pin(int64_t bytes);
 void unpin(void* block);
