@@ -511,6 +511,29 @@ def graphed_step(optimizer, loss_of, **options):
     return fastnn.cuda.graphed(step, warmup=1, **options)
 
 
+def test_masks_of_a_graph_are_of_the_seed_of_the_day():
+    x = fastnn.ones(4, 8, 3, 3, device="cuda").requires_grad_()
+
+    def step():
+        y = F.dropout2d(F.dropout(x, 0.5), 0.5)
+        return y, fastnn.autograd.grad(y.sum(), x)
+
+    def masks(run):
+        fastnn.manual_seed(1)
+        seen = []
+        for i in range(7):
+            if i in (2, 4):  # also back to the one that it was recorded with
+                fastnn.manual_seed(7 if i == 2 else 1)
+            if i == 5:
+                fastnn.set_rng_state((2**64 - 1, 11))
+            y, (gradient,) = run()
+            assert np.array_equal(gradient.cpu().numpy() != 0, y.detach().cpu().numpy() != 0)
+            seen.append(y.detach().cpu().numpy().tobytes())
+        return seen, fastnn.get_rng_state()
+
+    assert masks(step) == masks(fastnn.cuda.graphed(step, warmup=1))
+
+
 def test_a_failed_recording_leaves_optimizers_as_they_were():
     p = fastnn.ones(2, device="cuda").requires_grad_()
     optimizer = optim.Adam([p], lr=0.1)

@@ -17,7 +17,8 @@ namespace fastnn::cuda {
 
 constexpr int64_t kLiveBytes = 64 << 10;
 constexpr int64_t kLiveAlignment = 16;
-constexpr int64_t kFirstValue = kLiveAlignment;  // after the random offset
+constexpr int64_t kFirstValue = kLiveAlignment;  // after what has come to the random state
+static_assert(sizeof(LaterRandom) <= kFirstValue);
 constexpr int64_t kSentBytes = 2048;             // of live values, by one kernel's arguments
 
 struct Pool;
@@ -64,7 +65,8 @@ struct Graph {
   cudaStream_t before;            // this thread's stream outside the recording
   cudaStream_t last = nullptr;    // that it was replayed on
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
-  // The random offset, then live values one after the other; on the device, and what it gets next.
+  // What has come to the random state, then live values one after the other; on the device, and
+  // what it gets next.
   char* live = nullptr;
   std::vector<char> next = std::vector<char>(kLiveBytes);
   int64_t used = kFirstValue;
@@ -283,8 +285,8 @@ const void* live_value(const void* value, int64_t size) {
   return graph->live + here;
 }
 
-const uint64_t* later_offset() {
-  return recording ? reinterpret_cast<const uint64_t*>(recording->live) : nullptr;
+const LaterRandom* later_random() {
+  return recording ? reinterpret_cast<const LaterRandom*>(recording->live) : nullptr;
 }
 
 bool rehearsing() { return rehearsed != nullptr; }
@@ -294,7 +296,7 @@ void begin_rehearsal(Graph* graph) {
   rehearsed_bytes = kFirstValue;
 }
 
-bool end_rehearsal(uint64_t later) {
+bool end_rehearsal(const LaterRandom& later) {
   Graph* const graph = rehearsed;
   rehearsed = nullptr;
   std::memcpy(graph->next.data(), &later, sizeof(later));

@@ -3,7 +3,7 @@
 // A graph keeps the addresses that it was recorded with, so what is allocated meanwhile comes from
 // a pool of the graph's own, whose blocks go back to it and not to the driver; what is freed
 // meanwhile but was made before, is freed after. Numbers that change from replay to replay live in
-// device memory: the settings of optimizer steps, and how far the random offset has moved on.
+// device memory: the settings of optimizer steps, and how far the random state has moved on.
 #pragma once
 
 #include <cstdint>
@@ -66,15 +66,19 @@ WorkPlace move_to(const WorkPlace& place);
 // A device copy of `size` bytes that every replay can renew, if this thread is recording; else
 // null.
 const void* live_value(const void* value, int64_t size);
-// The device's count of random calls since the recording, if this thread is recording; else null.
-const uint64_t* later_offset();
+// What has come to the random seed and offset since the recording, as differences.
+struct LaterRandom {
+  uint64_t seed = 0, offset = 0;
+};
+// The device's, if this thread is recording; else null.
+const LaterRandom* later_random();
 
 // While rehearsing, kernels are not run and live_value() only takes note of the values, in order,
 // for the graph's next replay.
 bool rehearsing();
 void begin_rehearsal(Graph* graph);
 // False if other values came than were recorded.
-bool end_rehearsal(uint64_t later);
+bool end_rehearsal(const LaterRandom& later);
 
 // Memory while recording: a block of the graph's pool, or null if this thread is not recording.
 void* capture_allocate(int64_t bytes);

@@ -10,11 +10,13 @@ namespace {
 
 struct Mask {
   uint64_t seed, offset;
-  const uint64_t* later;  // added to the offset, in a graph
+  const LaterRandom* later;  // added to both, in a graph
   uint32_t threshold;
   float scale;
   __device__ Philox4 words(int64_t block) const {
-    return philox(seed, later ? offset + *later : offset, static_cast<uint64_t>(block));
+    const auto at = static_cast<uint64_t>(block);
+    return later ? philox(seed + later->seed, offset + later->offset, at)
+                 : philox(seed, offset, at);
   }
   __device__ float applied(uint32_t half, float x) const {
     return half >= threshold ? x * scale : 0.0f;
@@ -50,7 +52,7 @@ struct Elements {
 
 void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed, uint64_t offset,
               uint32_t threshold, float scale) {
-  const Mask mask{seed, offset, later_offset(), threshold, scale};
+  const Mask mask{seed, offset, later_random(), threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -93,7 +95,7 @@ struct Units {
 
 void units(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType dtype, uint64_t seed,
            uint64_t offset, uint32_t threshold, float scale) {
-  const Mask mask{seed, offset, later_offset(), threshold, scale};
+  const Mask mask{seed, offset, later_random(), threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);

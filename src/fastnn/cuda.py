@@ -257,7 +257,7 @@ class graphed:
 
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, for they live in device memory. Whatever else the function does on
+    masks go on as without a graph, also after another seed, for they live in device memory. Whatever else the function does on
     the host, such as a scheduler's step, a count or a print, happens while it is recorded and not
     again: do that outside.
 
@@ -288,7 +288,7 @@ class graphed:
         self._steps: list[optimizer.Step] = []
         self._memory: list[int] = []
         self._result: Any = None
-        self._recorded_at = self._draws = 0
+        self._recorded_at, self._draws = (0, 0), 0
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         given, keywords = self._placed(list(arguments), named)
@@ -330,7 +330,7 @@ class graphed:
 
     def _record(self, arguments: list[Any], named: dict[str, Any]) -> None:
         recorded = graph()
-        before = _core.random_state()[1]
+        before = _core.random_state()
         known = {id(b) for one, _ in self._steps for b in _buffers_of(one)}
         with optimizer.watched() as steps, recorded:
             self._result = self._function(*arguments, **named)
@@ -345,12 +345,13 @@ class graphed:
         self._graph, self._steps = recorded, steps
         self._memory = _memory_of(steps)
         self._recorded_at = before
-        self._draws = _core.random_state()[1] - before
+        self._draws = _core.random_state()[1] - before[1]
 
     def _rehearse(self) -> None:
         """What the host does in a step: optimizers count and compute their settings."""
         assert self._graph is not None
-        module, seed_offset = cuda_module(), _core.random_state()
+        module, random = cuda_module(), _core.random_state()
+        later = [(now - then) % 2**64 for now, then in zip(random, self._recorded_at, strict=True)]
         module.begin_rehearsal(self._graph._graph)
         try:
             for one, gradients in self._steps:
@@ -361,14 +362,14 @@ class graphed:
                 for p, gradient in held:
                     p.grad = gradient
         finally:
-            same = module.end_rehearsal((seed_offset[1] - self._recorded_at) % 2**64)
+            same = module.end_rehearsal(*later)
         if not same or _memory_of(self._steps) != self._memory:
             raise RuntimeError(
                 "graphed: an optimizer takes other steps than when it was recorded; parameters, "
                 "their gradients and the optimizer's buffers have to stay the same, or the step has "
                 "to be graphed anew"
             )
-        _core.set_random_state(seed_offset[0], seed_offset[1] + self._draws)
+        _core.set_random_state(random[0], random[1] + self._draws)
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
