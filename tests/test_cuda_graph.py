@@ -142,8 +142,28 @@ def test_what_cannot_be_recorded_is_refused():
     x = on_cuda(4)
     with fastnn.cuda.graph() as first:
         y = x + 1
-    for forbidden in (first.replay, x.__dlpack__):
-        with pytest.raises(RuntimeError, match="being recorded"), fastnn.cuda.graph():
+    face = dict(x.__cuda_array_interface__)
+
+    class Foreign:
+        __cuda_array_interface__ = face
+
+    class Producer:  # whose stream ours would have to wait for
+        def __dlpack__(self, stream=None):
+            raise AssertionError("not asked for")
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+    for forbidden, name in (
+        (first.replay, "replay"), (x.__dlpack__, "__dlpack__"),
+        (lambda: x.__cuda_array_interface__, "__cuda_array_interface__"),
+        (lambda: fastnn.as_tensor(Foreign()), "__cuda_array_interface__"),
+        (lambda: fastnn.from_dlpack(Producer()), "from_dlpack"),
+    ):  # fmt: skip
+        with (
+            pytest.raises(RuntimeError, match=f"{name}: a graph is being recorded"),
+            fastnn.cuda.graph(),
+        ):
             forbidden()
     with fastnn.cuda.graph():
         x.__dlpack__(stream=-1)  # waits for nothing

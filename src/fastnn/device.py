@@ -109,6 +109,19 @@ def check_stream(owner: str, handle: Any) -> None:
         raise ValueError(f"{owner} expects 1, 2 or the address of a cudaStream_t, got {handle}")
 
 
+def check_not_recording(owner: str) -> None:
+    """Refuses to exchange memory with another library while this thread records a graph.
+
+    Raises:
+        RuntimeError: it does, and neither side's stream can wait for the other's.
+    """
+    if cuda_module().recording():
+        raise RuntimeError(
+            f"{owner}: a graph is being recorded, which no other stream can wait for, nor be waited "
+            "for; exchange memory before or after"
+        )
+
+
 def _ask(index: int) -> None:
     """Prepares a GPU, and warns, once, where its tensor cores failed their self-check."""
     wrong = cuda_module().wrong_primitives(index)

@@ -285,8 +285,7 @@ class Tensor:
         if self.is_cuda and stream != -1:
             stream = 1 if stream is None else stream
             _device.check_stream("__dlpack__: stream", stream)
-            if _device.cuda_module().recording():
-                raise RuntimeError("__dlpack__: a graph is being recorded; export before or after")
+            _device.check_not_recording("__dlpack__")
             self._followed_by(stream)
         return _core.to_dlpack(self._array, stream == 1)
 
@@ -303,9 +302,11 @@ class Tensor:
 
         Raises:
             AttributeError: the tensor is not on a GPU.
+            RuntimeError: this thread is recording a graph, whose stream nobody can wait for.
         """
         if not self.is_cuda or self._requires_grad:
             raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
+        _device.check_not_recording("__cuda_array_interface__")
         settle()  # the consumer can write to it
         array, item = self._array, self.element_size()
         array.expose()
@@ -485,6 +486,9 @@ def from_dlpack(source: Any) -> Tensor:
 
     From a GPU, work here waits for what the source has queued on its stream; while a tensor is let go,
     the device is waited for, since its owner does not know of work here.
+
+    Raises:
+        RuntimeError: from a GPU, while this thread records a graph, which cannot wait for the source.
     """
     if not hasattr(source, "__dlpack__"):
         try:
@@ -496,6 +500,7 @@ def from_dlpack(source: Any) -> Tensor:
     if kind != 2:
         return Tensor._wrap(_core.from_dlpack(source.__dlpack__()))
     _device.index_of(f"cuda:{device}")
+    _device.check_not_recording("from_dlpack")
     stream = _device.cuda_module().current_stream(device)
     return Tensor._wrap(_core.from_dlpack(source.__dlpack__(stream=stream)))
 
@@ -531,6 +536,7 @@ def _from_cuda_array(source: Any) -> Tensor:
     steps = [step // item for step in strides]
     if stream is not None:
         _device.check_stream("__cuda_array_interface__: stream", stream)
+        _device.check_not_recording("__cuda_array_interface__")
         module.follow(device, module.current_stream(device), stream)
     array = _core.from_cuda(address, shape, steps, dtype, device, not read_only, source)
     return Tensor._wrap(array)
