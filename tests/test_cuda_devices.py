@@ -189,6 +189,7 @@ def test_what_another_gpu_does_is_no_part_of_a_recording():
         lambda: there.to("cpu", non_blocking=True),
         lambda: pinned.to(THERE, non_blocking=True),
         lambda: fastnn.zeros(3, device=THERE),
+        lambda: fastnn.cuda.synchronize(THERE),
     ):
         launches, values = cuda_module().launches(), there.cpu().numpy()
         with (

@@ -138,6 +138,54 @@ def test_what_other_threads_do_is_not_recorded():
     assert (y.cpu().numpy() == 6).all()
 
 
+def test_recordings_survive_whoever_waits_for_the_device():
+    """Also who begins to wait while none is under way."""
+    x, stop = on_cuda(4), threading.Event()
+
+    def waits():
+        while not stop.is_set():
+            fastnn.cuda.synchronize()
+
+    threads = [threading.Thread(target=waits) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            with fastnn.cuda.graph() as recorded:
+                y = x * 2
+            recorded.replay()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert np.array_equal(y.cpu().numpy(), x.cpu().numpy() * 2)
+
+
+def test_a_wait_in_a_recording_ends_that_one_alone():
+    x, begun, ended = on_cuda(4), threading.Event(), threading.Event()
+
+    def fails():
+        begun.wait(20)
+        try:
+            with fastnn.cuda.graph():
+                fastnn.cuda.synchronize()
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        failed = pool.submit(fails)
+        with fastnn.cuda.graph() as recorded:
+            y = x * 2
+            begun.set()
+            assert ended.wait(20)
+            y = y + 1
+        assert "a graph is being recorded" in failed.result()
+    recorded.replay()
+    assert np.allclose(y.cpu().numpy(), x.cpu().numpy() * 2 + 1)
+
+
 def test_what_cannot_be_recorded_is_refused():
     x = on_cuda(4)
     with fastnn.cuda.graph() as first:

@@ -19,7 +19,7 @@ constexpr int64_t kLiveBytes = 64 << 10;
 constexpr int64_t kLiveAlignment = 16;
 constexpr int64_t kFirstValue = kLiveAlignment;  // after what has come to the random state
 static_assert(sizeof(LaterRandom) <= kFirstValue);
-constexpr int64_t kSentBytes = 2048;             // of live values, by one kernel's arguments
+constexpr int64_t kSentBytes = 2048;  // of live values, by one kernel's arguments
 
 struct Pool;
 
@@ -105,7 +105,7 @@ void free_pieces(const std::vector<Piece>& all) {
 struct Recordings {
   std::mutex mutex;
   std::map<int, std::vector<cudaStream_t>> streams;  // free ones, of each device
-  std::atomic<int> count{0};
+  int count = 0;
   std::vector<Piece> left;  // by graphs that ended meanwhile
 };
 Recordings& all_recordings() {
@@ -124,15 +124,13 @@ cudaStream_t take_stream(int device) {
   return stream;
 }
 // The last one frees what graphs have left: cudaFree waits for the device, which a recording does
-// not survive.
+// not survive. So none begins meanwhile.
 void give_back(int device, cudaStream_t stream) {
-  std::vector<Piece> left;
-  {
-    std::lock_guard<std::mutex> lock(all_recordings().mutex);
-    all_recordings().streams[device].push_back(stream);
-    if (--all_recordings().count == 0) left.swap(all_recordings().left);
-  }
-  free_pieces(left);
+  std::lock_guard<std::mutex> lock(all_recordings().mutex);
+  all_recordings().streams[device].push_back(stream);
+  if (--all_recordings().count > 0) return;
+  free_pieces(all_recordings().left);
+  all_recordings().left.clear();
 }
 
 struct Sent {
@@ -148,12 +146,12 @@ __global__ void __launch_bounds__(kThreads) send_kernel(unsigned char* to, Sent 
 }  // namespace
 
 Pool::~Pool() {
-  {
-    std::lock_guard<std::mutex> lock(all_recordings().mutex);
-    auto& left = all_recordings().left;
-    if (recordings()) left.insert(left.end(), all.begin(), all.end()), all.clear();
-  }
-  free_pieces(all);
+  std::lock_guard<std::mutex> lock(all_recordings().mutex);
+  auto& left = all_recordings().left;
+  if (all_recordings().count > 0)
+    left.insert(left.end(), all.begin(), all.end());
+  else
+    free_pieces(all);
 }
 
 Unrecorded::Unrecorded() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -163,7 +161,14 @@ const void* recorded_graph() {
   return recording ? reinterpret_cast<const void*>(recording->number) : nullptr;
 }
 
-int recordings() { return all_recordings().count.load(); }
+NoRecordings::NoRecordings() {
+  all_recordings().mutex.lock();
+  none_ = all_recordings().count == 0;
+  if (!none_) all_recordings().mutex.unlock();
+}
+NoRecordings::~NoRecordings() {
+  if (none_) all_recordings().mutex.unlock();
+}
 
 cudaStream_t stream_outside() {
   return is_recorded(current_stream()) ? recording->before : current_stream();

@@ -20,11 +20,23 @@ struct Graph;  // with its memory
 void begin_capture(int device);
 Graph* end_capture();
 const void* recorded_graph();   // a number that no other has, of what this thread records, or null
-int recordings();               // under way, of all threads
 cudaStream_t stream_outside();  // this thread's current one, but for the recording's own
 bool is_recorded(cudaStream_t stream);  // by this thread
 // Whether this thread records, and work on the device would be no part of that; this is noted.
 bool left_out(int device);
+// While it lives, no thread begins a recording, if none is under way: what recordings of any thread
+// do not survive may then be called.
+class NoRecordings {
+ public:
+  NoRecordings();
+  ~NoRecordings();
+  NoRecordings(const NoRecordings&) = delete;
+  NoRecordings& operator=(const NoRecordings&) = delete;
+  explicit operator bool() const { return none_; }
+
+ private:
+  bool none_;
+};
 // Gives up what is being recorded.
 void abandon_capture();
 void replay(Graph* graph);

@@ -153,9 +153,8 @@ void bind_graphs(py::module_& m) {
   });
   m.def("destroy_graph", [](uintptr_t graph) { destroy(pointer<Graph*>(graph)); });
   m.def("begin_rehearsal", [](uintptr_t graph) { begin_rehearsal(pointer<Graph*>(graph)); });
-  m.def("end_rehearsal", [](uint64_t seed, uint64_t offset) {
-    return end_rehearsal({seed, offset});
-  });
+  m.def("end_rehearsal",
+        [](uint64_t seed, uint64_t offset) { return end_rehearsal({seed, offset}); });
 }
 
 void bind_memory(py::module_& m) {

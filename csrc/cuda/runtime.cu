@@ -445,7 +445,7 @@ cudaStream_t new_stream(int device) {
 // All streams of the selected device. Recordings, which do not survive a wait for the device, do
 // survive one for the streams that are known: ours, this thread's, and the default one.
 static cudaError_t wait_for_streams() {
-  if (!recordings()) return cudaDeviceSynchronize();
+  if (const NoRecordings none{}) return cudaDeviceSynchronize();
   DeviceState& d = prepared(selected);
   std::vector<cudaStream_t> all{d.stream, cudaStreamLegacy, stream_outside()};
   {
@@ -463,8 +463,10 @@ static cudaError_t wait_for_streams() {
 
 bool synchronize_device(int device) {
   const Selected there(device);
-  // This thread's recording is not to go on as if nothing had been asked.
-  note(recorded_graph() ? cudaDeviceSynchronize() : wait_for_streams(), "waiting for the device");
+  // This thread's recording is not to go on as if nothing had been asked; other threads' are.
+  if (!left_out(device))
+    note(recorded_graph() ? cudaStreamSynchronize(current_stream()) : wait_for_streams(),
+         "waiting for the device");
   report_fault();
   return !failed;
 }
