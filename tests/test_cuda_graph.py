@@ -646,6 +646,27 @@ def test_a_graphed_step_notices_other_buffers():
     assert optimizer.state[id(net.weight)] == {"step": 5}
 
 
+def test_a_graphed_step_notices_which_parameters_take_it_together():
+    """They share its settings, in which Adam counts steps."""
+    parameters = [nn.Parameter(fastnn.ones(2, device="cuda")) for _ in range(3)]
+    optimizer = optim.Adam(parameters, lr=0.1)
+    (parameters[0] * parameters[1]).sum().backward()
+    optimizer.step()
+    run = graphed_step(optimizer, lambda: sum((p**2).sum() for p in parameters))
+    run(), run()
+    assert [optimizer.state[id(p)]["step"] for p in parameters] == [3, 3, 2]
+    saved = optimizer.state_dict()
+    for i, step in enumerate((7, 7, 4)):
+        saved["state"][i]["step"] = step
+    optimizer.load_state_dict(saved)
+    run()
+    for i, step in enumerate((9, 5, 9)):
+        saved["state"][i]["step"] = step
+    optimizer.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="an optimizer takes other steps than"):
+        run()
+
+
 def test_other_threads_optimizers_are_no_part_of_a_graphed_step():
     mine, other = (nn.Linear(3, 2).to("cuda") for _ in range(2))
     x = on_cuda(2, 3)

@@ -257,9 +257,9 @@ class graphed:
 
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, also after another seed, for they live in device memory. Whatever else the function does on
-    the host, such as a scheduler's step, a count or a print, happens while it is recorded and not
-    again: do that outside.
+    masks go on as without a graph, also after another seed, for they live in device memory. Whatever
+    else the function does on the host, such as a scheduler's step, a count or a print, happens while it
+    is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
@@ -432,12 +432,16 @@ def _buffers_of(one: optimizer.Optimizer) -> Iterator[Tensor]:
 
 
 def _memory_of(steps: list[optimizer.Step]) -> list[int]:
-    """Where the parameters that were moved, and their optimizers' buffers, are."""
+    """Where the parameters that were moved, and their optimizers' buffers, are; and which of them have
+    made as many steps, for these are moved together."""
     found = []
     for one, gradients in steps:
+        counts: dict[int, int] = {}
         for p in (p for p, gradient in gradients if gradient is not None):
-            buffers = [b for b in one.state[id(p)].values() if isinstance(b, Tensor)]
+            held = one.state[id(p)]
+            buffers = [b for b in held.values() if isinstance(b, Tensor)]
             found += [t._array.pointer for t in (p, *buffers)]
+            found.append(counts.setdefault(held["step"], len(counts)))
     return found
 
 
