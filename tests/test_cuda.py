@@ -905,6 +905,25 @@ def test_the_driver_says_why_there_is_no_gpu(monkeypatch):
     assert not fastnn.cuda.is_available() and fastnn.cuda.device_count() == 0
 
 
+def test_a_forked_process_is_told_to_be_spawned():
+    program = """
+import os, fastnn
+x = fastnn.ones(3, device="cuda")
+if pid := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+try:
+    x + 1
+except RuntimeError as error:
+    assert "forked" in str(error) and "spawn" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_more_groups_than_a_grid_has_rows_are_refused():
     groups = 65536
     x, weight = on_cuda(1, groups, 1, 1), on_cuda(2 * groups, 1, 1, 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [
     f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "pinned", "self_check", "tensor_map")
 ]
-EMULATOR = ["csrc/cuda/emulator/fibers.cpp", "csrc/cuda/emulator/runtime.cpp"]
+EMULATOR = [f"csrc/cuda/emulator/{stem}.cpp" for stem in ("fibers", "memory", "runtime")]
 
 
 def compiled(program, source, options=()):
@@ -84,12 +85,30 @@ def test_correct_kernels_pass(planted, name):
         ("stream-of-another-device", "a kernel could not be run: invalid resource handle"),
         ("event-of-another-device", "an event: invalid resource handle"),
         ("copy-between-pools", "a copy: invalid argument"),
+        ("streams-without-order", "wrong result at 0: -?nan"),
     ],
 )
 def test_planted_mistakes_are_found(planted, name, message):
     done = planted(name)
     assert done.returncode != 0, f"{name}: not found"
     assert re.search(message, done.stderr), done.stderr[-2000:]
+
+
+def test_the_host_cannot_touch_the_devices_memory(tmp_path):
+    """Without AddressSanitizer, whose blocks are the heap's."""
+    program = compiled(tmp_path / "planted", "planted.cu")
+    assert subprocess.run([program, "reverse"], timeout=60).returncode == 0
+    done = subprocess.run([program, "host-reads-the-device"], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV and not done.stdout
+
+
+def test_after_a_failed_kernel_every_call_says_so(planted):
+    done = planted("after-a-failed-kernel")
+    assert done.returncode == 4, done.stderr
+    calls = ("wait", "launch", "allocate", "copy", "wait for all")
+    for call, line in zip(calls, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"{call} 1: CUDA: "), line
+        assert re.search("barrier .* this process can use the GPU no more: start", line), line
 
 
 EVERY_CASE = """

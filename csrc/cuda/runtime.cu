@@ -242,12 +242,38 @@ cudaStream_t current_stream() {
 
 void set_current_stream(cudaStream_t stream) { streams[selected] = stream; }
 
+// What there is to do about it, if anything.
+static const char* advice(cudaError_t result) {
+  switch (result) {
+    case cudaErrorStreamCaptureUnsupported:
+      return recorded_graph() ? "; a graph is being recorded, which cannot wait for the device: do "
+                                "this before it"
+                              : "";
+    case cudaErrorInitializationError:
+      return "; a process that was forked from one that has used a GPU cannot use it: start it by "
+             "spawning (multiprocessing's \"spawn\")";
+    // The driver reports these with whatever is called next, and then for good.
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+      return " (in this kernel or an earlier one; this process can use the GPU no more: start "
+             "another)";
+    default:
+      return "";
+  }
+}
+
 void note(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   cudaGetLastError();
-  std::string message = std::string("CUDA: ") + what + ": " + cudaGetErrorString(result);
-  if (recorded_graph() && result == cudaErrorStreamCaptureUnsupported)
-    message += "; a graph is being recorded, which cannot wait for the device: do this before it";
+  const std::string message =
+      std::string("CUDA: ") + what + ": " + cudaGetErrorString(result) + advice(result);
   note_text(message, result == cudaErrorMemoryAllocation);
 }
 

@@ -177,6 +177,24 @@ int main(int, char** argv) {
     note(cudaGraphLaunch(exec, stream), "the first launch");
     note(cudaGraphLaunch(exec, new_stream(0)), "the second launch");
   }
+  if (is("host-reads-the-device")) std::printf("%g\n", in[0]);
+  if (is("streams-without-order"))
+    launch_on(new_stream(0), reverse_kernel<true>, one, kN, 0, in, out);
+  if (is("after-a-failed-kernel")) {
+    launch(uneven_kernel, one, kN, 0, out);
+    bool out_of_memory = false;
+    const auto say = [&](const char* what, bool failed) {
+      const char* const message = take_error(&out_of_memory);
+      std::fprintf(stderr, "%s %d: %s\n", what, failed, message ? message : "nothing");
+    };
+    say("wait", !synchronize());
+    launch(reverse_kernel<true>, one, kN, 0, in, out);
+    say("launch", true);
+    say("allocate", !allocate(0, 4));
+    say("copy", !cuda::copy(out, 0, x.data(), -1, kN * 4));
+    say("wait for all", !synchronize_device(0));
+    return out_of_memory ? 0 : 4;
+  }
   // Streams, events and pools of two devices, with the first one current.
   if (is("stream-of-another-device"))
     launch_on(new_stream(1), reverse_kernel<true>, one, kN, 0, in, out);
@@ -195,11 +213,11 @@ int main(int, char** argv) {
   if (std::strncmp(name, "sums", 4) == 0)
     for (int i = 0; i < kN; ++i) expected[i] = kN;
   bool out_of_memory = false;
+  cuda::copy(y.data(), -1, out, 0, kN * 4);
   if (const char* message = take_error(&out_of_memory)) {
     std::fprintf(stderr, "%s\n", message);
     return 2;
   }
-  cuda::copy(y.data(), -1, out, 0, kN * 4);
   for (int i = 0; i < kN; ++i)
     if (y[i] != expected[i]) {
       std::fprintf(stderr, "wrong result at %d: %g\n", i, y[i]);

@@ -43,9 +43,8 @@ void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, un
                size_t shared, const Arguments&... arguments) {
   ++launches();
 #if defined(FASTNN_CUDA_EMULATE)
-  emulator::enqueue(stream, [=] {
-    emulator::run(grid, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
-  });
+  emulator::launch(stream, grid, threads, shared,
+                   [=] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   if (shared > kStaticShared)
     note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

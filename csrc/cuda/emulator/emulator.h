@@ -6,9 +6,10 @@
 // written is stale in some order: shared memory starts as NaN. Barriers count their arrivals, and a
 // thread that leaves while others wait is an error. Copies started with cp.async, or by the tensor
 // memory accelerator, arrive only when they are waited for; until then their destination is NaN, as
-// are the sums of a product of wgmma, which reads its operands as late. Device memory is
-// exact-sized heap blocks, so AddressSanitizer sees every access outside them. Cost: about 15 ns
-// per change of thread, and the kernel's own arithmetic at scalar speed.
+// are the sums of a product of wgmma, which reads its operands as late. Device memory is the
+// kernels' alone (memory.cpp), or exact-sized heap blocks, so that AddressSanitizer sees every
+// access outside them. Cost: about 15 ns per change of thread, and the kernel's own arithmetic at
+// scalar speed.
 //
 // The part of the CUDA runtime that csrc/cuda uses is in emulator/runtime.h.
 #pragma once
@@ -47,8 +48,9 @@ extern dim3 blockDim, gridDim;
 
 namespace fastnn::cuda::emulator {
 
-// Runs every block of a launch; the first error ends it and is what cudaGetLastError reports.
-void run(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& thread);
+// Has every block of a launch run on the stream; the first error ends it, and is a launch failure.
+void launch(cudaStream_t stream, dim3 grid, unsigned threads, size_t shared_bytes,
+            std::function<void()> thread);
 
 // Ends the launch with an error.
 [[noreturn]] void fail(const char* message);

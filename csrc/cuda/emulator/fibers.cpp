@@ -297,14 +297,10 @@ void fail(const char* message) {
   abort();
 }
 
-void run(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& thread) {
+static void run(dim3 grid, unsigned threads, size_t shared_bytes,
+                const std::function<void()>& thread) {
   Machine& m = machine();
   m.error.clear();
-  if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-      grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > shared_limit()) {
-    report("invalid launch configuration");
-    return;
-  }
   m.threads = threads;
   m.body = &thread;
   blockDim = dim3(threads);
@@ -315,10 +311,18 @@ void run(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<v
         blockIdx = {x, y, z};
         m.dynamic = poisoned(shared_bytes, kDynamicAt);
         if (!run_block()) {
-          report((m.error + where()).c_str());
+          report((m.error + where()).c_str(), cudaErrorLaunchFailure);
           return;
         }
       }
+}
+
+void launch(cudaStream_t stream, dim3 grid, unsigned threads, size_t shared_bytes,
+            std::function<void()> thread) {
+  if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > shared_limit())
+    return report("invalid launch configuration", cudaErrorInvalidConfiguration);
+  enqueue(stream, [=, body = std::move(thread)] { run(grid, threads, shared_bytes, body); });
 }
 
 void block_barrier() {

@@ -2,10 +2,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -17,8 +20,10 @@
 // How much of streams' work is done, or has to be.
 using Progress = std::map<const EmulatedStream*, uint64_t>;
 
+using Work = std::function<void()>;
+
 struct EmulatedGraph {
-  std::vector<std::function<void()>> work;
+  std::shared_ptr<std::vector<Work>> work = std::make_shared<std::vector<Work>>();
   bool instantiated = false;
   Progress launched;  // until its last launch is done
 };
@@ -27,8 +32,9 @@ struct EmulatedStream {
   EmulatedGraph* capture = nullptr;
   bool valid = true;
   std::thread::id by;
-  uint64_t queued = 0;  // pieces of work
-  Progress after;       // what is done before its next
+  uint64_t queued = 0;       // pieces of work
+  Progress after;            // what is done before its next
+  std::deque<Work> waiting;  // the last of them
 };
 struct EmulatedEvent {
   int device;
@@ -56,8 +62,9 @@ struct Device {
 struct Runtime {
   std::recursive_mutex mutex;
   std::string message;
-  bool failed = false;
+  cudaError_t failure = cudaSuccess;
   std::map<void*, Block> blocks;
+  std::map<void*, size_t> pinned;
   std::set<EmulatedStream*> streams;
   std::vector<EmulatedStream*> captured;
   std::map<int, Device> devices;
@@ -126,9 +133,24 @@ const Block* block_at(const void* pointer) {
   return pointer < static_cast<char*>(start) + block.bytes ? &block : nullptr;
 }
 
+// Whether the pointer is into one of these.
+bool in(const std::map<void*, size_t>& ranges, const void* pointer) {
+  const auto after = ranges.upper_bound(const_cast<void*>(pointer));
+  if (after == ranges.begin()) return false;
+  const auto& [start, bytes] = *std::prev(after);
+  return pointer < static_cast<char*>(start) + bytes;
+}
+
+// A kernel's failure, which stays.
+cudaError_t broken() {
+  const cudaError_t failure = runtime().failure;
+  return failure == cudaErrorLaunchFailure ? failure : cudaSuccess;
+}
+
 // What this thread's recordings, or, `all`, all threads' of the current device do not survive.
 cudaError_t unsafe(bool all = false) {
   Lock lock(runtime().mutex);
+  if (broken()) return broken();
   bool hit = false;
   for (EmulatedStream* stream : runtime().captured) {
     const bool ours =
@@ -155,20 +177,44 @@ Progress progress(const EmulatedStream& s) {
   return all;
 }
 
-void queue(EmulatedStream& stream, std::function<void()> work) {
-  Lock lock(runtime().mutex);
-  if (stream.capture) return stream.capture->work.push_back(std::move(work));
-  ++stream.queued;
-  work();
+// Does the stream's work up to this piece.
+void work_until(EmulatedStream& stream, uint64_t piece) {
+  const auto due = [&] {
+    return !stream.waiting.empty() && stream.queued - stream.waiting.size() < piece;
+  };
+  if (!due()) return;
+  const Access now;
+  while (due()) {
+    const Work work = std::move(stream.waiting.front());
+    stream.waiting.pop_front();
+    if (!broken()) work();
+  }
+}
+void work_until(const Progress& all) {
+  for (const auto& [stream, piece] : all) work_until(*const_cast<EmulatedStream*>(stream), piece);
+}
+// The host waits for it.
+cudaError_t wait_for(const Progress& all) {
+  work_until(all);
+  advance(runtime().done, all);
+  return broken();
 }
 
-// Blocks are exact-sized and start as NaN.
+constexpr uint64_t kMostWaiting = 256;  // what a stream holds before it begins by itself
+void queue(EmulatedStream& stream, Work work) {
+  Lock lock(runtime().mutex);
+  if (stream.capture) return stream.capture->work->push_back(std::move(work));
+  ++stream.queued;
+  stream.waiting.push_back(std::move(work));
+  if (stream.waiting.size() > kMostWaiting) work_until(stream, stream.queued - kMostWaiting / 2);
+}
+
 cudaError_t make_block(void** block, size_t bytes, int device, bool pooled) {
   Lock lock(runtime().mutex);
   Device& d = device_at(device);
   if (bytes > memory() - d.used) return cudaErrorMemoryAllocation;
-  if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
-  memset(*block, 0xff, bytes);
+  *block = make_memory(bytes);
+  if (!*block) return cudaErrorMemoryAllocation;
   runtime().blocks[*block] = {bytes, device, pooled};
   d.used += bytes;
   if (!pooled) return cudaSuccess;
@@ -183,8 +229,8 @@ cudaError_t end_block(void* block) {
   Device& d = device_at(found->second.device);
   d.used -= found->second.bytes;
   if (found->second.pooled) d.pool.used -= found->second.bytes;
+  end_memory(block, found->second.bytes);
   runtime().blocks.erase(found);
-  free(block);
   return cudaSuccess;
 }
 
@@ -210,15 +256,16 @@ size_t shared_limit() {
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   EmulatedStream* const s = known(stream);
   if (!s || s->device != current)
-    report("invalid resource handle");
+    report("invalid resource handle", cudaErrorInvalidResourceHandle);
   else
     queue(*s, std::move(work));
 }
 
-void report(const char* message) {
+void report(const char* message, cudaError_t error) {
   Runtime& r = runtime();
-  if (!r.failed) r.message = message;
-  r.failed = true;
+  if (r.failure) return;
+  r.message = message;
+  r.failure = error;
 }
 
 }  // namespace fastnn::cuda::emulator
@@ -229,9 +276,11 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = device_count();
   return cudaSuccess;
 }
+// The first call; a process that is forked later has no GPU.
 cudaError_t cudaGetDevice(int* device) {
+  static const pid_t user = getpid();
   *device = current;
-  return cudaSuccess;
+  return getpid() == user ? cudaSuccess : cudaErrorInitializationError;
 }
 cudaError_t cudaSetDevice(int device) {
   if (!is_device(device)) return cudaErrorInvalidDevice;
@@ -266,23 +315,26 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 cudaError_t cudaDeviceSynchronize() {
   Lock lock(runtime().mutex);
-  advance(runtime().done, progress(device_at(current).standard));
+  wait_for(progress(device_at(current).standard));
   for (const EmulatedStream* stream : runtime().streams)
-    if (stream->device == current) advance(runtime().done, progress(*stream));
+    if (stream->device == current) wait_for(progress(*stream));
   return unsafe(true);
 }
 
 cudaError_t cudaGetLastError() {
-  const bool failed = runtime().failed;
-  runtime().failed = false;
-  return failed ? cudaErrorLaunchFailure : cudaSuccess;
+  const cudaError_t failure = runtime().failure;
+  if (!broken()) runtime().failure = cudaSuccess;
+  return failure;
 }
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
       return "out of memory";
     case cudaErrorLaunchFailure:
+    case cudaErrorInvalidConfiguration:
       return runtime().message.c_str();
+    case cudaErrorInitializationError:
+      return "initialization error";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle:
@@ -300,17 +352,19 @@ cudaError_t cudaMallocAsync(void** block, size_t bytes, cudaStream_t stream) {
   const EmulatedStream* const s = known(stream);
   if (!s) return cudaErrorInvalidResourceHandle;
   if (s->capture) return cudaErrorStreamCaptureUnsupported;
+  if (broken()) return broken();
   return make_block(block, bytes, s->device, true);
 }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
   Lock lock(runtime().mutex);
-  const EmulatedStream* const s = known(stream);
+  EmulatedStream* const s = known(stream);
   if (!s) return cudaErrorInvalidResourceHandle;
   if (s->capture) return cudaErrorStreamCaptureUnsupported;
   const auto found = runtime().blocks.find(block);
   if (found == runtime().blocks.end()) return cudaErrorInvalidValue;
   if (!found->second.pooled || found->second.device != s->device) return cudaErrorInvalidValue;
-  return end_block(block);
+  queue(*s, [=] { end_block(block); });
+  return broken();
 }
 cudaError_t cudaMalloc(void** block, size_t bytes) {
   const cudaError_t result = unsafe();
@@ -318,17 +372,25 @@ cudaError_t cudaMalloc(void** block, size_t bytes) {
 }
 cudaError_t cudaFree(void* block) {
   const cudaError_t result = unsafe();
+  Lock lock(runtime().mutex);
+  for (const EmulatedStream* stream : runtime().streams) work_until(progress(*stream));
   return result ? result : end_block(block);
 }
 cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
   const cudaError_t result = unsafe();
   if (result) return result;
-  return posix_memalign(block, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
+  Lock lock(runtime().mutex);
+  runtime().pinned[*block] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
   const cudaError_t result = unsafe();
-  if (!result) free(block);
-  return result;
+  if (result) return result;
+  Lock lock(runtime().mutex);
+  runtime().pinned.erase(block);
+  free(block);
+  return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = memory();
@@ -354,7 +416,8 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return unsafe(); }
 
-// Pools of two devices do not see each other: nobody has given them access.
+// Pools of two devices do not see each other: nobody has given them access. Ordinary memory is read
+// at once, and written by the time that the call returns.
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   Lock lock(runtime().mutex);
@@ -363,8 +426,14 @@ cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpy
   const Block *const to = block_at(dst), *const from = block_at(src);
   if (to && from && to->device != from->device && (to->pooled || from->pooled))
     return cudaErrorInvalidValue;
-  queue(*s, [=] { memcpy(dst, src, bytes); });
-  return cudaSuccess;
+  if (from || s->capture || in(runtime().pinned, src))
+    queue(*s, [=] { memcpy(dst, src, bytes); });
+  else
+    queue(*s, [dst, staged = std::string(static_cast<const char*>(src), bytes)] {
+      memcpy(dst, staged.data(), staged.size());
+    });
+  if (!to && !s->capture && !in(runtime().pinned, dst)) wait_for(progress(*s));
+  return broken();
 }
 cudaError_t cudaMemcpyPeerAsync(void* dst, int dst_device, const void* src, int src_device,
                                 size_t bytes, cudaStream_t stream) {
@@ -403,8 +472,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   Lock lock(runtime().mutex);
   EmulatedStream* const s = known(stream);
   if (!s) return cudaErrorInvalidResourceHandle;
-  advance(runtime().done, progress(*s));
-  if (!s->capture) return cudaSuccess;
+  if (!s->capture) return wait_for(progress(*s));
   s->valid = false;
   return cudaErrorStreamCaptureUnsupported;
 }
@@ -413,6 +481,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   EmulatedStream* const s = known(stream);
   if (!s) return cudaErrorInvalidResourceHandle;
   advance(s->after, event->after);
+  if (!s->capture) queue(*s, [before = event->after] { work_until(before); });
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -451,14 +520,20 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (!s || s->device != event->device) return cudaErrorInvalidResourceHandle;
   event->at = std::chrono::steady_clock::now();
   event->after = progress(*s);
-  return cudaSuccess;
+  return broken();
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Lock lock(runtime().mutex);
-  advance(runtime().done, event->after);
+  wait_for(event->after);
   return unsafe();
 }
-cudaError_t cudaEventQuery(cudaEvent_t) { return unsafe(); }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  Lock lock(runtime().mutex);
+  const cudaError_t result = unsafe();
+  for (const auto& [stream, piece] : event->after)
+    if (stream->queued - stream->waiting.size() < piece) return result ? result : cudaErrorNotReady;
+  return result;
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from->device != to->device) return cudaErrorInvalidResourceHandle;
   *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
@@ -481,12 +556,14 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   Progress before = progress(*s);
   advance(before, runtime().done);
   if (!reached(before, exec->launched)) {
-    report("a graph is launched while another stream may be running it");
+    report("a graph is launched while another stream may be running it", cudaErrorLaunchFailure);
     return cudaErrorLaunchFailure;
   }
-  for (const auto& work : exec->work) work();
-  exec->launched = {{s, ++s->queued}};
-  return cudaSuccess;
+  queue(*s, [all = exec->work] {
+    for (const Work& work : *all) work();
+  });
+  exec->launched = {{s, s->queued}};
+  return broken();
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
   std::swap(*other, mode);

@@ -1,7 +1,9 @@
-// The part of the CUDA runtime API that csrc/cuda uses, on host memory. Everything is done when a
-// call returns, except that a stream that is being captured only records. As on a GPU, calls that
+// The part of the CUDA runtime API that csrc/cuda uses, on host memory. Streams' work is done when
+// somebody waits for it, so that what did not wait finds what was there before; a stream that is
+// being captured only records. As on a GPU, the host cannot touch the devices' memory, calls that
 // wait for the device, or may, end a recording as invalid, and streams, events and memory belong to
-// the device that they were made on. What waits for what is kept track of for graphs' launches.
+// the device that they were made on. After a kernel has failed every call does. What waits for what
+// is kept track of for graphs' launches.
 #pragma once
 
 #include <stddef.h>
@@ -11,9 +13,19 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInitializationError = 3,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
