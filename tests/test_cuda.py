@@ -934,6 +934,15 @@ def test_more_groups_than_a_grid_has_rows_are_refused():
     assert F.conv2d(x, weight[:groups], groups=groups).shape == x.shape
 
 
+def test_no_rows_have_no_positions():
+    """Found without a look at the positions, which are not in the host's memory."""
+    for device in ("cpu", "cuda"):
+        rows = fastnn.ones(0, 5, device=device)
+        at = fastnn.tensor([0], device=device)
+        with pytest.raises(ValueError, match="take: no position is in range of 0 rows"):
+            fastnn._core.take(rows._array, at._array, 5, (1, 5), False)
+
+
 def test_copies_within_one_memory_are_of_what_was_there():
     for device in ("cpu", "cuda"):
         x = fastnn.arange(70_000, dtype="float32").to(device)

@@ -1,7 +1,8 @@
 // Rows gathered by index, and the sum of gradients back into them, one thread per column in the
 // order of the indices: the same bits every time, without atomics. Indices are checked by a kernel
-// that leaves what it finds in the device's fault (runtime.h); until the host has seen that, a bad
-// index is not followed.
+// that leaves what it finds in the device's fault (runtime.h) for the host to see later. Labels
+// that are out of range are not followed meanwhile (loss.cu); positions are, so functional/shape.py
+// checks them on the host before.
 #include "cuda/device/device.h"
 #include "ops/slots.h"
 

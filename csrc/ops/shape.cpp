@@ -9,10 +9,9 @@ namespace {
 void check_positions(const Array& positions, int64_t rows) {
   check<TypeError>(positions.dtype() == DType::int64, "take: positions expect dtype int64, got ",
                    name_of(positions.dtype()));
+  check(rows > 0 || positions.count() == 0, "take: no position is in range of 0 rows");
   const int64_t* at = positions.data<int64_t>();
-  const int64_t bad = rows == 0 && positions.count()
-                          ? 0
-                          : kernels().shape.first_outside(at, positions.count(), rows, 0, "take");
+  const int64_t bad = kernels().shape.first_outside(at, positions.count(), rows, 0, "take");
   check(bad < 0, "take: position ", bad < 0 ? 0 : at[bad], " is out of range for ", rows, " rows");
 }
 
