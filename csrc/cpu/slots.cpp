@@ -1,7 +1,7 @@
 // The ISA levels and their kernel tables. Adding a kernel source adds one line to FASTNN_STEMS.
 #include "ops/slots.h"
 
-#if FASTNN_HAVE_avx512_bf16
+#if FASTNN_HAVE_avx512
 #include <cpuid.h>
 #endif
 #if FASTNN_HAVE_amx
@@ -114,6 +114,14 @@ static Slots fill() {
 namespace fastnn {
 namespace {
 
+#if FASTNN_HAVE_avx512
+// Zen 4, of all that has AVX-512 the one of AMD's family 25, takes two cycles for 16 lanes.
+bool has_half_vectors() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (a >> 8 & 15) + (a >> 20 & 255) == 25;
+}
+#endif
 #if FASTNN_HAVE_avx512_bf16
 bool has_bfloat16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -139,7 +147,8 @@ bool has_amx() {
 struct Level {
   const char* name;
   bool available;
-  Slots slots;  // none where it is not available
+  Slots slots;        // none where it is not available
+  int multiply_adds;  // of float32, per cycle
   double bfloat16_rate;
   bool fast;  // not an emulation, which has to be asked for
 };
@@ -153,27 +162,29 @@ const std::vector<Level>& levels() {
   static const std::vector<Level> table = [] {
     std::vector<Level> out;
     // A level's own code fills its slots, in instructions that the machine may lack.
-    const auto add = [&out](const char* name, bool available, Slots (*fill)(), double rate = 1,
-                            bool fast = true) {
-      out.push_back({name, available, available ? fill() : Slots{}, rate, fast});
+    const auto add = [&out](const char* name, bool available, Slots (*fill)(), int multiply_adds,
+                            double rate = 1, bool fast = true) {
+      out.push_back({name, available, available ? fill() : Slots{}, multiply_adds, rate, fast});
     };
-    add("portable", true, cpu::portable::fill);
+    add("portable", true, cpu::portable::fill, 8);
 #if FASTNN_HAVE_avx2
-    add("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu::avx2::fill);
+    add("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu::avx2::fill,
+        16);
 #endif
 #if FASTNN_HAVE_avx512
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    add("avx512", avx512, cpu::avx512::fill);
+    const int wide = has_half_vectors() ? 16 : 32;
+    add("avx512", avx512, cpu::avx512::fill, wide);
 #endif
 #if FASTNN_HAVE_avx512_bf16
     const bool bfloat16 = avx512 && has_bfloat16();
     // Intel's processors add products of pairs half as often as they add products.
     const double rate = __builtin_cpu_is("intel") ? 1 : 2;
-    add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, rate);
+    add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, wide, rate);
 #endif
 #if FASTNN_HAVE_amx
-    add("amx", bfloat16 && has_amx(), cpu::amx::fill, 16, kFastTiles);
+    add("amx", bfloat16 && has_amx(), cpu::amx::fill, wide, 16, kFastTiles);
 #endif
     return out;
   }();
@@ -223,6 +234,8 @@ std::vector<std::string> available_isas() {
 std::string active_isa() { return active().load()->name; }
 
 double bfloat16_rate() { return active().load()->bfloat16_rate; }
+
+int multiply_adds_per_cycle() { return active().load()->multiply_adds; }
 
 void set_isa(const std::string& name) { active().store(&find(name, "set_isa")); }
 

@@ -44,13 +44,17 @@ bool winograd_applies(const ConvParams& p) {
 // read again, and brought from memory meanwhile; per byte of the sums of a weight's gradient; and,
 // as factors, of transforming the weights, and of the gradient's multiply-adds for its transforms.
 // Measured with float32 on Sapphire Rapids and with bfloat16 on Zen 5 (with tiles, bfloat16 gains
-// nothing by the algorithm).
+// nothing by the algorithm); both on Zen 4 for cores that do half as much while a byte comes.
 struct WinogradCost {
   double transformed, again, far, sums, weights, transforms;
 };
 const WinogradCost& winograd_cost(const ConvParams& p) {
   static constexpr WinogradCost kFloat{14, 14, 11, 14, 1, 1.1}, kBfloat{8, 0.5, 20, 8, 4, 1.2};
-  return p.dtype == DType::float32 ? kFloat : kBfloat;
+  static constexpr WinogradCost kHalfFloat{7, 7, 5.5, 7, 0.75, 1.1};
+  static constexpr WinogradCost kHalfBfloat{5.6, 0.35, 14, 4.5, 1.5, 1.2};
+  const bool half = multiply_adds_per_cycle() < 32;
+  if (p.dtype == DType::float32) return half ? kHalfFloat : kFloat;
+  return half ? kHalfBfloat : kBfloat;
 }
 
 // What a multiply-add of the direct kernels costs, of one of Winograd's, which are in float32.

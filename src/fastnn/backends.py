@@ -59,7 +59,7 @@ class cpu:
 
     @staticmethod
     def set_winograd(mode: str) -> None:
-        """When float32 3x3 convolutions of stride 1 use Winograd's algorithm.
+        """When 3x3 convolutions of stride 1 use Winograd's algorithm.
 
         Args:
             mode: ``"auto"``, where it is expected to be faster (the default, or what
