@@ -1,5 +1,6 @@
 // Arithmetic of two or three operands, and selection: bandwidth-bound, one pass over each operand.
 #include "cpu/elementwise_loops.h"
+#include "cpu/simd/math.h"
 #include "ops/slots.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -9,31 +10,15 @@ namespace {
 FASTNN_INLINE vfloat larger(vfloat a, vfloat b) { return select((a > b) | (a != a), a, b); }
 FASTNN_INLINE vfloat smaller(vfloat a, vfloat b) { return select((a < b) | (a != a), a, b); }
 
-// x ** y for small whole and half y, which libm's powf would take 20 ns each for; a constant
-// exponent is the common case.
-template <class F>
-void constant_power(const ElementwiseParams& p, const F& f) {
-  ElementwiseParams one = p;
-  one.operands = 1;
-  float_rows<1>(one, [&](const vfloat* x) FASTNN_INLINED { return f(x[0]); });
-}
-
 void power(const ElementwiseParams& p) {
-  if (!p.in[1]) {
-    const double y = p.number[1];
-    if (y == 1) return constant_power(p, [](vfloat x) { return x; });
-    if (y == 2) return constant_power(p, [](vfloat x) { return x * x; });
-    if (y == 3) return constant_power(p, [](vfloat x) { return x * x * x; });
-    if (y == 0.5) return constant_power(p, [](vfloat x) { return vsqrt(x); });
-    if (y == -0.5) return constant_power(p, [](vfloat x) { return 1.0f / vsqrt(x); });
-    if (y == -1) return constant_power(p, [](vfloat x) { return 1.0f / x; });
-    if (y == -2) return constant_power(p, [](vfloat x) { return 1.0f / (x * x); });
+  if (!p.in[1] && is_simple_power(p.number[1])) {
+    ElementwiseParams one = p;
+    one.operands = 1;
+    const auto halves = static_cast<int>(2 * p.number[1]);
+    return float_rows<1>(
+        one, [=](const vfloat* x) FASTNN_INLINED { return simple_power(x[0], halves); });
   }
-  float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED {
-    vfloat y;
-    for (int l = 0; l < LANES; ++l) y[l] = __builtin_powf(x[0][l], x[1][l]);
-    return y;
-  });
+  float_rows<2>(p, [](const vfloat* x) FASTNN_INLINED { return vpow(x[0], x[1]); });
 }
 
 void floating(const ElementwiseParams& p) {

@@ -42,10 +42,6 @@ FASTNN_INLINE vfloat sine(vfloat x) {
 FASTNN_INLINE vfloat cosine(vfloat x) {
   return all_small(x) ? sine(x, 1) : by_lane(x, [](float a) { return __builtin_cosf(a); });
 }
-FASTNN_INLINE vfloat power(vfloat x, vfloat y) {
-  for (int l = 0; l < LANES; ++l) x[l] = __builtin_powf(x[l], y[l]);
-  return x;
-}
 
 template <class F>
 void apply(const ElementwiseParams& p, const F& f) {
@@ -119,6 +115,24 @@ void unary(const ElementwiseParams& p) {
   }
 }
 
+// y = 0 gives 0 also where x = 0.
+void pow_input(const ElementwiseParams& p) {
+  const double y = p.number[2];
+  if (!p.in[2] && y != 0 && is_simple_power(y - 1)) {
+    ElementwiseParams two = p;
+    two.operands = 2;
+    const auto halves = static_cast<int>(2 * (y - 1));
+    const auto factor = static_cast<float>(y);
+    return float_rows<2>(two, [=](const vfloat* x) FASTNN_INLINED {
+      return x[0] * factor * simple_power(x[1], halves);
+    });
+  }
+  float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
+    const vfloat slope = x[0] * x[2] * vpow(x[1], x[2] - 1.0f);
+    return select(x[2] == 0, vfloat{}, slope);
+  });
+}
+
 // x[0] is grad_output; the other operands are listed at the enum.
 void gradient(const ElementwiseParams& p) {
   switch (static_cast<Gradient>(p.op)) {
@@ -141,14 +155,11 @@ void gradient(const ElementwiseParams& p) {
     case Gradient::div_other:  // two divisions: y * y could overflow
       return float_rows<3>(
           p, [](const vfloat* x) FASTNN_INLINED { return -(x[0] / x[2]) * (x[1] / x[2]); });
-    case Gradient::pow_input:  // y = 0 gives 0 also where x = 0
-      return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
-        const vfloat slope = x[0] * x[2] * power(x[1], x[2] - 1.0f);
-        return select(x[2] == 0, vfloat{}, slope);
-      });
+    case Gradient::pow_input:
+      return pow_input(p);
     case Gradient::pow_exponent:  // 0 ** y is constant for y >= 0
       return float_rows<3>(p, [](const vfloat* x) FASTNN_INLINED {
-        const vfloat slope = x[0] * power(x[1], x[2]) * vlog(x[1]);
+        const vfloat slope = x[0] * vpow(x[1], x[2]) * vlog(x[1]);
         return select((x[1] == 0) & (x[2] >= 0), vfloat{}, slope);
       });
     case Gradient::larger:

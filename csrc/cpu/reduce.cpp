@@ -4,7 +4,8 @@
 //               combined lane by lane in a fixed tree.
 //               Rows of a few numbers are turned first, LANES of them at a time (few_columns.h).
 //   inner  > 1: the lanes of a vector are neighbouring columns; up to four vectors of columns stay
-//               in registers down a block of rows.
+//               in registers down a block of rows. More columns are folded four rows at a time,
+//               into sums in L1: strips of wide rows are no stream to the hardware's prefetchers.
 // One read of the input; the floor is the read bandwidth. A task is one block of one row, or of one
 // tile of columns; tasks are grouped so that a chunk has about kGrain elements.
 #include "cpu/few_columns.h"
@@ -112,6 +113,21 @@ FASTNN_INLINE void fold_columns(const T* x, int64_t rows, int64_t stride, const 
   }
 }
 
+// The same of up to kTileColumns columns, row by row, in the order of memory.
+template <class Op, class T>
+void fold_rows(const T* x, int64_t rows, int64_t stride, const float* mean, int64_t columns,
+               float divisor, float* out) {
+  alignas(64) float sums[kTileColumns];
+  vector_loop(0, columns, [&](int64_t j, int) { store(sums + j, set1(Op::kIdentity)); });
+  for (int64_t r = 0; r < rows; ++r, x += stride)
+    vector_loop(0, columns, [&](int64_t j, int n) FASTNN_INLINED {
+      const vfloat center = mean ? load_any(mean + j, n) : vfloat{};
+      store(sums + j, Op::combine(load(sums + j), Op::map(load_any(x + j, n), center)));
+    });
+  vector_loop(0, columns,
+              [&](int64_t j, int n) { store_any(out + j, load(sums + j) / divisor, n); });
+}
+
 // body(outer index, block, first row, rows, first column, columns) for every task.
 template <class Body>
 void for_tasks(const ReduceParams& p, const Body& body) {
@@ -157,6 +173,7 @@ void fold_floats(const ReduceParams& p) {
       *out = fold_row<Op>(x, rows, mean ? *mean : 0.0f) / p.divisor;
       return;
     }
+    if (columns > 4 * LANES) return fold_rows<Op>(x, rows, p.inner, mean, columns, p.divisor, out);
     int64_t j = 0;
     for (; j + 4 * LANES <= columns; j += 4 * LANES)
       fold_columns<Op, 4>(x + j, rows, p.inner, mean ? mean + j : mean, LANES, p.divisor, out + j);

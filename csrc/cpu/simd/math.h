@@ -95,6 +95,24 @@ FASTNN_INLINE vfloat vlog(vfloat x) {
   return select((x < 0) | (x != x), set1(__builtin_nanf("")), y);
 }
 
+// x ** y by libm, 20 ns a lane; and without, for whole and half y, given in halves.
+FASTNN_INLINE vfloat vpow(vfloat x, vfloat y) {
+  for (int l = 0; l < LANES; ++l) x[l] = __builtin_powf(x[l], y[l]);
+  return x;
+}
+FASTNN_INLINE bool is_simple_power(double y) {
+  return y >= -2 && y <= 3 && 2 * y == static_cast<int>(2 * y);
+}
+FASTNN_INLINE vfloat simple_power(vfloat x, int halves) {
+  const int magnitude = halves < 0 ? -halves : halves;
+  vfloat power = set1(1.0f);
+  if (magnitude >= 2) power = x;
+  if (magnitude >= 4) power = x * x;
+  if (magnitude >= 6) power = x * x * x;
+  if (magnitude % 2) power = power * vsqrt(x);
+  return halves < 0 ? 1.0f / power : power;
+}
+
 // log(1 + x) for x in [0, 1]: 2 artanh(s) with s = x / (2 + x), an odd series in s.
 FASTNN_INLINE vfloat vlog1p(vfloat x) {
   const vfloat s = x * vreciprocal(2.0f + x), z = s * s;

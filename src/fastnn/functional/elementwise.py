@@ -67,10 +67,7 @@ def _fit(gradient: Any, like: Any) -> Any:
     """Sums a gradient down to the operand's shape and casts it to its dtype."""
     from fastnn.functional.reduce import sum_to
 
-    shape, dtype = like
-    if gradient.shape != shape:
-        gradient = sum_to(_core.astype(gradient, "float32"), shape)
-    return _core.astype(gradient, dtype)
+    return sum_to(gradient, *like)
 
 
 def _binary(

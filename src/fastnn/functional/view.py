@@ -157,7 +157,7 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
 def _expand_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     from fastnn.functional.reduce import sum_to
 
-    return sum_to(grad_output, saved[0])
+    return sum_to(grad_output, saved[0], grad_output.dtype)
 
 
 def contiguous(input: Tensor) -> Tensor:
