@@ -943,6 +943,21 @@ def test_no_rows_have_no_positions():
             fastnn._core.take(rows._array, at._array, 5, (1, 5), False)
 
 
+def test_positions_out_of_range_are_not_followed():
+    x = fastnn.arange(6, dtype="float32").to("cuda").reshape(3, 2)
+    for bad in (3, -1, 1 << 40, -(1 << 40)):
+        at = fastnn.tensor([1, bad, 2], device="cuda")
+        for function in (
+            lambda at=at: fastnn._core.take(x._array, at._array, 2, (3, 2), False),
+            lambda at=at: fastnn._core.take_backward(x._array, at._array, 2, (3, 2), False),
+        ):
+            found = fastnn.Tensor._wrap(function())
+            with pytest.raises(RuntimeError, match=f"take: expected .* 0 to 2, got {bad} at"):
+                found.cpu()
+            assert np.isfinite(found.cpu().numpy()).all()
+    assert np.array_equal(x[[1, 2]].cpu().numpy(), [[2, 3], [4, 5]])
+
+
 def test_copies_within_one_memory_are_of_what_was_there():
     for device in ("cpu", "cuda"):
         x = fastnn.arange(70_000, dtype="float32").to(device)
