@@ -150,6 +150,64 @@ assert x.sum().item() == 1 << 18
     assert done.returncode == 0, done.stderr
 
 
+def test_memory_freed_on_other_streams_serves():
+    """The device has 10 MiB; what was freed on the other stream is, once that gets there."""
+    program = """
+import fastnn
+side, x = fastnn.cuda.Stream(), fastnn.ones(8, device="cuda")
+for recorded in (False, True):
+    with fastnn.cuda.stream(side):
+        y = fastnn.ones(6, 1 << 18, device="cuda")
+        del y
+    graph = fastnn.cuda.graph()
+    if recorded:
+        with graph:
+            z = fastnn.full((6, 1 << 18), 2.0, device="cuda")
+        graph.replay()
+    else:
+        z = fastnn.full((6, 1 << 18), 2.0, device="cuda")
+    assert z.sum().item() == 12 << 18
+    del z, graph
+    try:
+        fastnn.ones(11, 1 << 18, device="cuda")
+        raise SystemExit("no error")
+    except MemoryError as error:
+        assert "cannot allocate" in str(error), error
+"""
+    done = emulated(program, FASTNN_EMULATED_MEMORY=str(10 << 20))
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_of_sizes_that_do_not_come_again_are_freed():
+    """Those of a graph stay. Each of these is of some megabytes."""
+    gc.collect()
+    fastnn.cuda.empty_cache()
+    x = on_cuda(1, 1, 3, 2)
+
+    def enlarged(width):
+        return F.interpolate(x, size=(1, width), mode="bilinear")
+
+    with fastnn.cuda.graph() as recorded:
+        y = enlarged(50_000)
+    before = fastnn.cuda.memory_stats()["allocated"]
+    for width in range(100_000, 100_012):
+        z = enlarged(width)
+    fastnn.cuda.synchronize()
+    assert fastnn.cuda.memory_stats()["allocated"] - before < 24 << 20
+    for _ in range(2):
+        x.copy_(fastnn.randn(1, 1, 3, 2))
+        expected = F.interpolate(x.cpu(), size=(1, 50_000), mode="bilinear").numpy()
+        recorded.replay()
+        assert np.allclose(y.cpu().numpy(), expected, atol=1e-5)
+        assert np.allclose(enlarged(50_000).cpu().numpy(), expected, atol=1e-5)
+    del y, z, recorded
+    fastnn.cuda.empty_cache()
+    fastnn.cuda.synchronize()
+    assert fastnn.cuda.memory_stats()["allocated"] <= before, "nobody uses one any more"
+
+
 def test_streams_and_events():
     side = fastnn.cuda.Stream()
     main = fastnn.cuda.current_stream()

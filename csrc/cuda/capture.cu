@@ -356,7 +356,12 @@ void* capture_allocate(int64_t bytes) {
   } else {
     // Not part of the recording: the block is there before and after it.
     const Unrecorded outside;
-    const cudaError_t result = add_piece(pool, size, &block);
+    cudaError_t result = add_piece(pool, size, &block);
+    if (result == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      result = gather_memory(current_device());
+      if (result == cudaSuccess) result = add_piece(pool, size, &block);
+    }
     if (result != cudaSuccess) {
       cudaGetLastError();
       note_text("memory of a graph: " + no_memory_for(current_device(), size), true);
