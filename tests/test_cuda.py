@@ -726,6 +726,8 @@ def test_pinned_memory():
     assert turned.is_pinned() and np.array_equal(turned.numpy(), x.numpy().transpose(1, 3, 0, 2))
     with pytest.raises(RuntimeError, match="pin_memory: expected a tensor on the CPU"):
         there.pin_memory()
+    with pytest.raises(MemoryError, match=f"pin_memory: cannot pin {1 << 50} bytes"):
+        fastnn.ones(1, dtype="uint8").expand(1 << 50).pin_memory()
 
 
 class LargeImages:
@@ -969,12 +971,13 @@ import os, fastnn
 x = fastnn.ones(3, device="cuda")
 if pid := os.fork():
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-try:
-    x + 1
-except RuntimeError as error:
-    assert "forked" in str(error) and "spawn" in str(error), error
-else:
-    raise SystemExit("no error")
+for use in (lambda: x + 1, fastnn.ones(3).pin_memory):
+    try:
+        use()
+    except RuntimeError as error:
+        assert "forked" in str(error) and "spawn" in str(error), error
+    else:
+        raise SystemExit("no error")
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
