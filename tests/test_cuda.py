@@ -224,6 +224,12 @@ def test_streams_and_events():
     side.synchronize()
     fastnn.cuda.synchronize()
     assert fastnn.cuda.time_ms(lambda: x @ x) >= 0
+    start, end = (fastnn.cuda.Event(enable_timing=True) for _ in range(2))
+    with fastnn.cuda.stream(side):
+        x @ x
+        start.record()
+    end.record()
+    start.elapsed_time(end)  # waits for both
 
 
 def test_a_graph_replays_with_new_inputs():

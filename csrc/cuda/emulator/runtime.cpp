@@ -540,6 +540,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from->device != to->device) return cudaErrorInvalidResourceHandle;
+  for (cudaEvent_t event : {from, to})
+    if (const cudaError_t result = cudaEventQuery(event)) return result;
   *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
   return cudaSuccess;
 }
