@@ -809,12 +809,20 @@ def test_tensors_of_more_than_2_to_the_31_elements(images, channels, side):
         lambda t: F.softmax(t, 1),
         lambda t: fastnn.cat([t, t[:, : channels // 8]], 1),
         lambda t: t.permute(0, 3, 1, 2).contiguous(),
+        lambda t: F.local_response_norm(t, 5),
     ):
         x.compare(function(x.all), function(x.few))
     # Gradients.
     weight = (fastnn.randn(8, channels, 3, 3) / 16).to("bfloat16").requires_grad_()
     x.gradients(lambda t, w: F.conv2d(t, w, padding=1), weight)
     x.gradients(lambda t: F.softmax(t, 1))
+    kernel = (fastnn.randn(channels, 1, 3, 3) / 4).to("bfloat16").requires_grad_()
+    x.gradients(lambda t, w: F.conv2d(t, w, padding=1, groups=channels), kernel)
+    x.gradients(lambda t: F.group_norm(t, 4))
+    x.gradients(lambda t: t[list(range(len(t)))])
+    x.gradients(lambda t: F.layer_norm(t.permute(0, 2, 3, 1), channels))
+    for mode in ("nearest", "bilinear"):
+        x.gradients(lambda t, mode=mode: F.interpolate(t, (side // 2 + 1, side), mode=mode))
     here = fastnn.tensor(np.random.default_rng(0).integers(channels, size=(4, side, side)))
     labels = {4: here, images: x.spread(here, 0)}
     x.gradients(lambda t: F.cross_entropy(t, labels[len(t)], reduction="none"))
