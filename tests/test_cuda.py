@@ -150,6 +150,28 @@ assert x.sum().item() == 1 << 18
     assert done.returncode == 0, done.stderr
 
 
+def test_a_graph_for_which_there_is_no_memory_says_so():
+    program = """
+import fastnn
+x = fastnn.ones((10 << 18) - 8000, device="cuda")
+try:
+    with fastnn.cuda.graph():
+        pass
+    raise SystemExit("no error")
+except MemoryError as error:
+    assert "memory of a graph: cannot allocate 65536 bytes" in str(error), error
+    assert "are free" in str(error), error
+assert x.sum().item() == (10 << 18) - 8000
+del x
+with fastnn.cuda.graph():
+    pass
+"""
+    done = emulated(program, FASTNN_EMULATED_MEMORY=str(10 << 20))
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
 def test_memory_freed_on_other_streams_serves():
     """The device has 10 MiB; what was freed on the other stream is, once that gets there."""
     program = """
