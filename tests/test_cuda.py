@@ -150,6 +150,86 @@ assert x.sum().item() == 1 << 18
     assert done.returncode == 0, done.stderr
 
 
+def test_a_graph_for_which_there_is_no_memory_says_so():
+    program = """
+import fastnn
+x = fastnn.ones((10 << 18) - 8000, device="cuda")
+try:
+    with fastnn.cuda.graph():
+        pass
+    raise SystemExit("no error")
+except MemoryError as error:
+    assert "memory of a graph: cannot allocate 65536 bytes" in str(error), error
+    assert "are free" in str(error), error
+assert x.sum().item() == (10 << 18) - 8000
+del x
+with fastnn.cuda.graph():
+    pass
+"""
+    done = emulated(program, FASTNN_EMULATED_MEMORY=str(10 << 20))
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
+def test_memory_freed_on_other_streams_serves():
+    """The device has 10 MiB; what was freed on the other stream is, once that gets there."""
+    program = """
+import fastnn
+side, x = fastnn.cuda.Stream(), fastnn.ones(8, device="cuda")
+for recorded in (False, True):
+    with fastnn.cuda.stream(side):
+        y = fastnn.ones(6, 1 << 18, device="cuda")
+        del y
+    graph = fastnn.cuda.graph()
+    if recorded:
+        with graph:
+            z = fastnn.full((6, 1 << 18), 2.0, device="cuda")
+        graph.replay()
+    else:
+        z = fastnn.full((6, 1 << 18), 2.0, device="cuda")
+    assert z.sum().item() == 12 << 18
+    del z, graph
+    try:
+        fastnn.ones(11, 1 << 18, device="cuda")
+        raise SystemExit("no error")
+    except MemoryError as error:
+        assert "cannot allocate" in str(error), error
+"""
+    done = emulated(program, FASTNN_EMULATED_MEMORY=str(10 << 20))
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_of_sizes_that_do_not_come_again_are_freed():
+    """Those of a graph stay. Each of these is of some megabytes."""
+    gc.collect()
+    fastnn.cuda.empty_cache()
+    x = on_cuda(1, 1, 3, 2)
+
+    def enlarged(width):
+        return F.interpolate(x, size=(1, width), mode="bilinear")
+
+    with fastnn.cuda.graph() as recorded:
+        y = enlarged(50_000)
+    before = fastnn.cuda.memory_stats()["allocated"]
+    for width in range(100_000, 100_012):
+        z = enlarged(width)
+    fastnn.cuda.synchronize()
+    assert fastnn.cuda.memory_stats()["allocated"] - before < 24 << 20
+    for _ in range(2):
+        x.copy_(fastnn.randn(1, 1, 3, 2))
+        expected = F.interpolate(x.cpu(), size=(1, 50_000), mode="bilinear").numpy()
+        recorded.replay()
+        assert np.allclose(y.cpu().numpy(), expected, atol=1e-5)
+        assert np.allclose(enlarged(50_000).cpu().numpy(), expected, atol=1e-5)
+    del y, z, recorded
+    fastnn.cuda.empty_cache()
+    fastnn.cuda.synchronize()
+    assert fastnn.cuda.memory_stats()["allocated"] <= before, "nobody uses one any more"
+
+
 def test_streams_and_events():
     side = fastnn.cuda.Stream()
     main = fastnn.cuda.current_stream()
@@ -166,6 +246,12 @@ def test_streams_and_events():
     side.synchronize()
     fastnn.cuda.synchronize()
     assert fastnn.cuda.time_ms(lambda: x @ x) >= 0
+    start, end = (fastnn.cuda.Event(enable_timing=True) for _ in range(2))
+    with fastnn.cuda.stream(side):
+        x @ x
+        start.record()
+    end.record()
+    start.elapsed_time(end)  # waits for both
 
 
 def test_a_graph_replays_with_new_inputs():
@@ -668,6 +754,8 @@ def test_pinned_memory():
     assert turned.is_pinned() and np.array_equal(turned.numpy(), x.numpy().transpose(1, 3, 0, 2))
     with pytest.raises(RuntimeError, match="pin_memory: expected a tensor on the CPU"):
         there.pin_memory()
+    with pytest.raises(MemoryError, match=f"pin_memory: cannot pin {1 << 50} bytes"):
+        fastnn.ones(1, dtype="uint8").expand(1 << 50).pin_memory()
 
 
 class LargeImages:
@@ -743,12 +831,20 @@ def test_tensors_of_more_than_2_to_the_31_elements(images, channels, side):
         lambda t: F.softmax(t, 1),
         lambda t: fastnn.cat([t, t[:, : channels // 8]], 1),
         lambda t: t.permute(0, 3, 1, 2).contiguous(),
+        lambda t: F.local_response_norm(t, 5),
     ):
         x.compare(function(x.all), function(x.few))
     # Gradients.
     weight = (fastnn.randn(8, channels, 3, 3) / 16).to("bfloat16").requires_grad_()
     x.gradients(lambda t, w: F.conv2d(t, w, padding=1), weight)
     x.gradients(lambda t: F.softmax(t, 1))
+    kernel = (fastnn.randn(channels, 1, 3, 3) / 4).to("bfloat16").requires_grad_()
+    x.gradients(lambda t, w: F.conv2d(t, w, padding=1, groups=channels), kernel)
+    x.gradients(lambda t: F.group_norm(t, 4))
+    x.gradients(lambda t: t[list(range(len(t)))])
+    x.gradients(lambda t: F.layer_norm(t.permute(0, 2, 3, 1), channels))
+    for mode in ("nearest", "bilinear"):
+        x.gradients(lambda t, mode=mode: F.interpolate(t, (side // 2 + 1, side), mode=mode))
     here = fastnn.tensor(np.random.default_rng(0).integers(channels, size=(4, side, side)))
     labels = {4: here, images: x.spread(here, 0)}
     x.gradients(lambda t: F.cross_entropy(t, labels[len(t)], reduction="none"))
@@ -911,12 +1007,13 @@ import os, fastnn
 x = fastnn.ones(3, device="cuda")
 if pid := os.fork():
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-try:
-    x + 1
-except RuntimeError as error:
-    assert "forked" in str(error) and "spawn" in str(error), error
-else:
-    raise SystemExit("no error")
+for use in (lambda: x + 1, fastnn.ones(3).pin_memory):
+    try:
+        use()
+    except RuntimeError as error:
+        assert "forked" in str(error) and "spawn" in str(error), error
+    else:
+        raise SystemExit("no error")
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
@@ -941,6 +1038,21 @@ def test_no_rows_have_no_positions():
         at = fastnn.tensor([0], device=device)
         with pytest.raises(ValueError, match="take: no position is in range of 0 rows"):
             fastnn._core.take(rows._array, at._array, 5, (1, 5), False)
+
+
+def test_positions_out_of_range_are_not_followed():
+    x = fastnn.arange(6, dtype="float32").to("cuda").reshape(3, 2)
+    for bad in (3, -1, 1 << 40, -(1 << 40)):
+        at = fastnn.tensor([1, bad, 2], device="cuda")
+        for function in (
+            lambda at=at: fastnn._core.take(x._array, at._array, 2, (3, 2), False),
+            lambda at=at: fastnn._core.take_backward(x._array, at._array, 2, (3, 2), False),
+        ):
+            found = fastnn.Tensor._wrap(function())
+            with pytest.raises(RuntimeError, match=f"take: expected .* 0 to 2, got {bad} at"):
+                found.cpu()
+            assert np.isfinite(found.cpu().numpy()).all()
+    assert np.array_equal(x[[1, 2]].cpu().numpy(), [[2, 3], [4, 5]])
 
 
 def test_copies_within_one_memory_are_of_what_was_there():

@@ -272,6 +272,17 @@ def test_streams_and_events_of_the_second_gpu(handle):
 
 
 @two
+def test_what_cannot_be_launched_is_the_call_that_could_not():
+    elsewhere = fastnn.cuda.Stream("cuda:0", handle=fastnn.cuda.Stream(THERE).cuda_stream)
+    with fastnn.cuda.stream(elsewhere):
+        for make in (fastnn.ones, fastnn.zeros, fastnn.full):
+            size = (4, 2.0) if make is fastnn.full else (4,)
+            with pytest.raises(RuntimeError, match="could not be run"):
+                make(*size, device="cuda:0")
+    assert fastnn.ones(4, device="cuda:0").sum().item() == 4
+
+
+@two
 def test_memory_is_freed_where_it_was_made():
     """Also by a thread that never worked there, and from a default stream."""
     gc.collect()

@@ -20,7 +20,8 @@ import fastnn
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
-    f"csrc/cuda/{stem}.cu" for stem in ("runtime", "capture", "pinned", "self_check", "tensor_map")
+    f"csrc/cuda/{stem}.cu"
+    for stem in ("runtime", "capture", "constants", "pinned", "self_check", "tensor_map")
 ]
 EMULATOR = [f"csrc/cuda/emulator/{stem}.cpp" for stem in ("fibers", "memory", "runtime")]
 

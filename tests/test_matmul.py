@@ -92,3 +92,19 @@ def test_gradient_flows_through_a_small_network():
     for t in (x, w1, w2):
         t.requires_grad_()
     assert fastnn.gradcheck(lambda x, a, b: F.linear(F.tanh(F.linear(x, a)), b), (x, w1, w2))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_over_nothing_are_zero(device, dtype):
+    x, weight = (fastnn.ones(*s, dtype=dtype, device=device) for s in ((3, 0), (4, 0)))
+    bias = fastnn.arange(4, dtype="float32").to(device)
+    x.requires_grad_()
+    assert (F.linear(x, weight).float().cpu().detach().numpy() == np.zeros((3, 4))).all()
+    y = F.linear(x, weight, bias)
+    assert (y.float().cpu().detach().numpy() == [[0, 1, 2, 3]] * 3).all()
+    y.backward(fastnn.ones_like(y))
+    assert x.grad.shape == (3, 0)
+    for batch in ((), (2,), (9,)):
+        a, b = (fastnn.ones(*batch, *s, dtype=dtype, device=device) for s in ((3, 0), (0, 5)))
+        assert (fastnn.matmul(a, b).float().cpu().numpy() == np.zeros((*batch, 3, 5))).all()

@@ -129,7 +129,9 @@ void bind_array(py::module_& m) {
       "full",
       [](const Dims& shape, double value, DType dtype, int device) {
         const DeviceScope scope(device);
-        return ops::full(shape, value, dtype);
+        Array made = ops::full(shape, value, dtype);
+        check_device();
+        return made;
       },
       py::arg("shape"), py::arg("value"), py::arg("dtype"), py::arg("device") = kCpu);
   m.def(

@@ -45,7 +45,10 @@ std::string device_name(int device) { return device == kCpu ? "cpu" : text("cuda
 int current_device() { return current; }
 
 void check_device() {
-  if (current == kCpu) return;
+  if (current != kCpu) check_devices();
+}
+
+void check_devices() {
   bool out_of_memory = false;
   const char* message = device_table()->error(&out_of_memory);
   if (!message) return;

@@ -32,7 +32,7 @@ struct DeviceTable {
   void (*wait)(int device);  // for all work on the device, other libraries' too
   // The next user of memory of the device follows what others have queued on the default stream.
   void (*used)(int device, const void* block);
-  // Ordinary memory that a device copies from and to without staging.
+  // Ordinary memory that a device copies from and to without staging. Null where that failed.
   void* (*pin)(int64_t bytes);
   void (*unpin)(void* block);
   // The graph that the calling thread is recording, or null.
@@ -56,6 +56,8 @@ int current_device();
 
 // Throws what the device has to report, if anything: MemoryError or RuntimeError.
 void check_device();
+// The same where none is current.
+void check_devices();
 
 // Kernels of the current device.
 const Slots& kernels();

@@ -7,7 +7,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-void take(const void* x, const int64_t* positions, int64_t count, int64_t bytes, void* out) {
+void take(const void* x, int64_t, const int64_t* positions, int64_t count, int64_t bytes,
+          void* out) {
   const char* from = static_cast<const char*>(x);
   char* to = static_cast<char*>(out);
   parallel_ranges(count, kGrain * 4 / bytes + 1, [&](int64_t begin, int64_t end) {
@@ -28,7 +29,7 @@ void add_rows(const T* g, const int64_t* positions, int64_t count, int64_t width
   });
 }
 
-void take_backward(const void* g, DType dtype, const int64_t* positions, int64_t count,
+void take_backward(const void* g, DType dtype, const int64_t* positions, int64_t count, int64_t,
                    int64_t width, float* grad_x) {
   if (dtype == DType::float32)
     add_rows(static_cast<const float*>(g), positions, count, width, grad_x);

@@ -84,13 +84,28 @@ int64_t aligned_size(int64_t size) {
   return (size + kLiveAlignment - 1) / kLiveAlignment * kLiveAlignment;
 }
 
-// On the current device, for as long as the pool lives.
-cudaError_t add_piece(Pool& pool, int64_t bytes, void** data) {
-  const cudaError_t result = cudaMalloc(data, static_cast<size_t>(bytes));
-  if (result != cudaSuccess) return result;
-  pool.all.push_back({*data, current_device(), bytes});
-  count_graph_memory(current_device(), bytes);
-  return result;
+// On the current device, for as long as the pool lives; no part of a recording, for it is there
+// before and after it. Null where that failed, which is noted.
+void* add_piece(Pool& pool, int64_t bytes) {
+  const Unrecorded outside;
+  const int device = current_device();
+  void* data = nullptr;
+  cudaError_t result = cudaMalloc(&data, static_cast<size_t>(bytes));
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    result = gather_memory(device);
+    if (result == cudaSuccess) result = cudaMalloc(&data, static_cast<size_t>(bytes));
+  }
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    note_text("memory of a graph: " + no_memory_for(device, bytes), true);
+  } else {
+    note(result, "memory of a graph");
+  }
+  if (result != cudaSuccess) return nullptr;
+  pool.all.push_back({data, device, bytes});
+  count_graph_memory(device, bytes);
+  return data;
 }
 
 void free_pieces(const std::vector<Piece>& all) {
@@ -196,10 +211,8 @@ void begin_capture(int device) {
   // What the pool has cached is of no use to the graph, which has a pool of its own.
   if (!synchronize()) return;
   note(trim_pool(device), "the memory pool");
-  void* live = nullptr;
-  note(add_piece(*graph->pool, kLiveBytes, &live), "memory of a graph");
+  graph->live = static_cast<char*>(add_piece(*graph->pool, kLiveBytes));
   if (failing()) return;
-  graph->live = static_cast<char*>(live);
   graph->stream = take_stream(device);
   if (!graph->stream) return;
   const cudaError_t result =
@@ -354,14 +367,8 @@ void* capture_allocate(int64_t bytes) {
     block = fit->second;
     unused.erase(fit);
   } else {
-    // Not part of the recording: the block is there before and after it.
-    const Unrecorded outside;
-    const cudaError_t result = add_piece(pool, size, &block);
-    if (result != cudaSuccess) {
-      cudaGetLastError();
-      note_text("memory of a graph: " + no_memory_for(current_device(), size), true);
-      return nullptr;
-    }
+    block = add_piece(pool, size);
+    if (!block) return nullptr;
   }
   blocks().held.emplace(block, Block{recording->pool, stream, found});
   return block;

@@ -177,6 +177,7 @@ void bind_memory(py::module_& m) {
       "empty_cache",
       [](int device) {
         const Selected there(device);
+        free_constants(device);
         if (!synchronize()) return;
         note(trim_pool(device), "the memory pool");
         free_pinned();

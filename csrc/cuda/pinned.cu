@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -79,10 +80,14 @@ void* pin(int64_t bytes) {
     all.free.erase(fit);
   } else {
     const Unrecorded outside;
-    if (cudaHostAlloc(&data, static_cast<size_t>(size), 0) != cudaSuccess) {
+    const cudaError_t result = cudaHostAlloc(&data, static_cast<size_t>(size), 0);
+    if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      return nullptr;
+      note_text("pin_memory: cannot pin " + std::to_string(bytes) + " bytes", true);
+    } else {
+      note(result, "pinning memory");
     }
+    if (result != cudaSuccess) return nullptr;
   }
   all.used.emplace(static_cast<const char*>(data),
                    std::shared_ptr<Pinned>(new Pinned{data, found, {}}, let_go));

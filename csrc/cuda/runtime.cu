@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -31,7 +30,6 @@ struct DeviceState {
   std::string wrong;          // those of their instructions that are not
   size_t shared_memory = 0;
   Fault* fault = nullptr;
-  std::map<std::string, void*> constants;
   uint64_t graph_bytes = 0;  // the state's mutex guards these two
   uint64_t highest = 0;      // that was allocated, graphs' memory included, up to its last change
 };
@@ -183,6 +181,7 @@ void leave(int before) {
 
 void select(int device) {
   if (device < 0) {
+    let_go_of_constants();
     leave(before_core);
     before_core = -1;
     return;
@@ -329,7 +328,8 @@ MemoryUse memory_use(int device) {
   const Selected there(device);
   MemoryUse use;
   const uint64_t used = pool_bytes(device, cudaMemPoolAttrUsedMemCurrent);
-  use.cached = pool_bytes(device, cudaMemPoolAttrReservedMemCurrent) - used;
+  // Another thread may have freed and trimmed in between.
+  use.cached = std::max(pool_bytes(device, cudaMemPoolAttrReservedMemCurrent), used) - used;
   note(cudaMemGetInfo(&use.free, &use.total), "the free memory");
   std::lock_guard<std::mutex> lock(state().mutex);
   use.allocated = used + state().devices[device].graph_bytes;
@@ -364,15 +364,38 @@ std::string no_memory_for(int device, int64_t bytes) {
          std::to_string(use.cached);
 }
 
+// All streams of the selected device. Recordings, which do not survive a wait for the device, do
+// survive one for the streams that are known: ours, this thread's, and the default one.
+static cudaError_t wait_for_streams() {
+  if (const NoRecordings none{}) return cudaDeviceSynchronize();
+  DeviceState& d = prepared(selected);
+  std::vector<cudaStream_t> all{d.stream, cudaStreamLegacy, stream_outside()};
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    all.insert(all.end(), d.made.begin(), d.made.end());
+  }
+  const Unrecorded outside;
+  cudaError_t result = cudaSuccess;
+  for (cudaStream_t stream : all) {
+    const cudaError_t one = cudaStreamSynchronize(stream);
+    if (one != cudaSuccess) result = one;
+  }
+  return result;
+}
+
+cudaError_t gather_memory(int device) {
+  const Selected there(device);
+  const cudaError_t result = wait_for_streams();
+  return result == cudaSuccess ? trim_pool(device) : result;
+}
+
 // Of the pool, in a stream's order.
 static void* allocate_on(cudaStream_t stream, int device, int64_t bytes) {
   void* block = nullptr;
   cudaError_t result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
   if (result == cudaErrorMemoryAllocation) {
-    // Blocks freed on other streams, and fragments, may add up to enough.
     cudaGetLastError();
-    result = cudaStreamSynchronize(stream);
-    if (result == cudaSuccess) result = trim_pool(device);
+    result = gather_memory(device);
     if (result == cudaSuccess) result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
@@ -468,25 +491,6 @@ cudaStream_t new_stream(int device) {
   return stream;
 }
 
-// All streams of the selected device. Recordings, which do not survive a wait for the device, do
-// survive one for the streams that are known: ours, this thread's, and the default one.
-static cudaError_t wait_for_streams() {
-  if (const NoRecordings none{}) return cudaDeviceSynchronize();
-  DeviceState& d = prepared(selected);
-  std::vector<cudaStream_t> all{d.stream, cudaStreamLegacy, stream_outside()};
-  {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    all.insert(all.end(), d.made.begin(), d.made.end());
-  }
-  const Unrecorded outside;
-  cudaError_t result = cudaSuccess;
-  for (cudaStream_t stream : all) {
-    const cudaError_t one = cudaStreamSynchronize(stream);
-    if (one != cudaSuccess) result = one;
-  }
-  return result;
-}
-
 bool synchronize_device(int device) {
   const Selected there(device);
   // This thread's recording is not to go on as if nothing had been asked; other threads' are.
@@ -546,30 +550,18 @@ int fault_name(const char* what) {
   return static_cast<int>(names.size()) - 1;
 }
 
-const void* constant(const void* data, int64_t bytes) {
+void* upload(const void* data, int64_t bytes) {
   DeviceState& d = prepared(selected);
-  const std::string key(static_cast<const char*>(data), static_cast<size_t>(bytes));
-  {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    const auto found = d.constants.find(key);
-    if (found != d.constants.end()) return found->second;
-  }
-  if (failed) return nullptr;
-  // By itself, so that a recording neither takes it for its own nor is disturbed by it.
   const Unrecorded outside;
-  void* block = allocate_on(d.uploads, selected, bytes);
+  void* const block = allocate_on(d.uploads, selected, bytes);
   if (!block) return nullptr;
   cudaError_t result =
       cudaMemcpyAsync(block, data, static_cast<size_t>(bytes), cudaMemcpyDefault, d.uploads);
   if (result == cudaSuccess) result = cudaStreamSynchronize(d.uploads);
   note(result, "copying a table to the device");
-  const void* kept = nullptr;
-  if (result == cudaSuccess) {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    kept = d.constants.emplace(key, block).first->second;
-  }
-  if (kept != block) deallocate(selected, block, bytes);
-  return kept;
+  if (result == cudaSuccess) return block;
+  deallocate(selected, block, bytes);
+  return nullptr;
 }
 
 }  // namespace fastnn::cuda

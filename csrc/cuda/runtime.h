@@ -85,6 +85,12 @@ MemoryUse memory_use(int device);
 void reset_highest(int device);
 // Gives back to the driver what its pool has cached.
 cudaError_t trim_pool(int device);
+// The same after a wait for all of the device's streams: blocks freed on others, and fragments, may
+// add up to enough.
+cudaError_t gather_memory(int device);
+// A copy on the current device, which no recording takes for its own; null where that failed, which
+// is noted.
+void* upload(const void* data, int64_t bytes);
 // Memory that devices copy from and to without staging (pinned.cu).
 void* pin(int64_t bytes);
 void unpin(void* block);
@@ -153,8 +159,13 @@ class Workspace {
   void* data_;
 };
 
-// A device copy of a small table, made once for equal contents and kept.
+// A device copy of a small table, of equal contents the same (constants.cu). It stays as it is for
+// what the thread launches until its operator ends, and for the graph that it records.
 const void* constant(const void* data, int64_t bytes);
+// The thread's operator has ended.
+void let_go_of_constants();
+// Frees those that nobody uses.
+void free_constants(int device);
 template <class T>
 const T* constant_table(const T* data, int64_t count) {
   return static_cast<const T*>(constant(data, count * static_cast<int64_t>(sizeof(T))));

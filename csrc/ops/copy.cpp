@@ -199,7 +199,7 @@ static Array empty_pinned(const Dims& shape, const Dims& strides, DType dtype) {
   auto storage = std::make_shared<Storage>();
   const int64_t bytes = element_count(shape) * item_size(dtype);
   storage->data = device_table()->pin(bytes);
-  check<MemoryError>(storage->data != nullptr, "pin_memory: cannot pin ", bytes, " bytes");
+  if (!storage->data) check_devices();
   storage->bytes = bytes;
   storage->pinned = true;
   storage->release = [block = storage->data] { device_table()->unpin(block); };

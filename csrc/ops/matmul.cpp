@@ -3,6 +3,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ops/conv.h"
+#include "ops/copy.h"
 #include "ops/elementwise.h"
 #include "ops/slots.h"
 
@@ -32,6 +33,8 @@ void check_operands(const char* op, const char* first, const Array& a, const cha
 template <class Product>
 void each(const Array& x, const Array& y, const Array& out, const Product& product) {
   if (out.count() == 0) return;
+  if (x.count() == 0)  // sums of nothing
+    return kernels().copy.fill(out.raw(), out.count(), item_size(out.dtype()), 0);
   const int64_t batch = out.rank() == 3 ? out.size(0) : 1;
   const auto at = [&](const Array& a, int64_t i) {
     return static_cast<char*>(a.raw()) + i * (a.count() / batch) * item_size(a.dtype());
@@ -123,6 +126,12 @@ Array linear(const Array& input, const Array& weight, const Array* bias, bool ke
   }
   const Array x = canonical(input), w = canonical(weight);
   Array out = empty({x.size(0), w.size(0)}, x.dtype());
+  if (out.count() && x.count() == 0) {
+    const Array sums =
+        bias ? b.view(b.offset(), out.shape(), {0, 1}) : full(out.shape(), 0, x.dtype());
+    copy_into(out, sums);
+    return out;
+  }
   const float* const shift = bias ? b.data<float>() : nullptr;
   const MatmulParams m{x.size(0), w.size(1), w.size(0), x.dtype()};
   if (!keep_packed && takes(m, false)) {

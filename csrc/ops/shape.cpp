@@ -22,11 +22,12 @@ Array take(const Array& x, const Array& positions, int64_t width, const Dims& sh
   const Array index = row_major(positions);
   check(width > 0 && x.is_dense() && element_count(shape) == index.count() * width,
         "take: sizes do not fit");
-  check_positions(index, x.count() / width);
+  const int64_t rows = x.count() / width;
+  check_positions(index, rows);
   Array out = empty_strided(
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), x.dtype());
-  kernels().shape.take(x.raw(), index.data<int64_t>(), index.count(), width * item_size(x.dtype()),
-                       out.raw());
+  kernels().shape.take(x.raw(), rows, index.data<int64_t>(), index.count(),
+                       width * item_size(x.dtype()), out.raw());
   return out;
 }
 
@@ -35,12 +36,13 @@ Array take_backward(const Array& grad_output, const Array& positions, int64_t wi
   const Array g = canonical_rows ? canonical(grad_output) : row_major(grad_output);
   const Array index = row_major(positions);
   check(width > 0 && g.count() == index.count() * width, "take: sizes do not fit");
-  check_positions(index, element_count(shape) / width);
+  const int64_t rows = element_count(shape) / width;
+  check_positions(index, rows);
   Array grad_x = empty_strided(
       shape, canonical_rows ? canonical_strides(shape) : row_major_strides(shape), DType::float32);
   if (grad_x.count()) kernels().copy.fill(grad_x.raw(), grad_x.count(), 4, 0);
-  kernels().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), width,
-                                grad_x.data<float>());
+  kernels().shape.take_backward(g.raw(), g.dtype(), index.data<int64_t>(), index.count(), rows,
+                                width, grad_x.data<float>());
   if (g.dtype() == DType::float32) return grad_x;
   Array narrow = empty_strided(shape, grad_x.strides(), g.dtype());
   copy_into(narrow, grad_x);

@@ -7,10 +7,12 @@
 namespace fastnn {
 
 struct ShapeSlots {
-  // out[i] = x[positions[i]] for rows of `bytes` bytes.
-  void (*take)(const void* x, const int64_t* positions, int64_t count, int64_t bytes, void* out);
-  // grad_x[positions[i]] += g[i] for rows of `width` elements, in order of i; grad_x is float32.
-  void (*take_backward)(const void* g, DType, const int64_t* positions, int64_t count,
+  // out[i] = x[positions[i]] for `rows` rows of `bytes` bytes.
+  void (*take)(const void* x, int64_t rows, const int64_t* positions, int64_t count, int64_t bytes,
+               void* out);
+  // grad_x[positions[i]] += g[i] for `rows` rows of `width` elements, in order of i; grad_x is
+  // float32.
+  void (*take_backward)(const void* g, DType, const int64_t* positions, int64_t count, int64_t rows,
                         int64_t width, float* grad_x);
   // Position of the first index that is neither in [0, limit) nor `ignored`; -1 if there is none.
   // On a device whose results come later: -1, and a fault that names `what` when they are asked

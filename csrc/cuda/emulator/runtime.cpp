@@ -276,11 +276,14 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = device_count();
   return cudaSuccess;
 }
-// The first call; a process that is forked later has no GPU.
-cudaError_t cudaGetDevice(int* device) {
+// A process that is forked after the first call has no GPU.
+static bool forked() {
   static const pid_t user = getpid();
+  return getpid() != user;
+}
+cudaError_t cudaGetDevice(int* device) {
   *device = current;
-  return getpid() == user ? cudaSuccess : cudaErrorInitializationError;
+  return forked() ? cudaErrorInitializationError : cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
   if (!is_device(device)) return cudaErrorInvalidDevice;
@@ -377,6 +380,7 @@ cudaError_t cudaFree(void* block) {
   return result ? result : end_block(block);
 }
 cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
+  if (forked()) return cudaErrorInitializationError;
   const cudaError_t result = unsafe();
   if (result) return result;
   if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
@@ -536,6 +540,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from->device != to->device) return cudaErrorInvalidResourceHandle;
+  for (cudaEvent_t event : {from, to})
+    if (const cudaError_t result = cudaEventQuery(event)) return result;
   *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
   return cudaSuccess;
 }
