@@ -4,8 +4,8 @@
 //               combined lane by lane in a fixed tree.
 //               Rows of a few numbers are turned first, LANES of them at a time (few_columns.h).
 //   inner  > 1: the lanes of a vector are neighbouring columns; up to four vectors of columns stay
-//               in registers down a block of rows. More columns are folded four rows at a time,
-//               into sums in L1: strips of wide rows are no stream to the hardware's prefetchers.
+//               in registers down a block of rows. More columns are folded row by row, into sums in
+//               L1: strips of wide rows are no stream to the hardware's prefetchers.
 // One read of the input; the floor is the read bandwidth. A task is one block of one row, or of one
 // tile of columns; tasks are grouped so that a chunk has about kGrain elements.
 #include "cpu/few_columns.h"
