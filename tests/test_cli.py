@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,9 @@ def test_info_says_what_this_build_and_machine_have():
     assert facts["instruction sets available"] == fastnn.backends.cpu.available_isas()
     assert facts["threads"] == 3
     assert facts["CUDA"] and facts["FASTNN_CUDA at build"] in ("AUTO", "ON", "OFF")
+    cpuinfo = Path("/proc/cpuinfo")
+    told = cpuinfo.exists() and "cpu family" in cpuinfo.read_text()
+    assert (", family " in facts["processor"]) == told
     lowered = json.loads(fastnn_("info", "--json", FASTNN_ISA="portable").stdout)
     assert lowered["instruction set in use"] == "portable"
     text = fastnn_("info").stdout

@@ -328,13 +328,20 @@ def _gpu(index: int) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name where the system tells it; a virtual machine may tell no more than the
+    maker's, so family and model come along."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+        lines = []
+    first: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        first.setdefault(key.strip(), value.strip())
+    name = first.get("model name") or platform.processor() or "unknown"
+    if "cpu family" not in first or "model" not in first:
+        return name
+    return f"{name}, family {first['cpu family']}, model {first['model']}"
 
 
 def _info(args: argparse.Namespace) -> int:
