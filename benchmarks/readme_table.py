@@ -62,7 +62,8 @@ def suites(rows: list[Row]) -> Iterator[str]:
 def machines(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """Of each machine, the rows of all its results, the facts of the first completed by the others.
 
-    Virtual machines hide which processor they have: the instruction set level is part of its name.
+    Virtual machines hide which processor they have: the instruction set level is part of its name
+    (and, since 2026-11-30, family and model are).
     """
     of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for path in paths:
