@@ -115,6 +115,13 @@ def test_large_sums_have_the_same_bits_for_any_number_of_threads(threads, dim):
     assert one.tobytes() == x.sum(dim).numpy().tobytes()
 
 
+def test_nan_stays_in_its_column_of_many(isa):
+    x = np.zeros((300, 1100), np.float32)
+    x[270, 3] = x[5, 1090] = nan  # of either block of rows, and of columns
+    found = fastnn.from_numpy(x).norm(inf, dim=0).numpy()
+    assert np.array_equal(np.isnan(found), np.isnan(x).any(0)) and np.nansum(found) == 0
+
+
 def test_nan_is_the_extreme_and_the_first_equal_wins(isa):
     x = fastnn.tensor([[1.0, nan, 3.0, nan], [2.0, 5.0, 5.0, -inf], [-inf, -inf, -inf, -inf]])
     values, indices = x.max(1)

@@ -11,7 +11,7 @@ std::vector<std::string> available_isas();  // compiled and runnable here, lowes
 std::string active_isa();
 // Multiply-adds of bfloat16 that the active level does in the time of one of float32.
 double bfloat16_rate();
-// Multiply-adds of float32 that a core begins in a cycle at the active level.
+// Multiply-adds of float32 that a core begins in a cycle at the active level, as far as is known.
 int multiply_adds_per_cycle();
 // Throws ValueError for a level that is not available. Not to be called while kernels run.
 void set_isa(const std::string& name);

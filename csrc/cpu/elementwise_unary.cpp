@@ -118,9 +118,11 @@ void unary(const ElementwiseParams& p) {
 // y = 0 gives 0 also where x = 0.
 void pow_input(const ElementwiseParams& p) {
   const double y = p.number[2];
-  if (!p.in[2] && y != 0 && is_simple_power(y - 1)) {
-    ElementwiseParams two = p;
-    two.operands = 2;
+  ElementwiseParams two = p;
+  two.operands = 2;
+  if (!p.in[2] && y == 0)
+    return float_rows<2>(two, [](const vfloat*) FASTNN_INLINED { return vfloat{}; });
+  if (!p.in[2] && is_simple_power(y - 1)) {
     const auto halves = static_cast<int>(2 * (y - 1));
     const auto factor = static_cast<float>(y);
     return float_rows<2>(two, [=](const vfloat* x) FASTNN_INLINED {

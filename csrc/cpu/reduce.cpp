@@ -174,10 +174,9 @@ void fold_floats(const ReduceParams& p) {
       return;
     }
     if (columns > 4 * LANES) return fold_rows<Op>(x, rows, p.inner, mean, columns, p.divisor, out);
-    int64_t j = 0;
-    for (; j + 4 * LANES <= columns; j += 4 * LANES)
-      fold_columns<Op, 4>(x + j, rows, p.inner, mean ? mean + j : mean, LANES, p.divisor, out + j);
-    for (; j < columns; j += LANES) {
+    if (columns == 4 * LANES)
+      return fold_columns<Op, 4>(x, rows, p.inner, mean, LANES, p.divisor, out);
+    for (int64_t j = 0; j < columns; j += LANES) {
       const int n = columns - j < LANES ? static_cast<int>(columns - j) : LANES;
       fold_columns<Op, 1>(x + j, rows, p.inner, mean ? mean + j : mean, n, p.divisor, out + j);
     }

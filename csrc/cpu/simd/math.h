@@ -95,13 +95,14 @@ FASTNN_INLINE vfloat vlog(vfloat x) {
   return select((x < 0) | (x != x), set1(__builtin_nanf("")), y);
 }
 
-// x ** y by libm, 20 ns a lane; and without, for whole and half y, given in halves.
+// x ** y by libm, 20 ns a lane; and without, for whole and half y, given in halves: infinities and
+// zeros give what products and roots of them are.
 FASTNN_INLINE vfloat vpow(vfloat x, vfloat y) {
   for (int l = 0; l < LANES; ++l) x[l] = __builtin_powf(x[l], y[l]);
   return x;
 }
 FASTNN_INLINE bool is_simple_power(double y) {
-  return y >= -2 && y <= 3 && 2 * y == static_cast<int>(2 * y);
+  return y >= -3 && y <= 3 && 2 * y == static_cast<int>(2 * y);
 }
 FASTNN_INLINE vfloat simple_power(vfloat x, int halves) {
   const int magnitude = halves < 0 ? -halves : halves;

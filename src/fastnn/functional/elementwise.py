@@ -170,7 +170,8 @@ def _div_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
 def pow(input: Tensor | Number, exponent: Tensor | Number) -> Tensor:
     """``input ** exponent``, broadcasting; NaN for a negative base and a fractional exponent.
 
-    Integer powers wrap around. The gradient of ``0 ** y`` by ``y`` is 0.
+    Integer powers wrap around. The gradient of ``0 ** y`` by ``y`` is 0. On a CPU whole and half
+    numbers from -3 to 3 are products and square roots: powers of -inf and -0 are as theirs.
 
     Raises:
         ValueError: an integer tensor to a negative number.

@@ -402,7 +402,12 @@ OPS: dict[str, Op] = {
         pow,
         pow_backward,
         _pow,
-        (*_ARITHMETIC, *(f"s5x33_v{v}_f32" for v in (0, 1, 3, -1, -2, 0.5, 1.5))),
+        (
+            *_ARITHMETIC,
+            *(f"s5x33_v{v}_f32" for v in (0, 1, 3, 4, -1, -2, -3)),
+            *(f"s5x33_v{v}_f32" for v in (0.5, 1.5, 2.5, 3.5, -0.5, -1.5)),
+            *("s5x33_v-1.5_bf16", "s5x33_v2_bf16", "s5x33_v4.5_f32"),
+        ),
         ("s16x64x56x56_v2_f32", "s16x64x56x56_v1.5_f32"),
         call="pow",
     ),

@@ -280,6 +280,7 @@ _SUMS = (
     "s9x1030_d1_keep_f32",
 )
 _INTEGERS = ("s3x37_int", "s3x37_d1_int", "s5x300_d0_byte", "s2x3x5x7_d1_keep_int", "s5x70_d1_bool")
+_WIDE = "s300x1100_d0_f32"
 _FULL = tuple(line for line in _SUMS if not line.startswith("s0"))
 _PICK = (
     *("s_f32", "s1_f32", "s37_f32", "s1000_bf16", "s3x1000_d1_f32", "s33x5_d0_f32", "s300x19_d0"),
@@ -302,9 +303,9 @@ _not_differentiable = partial(_problem, differentiable=False)
 _MOMENTS = tuple(line for line in _FULL if line not in ("s_f32", "s1_f32", "s1x1x1x1_d1_f32"))
 
 OPS: dict[str, Op] = {
-    "sum": _op("sum", _problem, _SUMS + _INTEGERS),
+    "sum": _op("sum", _problem, (*_SUMS, *_INTEGERS, _WIDE)),
     "mean": _op("mean", _mean, _FULL),
-    "var": _op("var", _mean, (*_MOMENTS, "s_c0_f32", "s3x37_d1_c0_f32", "s2x3x5x7_c0_bf16")),
+    "var": _op("var", _mean, (*_MOMENTS, "s_c0_f32", "s3x37_d1_c0_f32", "s2x3x5x7_c0_bf16", _WIDE)),
     "std": _op("std", _std, (*_MOMENTS, "s3x37_d1_c0_f32", "s2x3x5x7_c0_bf16")),
     "prod": _op(
         "prod",
