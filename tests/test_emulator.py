@@ -59,7 +59,9 @@ def planted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", ["reverse", "copy", "sums", "wgmma"])
+@pytest.mark.parametrize(
+    "name", ["reverse", "copy", "sums", "wgmma", "reverse-a-table-while-another-records"]
+)
 def test_correct_kernels_pass(planted, name):
     done = planted(name)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -93,6 +95,12 @@ def test_planted_mistakes_are_found(planted, name, message):
     done = planted(name)
     assert done.returncode != 0, f"{name}: not found"
     assert re.search(message, done.stderr), done.stderr[-2000:]
+
+
+def test_memory_that_runs_out_while_another_library_records_is_said_to(planted):
+    done = planted("allocate-while-another-records")
+    assert done.returncode == 2
+    assert re.match(r"cannot allocate \d+ bytes on cuda:0: .* are free", done.stderr), done.stderr
 
 
 def test_the_host_cannot_touch_the_devices_memory(tmp_path):
