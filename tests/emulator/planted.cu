@@ -181,6 +181,20 @@ int main(int, char** argv) {
   if (is("host-reads-the-device")) std::printf("%g\n", in[0]);
   if (is("streams-without-order"))
     launch_on(new_stream(0), reverse_kernel<true>, one, kN, 0, in, out);
+  if (is("read-after-free")) {
+    Workspace gone(kN * 4);
+    cuda::copy(gone.as<float>(), 0, x.data(), -1, kN * 4);
+    launch(reverse_kernel<true>, one, kN, 0, gone.as<float>(), out);
+    deallocate(0, gone.as<float>(), kN * 4);
+    launch(reverse_kernel<true>, one, kN, 0, gone.as<float>(), out);
+  }
+  if (is("reverse-on-the-default-stream")) {  // cudaFree waits for it
+    void* block = nullptr;
+    cudaMalloc(&block, kN * 4);
+    cuda::copy(block, 0, x.data(), -1, kN * 4);
+    launch_on(cudaStreamLegacy, reverse_kernel<true>, one, kN, 0, static_cast<float*>(block), out);
+    cudaFree(block);
+  }
   // Another library records on the device, which cannot be waited for meanwhile.
   if (std::strstr(name, "while-another-records"))
     std::thread([] {

@@ -377,6 +377,7 @@ cudaError_t cudaMalloc(void** block, size_t bytes) {
 cudaError_t cudaFree(void* block) {
   const cudaError_t result = unsafe();
   Lock lock(runtime().mutex);
+  for (const auto& [index, device] : runtime().devices) work_until(progress(device.standard));
   for (const EmulatedStream* stream : runtime().streams) work_until(progress(*stream));
   return result ? result : end_block(block);
 }
