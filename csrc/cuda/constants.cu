@@ -3,7 +3,8 @@
 // other sizes would fill the device with them, so those that nobody uses are freed when they come
 // to more than some megabytes. Whoever uses one shares it: a thread until its operator has launched
 // what reads it, and a graph as long as it can be replayed. What is launched is waited for, all of
-// it at once: seldom, and then nobody has to note which streams read which table.
+// it at once: seldom, and then nobody has to note which streams read which table. Where one step's
+// tables alone come to more, that is in every step: they are freed and made anew each time.
 #include <algorithm>
 #include <memory>
 #include <mutex>
