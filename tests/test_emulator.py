@@ -59,7 +59,11 @@ def planted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", ["reverse", "copy", "sums", "wgmma"])
+@pytest.mark.parametrize(
+    "name",
+    ["reverse", "reverse-on-the-default-stream", "reverse-a-table-while-another-records", "copy",
+     "sums", "wgmma"],
+)  # fmt: skip
 def test_correct_kernels_pass(planted, name):
     done = planted(name)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -72,6 +76,7 @@ def test_correct_kernels_pass(planted, name):
         ("sums-without-barrier", "wrong result"),
         ("copy-without-waiting", "wrong result at 0: -?nan"),
         ("read-past-the-end", "heap-buffer-overflow"),
+        ("read-after-free", "heap-use-after-free"),
         ("write-past-shared", "out of bounds|heap-buffer-overflow"),
         ("early-exit", "barrier"),
         ("uneven-barriers", "barrier"),
@@ -95,12 +100,33 @@ def test_planted_mistakes_are_found(planted, name, message):
     assert re.search(message, done.stderr), done.stderr[-2000:]
 
 
-def test_the_host_cannot_touch_the_devices_memory(tmp_path):
-    """Without AddressSanitizer, whose blocks are the heap's."""
-    program = compiled(tmp_path / "planted", "planted.cu")
-    assert subprocess.run([program, "reverse"], timeout=60).returncode == 0
-    done = subprocess.run([program, "host-reads-the-device"], capture_output=True, timeout=60)
+def test_memory_that_runs_out_while_another_library_records_is_said_to(planted):
+    done = planted("allocate-while-another-records")
+    assert done.returncode == 2
+    assert re.match(r"cannot allocate \d+ bytes on cuda:0: .* are free", done.stderr), done.stderr
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """tests/emulator/planted.cu without AddressSanitizer, whose blocks are the heap's."""
+    return compiled(tmp_path_factory.mktemp("emulator") / "planted", "planted.cu")
+
+
+@pytest.mark.parametrize("name", ["host-reads-the-device", "read-after-free"])
+def test_what_nobody_may_touch_ends_the_program(plain, name):
+    assert subprocess.run([plain, "reverse"], timeout=60).returncode == 0
+    done = subprocess.run([plain, name], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGSEGV and not done.stdout
+
+
+def test_addresses_that_cannot_be_had_are_said_to(plain):
+    limits = pytest.importorskip("resource")
+    done = subprocess.run(
+        [plain, "reverse"], capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: limits.setrlimit(limits.RLIMIT_AS, (1 << 40, 1 << 40)),
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGABRT
+    assert re.search(r"cannot map \d+ bytes of addresses: .*ulimit -v", done.stderr), done.stderr
 
 
 def test_after_a_failed_kernel_every_call_says_so(planted):

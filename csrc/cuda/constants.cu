@@ -3,7 +3,8 @@
 // other sizes would fill the device with them, so those that nobody uses are freed when they come
 // to more than some megabytes. Whoever uses one shares it: a thread until its operator has launched
 // what reads it, and a graph as long as it can be replayed. What is launched is waited for, all of
-// it at once: seldom, and then nobody has to note which streams read which table.
+// it at once: seldom, and then nobody has to note which streams read which table. Where one step's
+// tables alone come to more, that is in every step: they are freed and made anew each time.
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -26,9 +27,12 @@ struct Constant {
   int64_t bytes;
 };
 using Shared = std::shared_ptr<const Constant>;
+// Of equal contents are two where one came back (put_back) after another had been made.
+using ByContents = std::unordered_multimap<std::string, Shared>;
+using Taken = std::vector<ByContents::node_type>;
 
 struct Constants {
-  std::unordered_map<std::string, Shared> by_contents;
+  ByContents by_contents;
   int64_t bytes = 0, most = kMostBytes;
 };
 struct All {
@@ -51,21 +55,29 @@ const void* use(const Shared& constant) {
   return constant->block;
 }
 
-std::vector<Shared> take_unused(int device) {
+Taken take_unused(int device) {
   std::lock_guard<std::mutex> lock(all().mutex);
   Constants& known = all().of_device[device];
-  std::vector<Shared> unused;
+  Taken unused;
   for (auto at = known.by_contents.begin(); at != known.by_contents.end();) {
-    if (at->second.use_count() > 1) {
-      ++at;
-      continue;
-    }
-    known.bytes -= taken(at->second->bytes);
-    unused.push_back(std::move(at->second));
-    at = known.by_contents.erase(at);
+    const auto one = at++;
+    if (one->second.use_count() > 1) continue;
+    known.bytes -= taken(one->second->bytes);
+    unused.push_back(known.by_contents.extract(one));
   }
   known.most = std::max(kMostBytes, 2 * known.bytes);
   return unused;
+}
+
+// They may be read yet. There may be more of them from now on: the next table is not to try again.
+void put_back(int device, Taken unused) {
+  std::lock_guard<std::mutex> lock(all().mutex);
+  Constants& known = all().of_device[device];
+  for (auto& one : unused) {
+    known.bytes += taken(one.mapped()->bytes);
+    known.by_contents.insert(std::move(one));
+  }
+  known.most = std::max(kMostBytes, 2 * known.bytes);
 }
 
 }  // namespace
@@ -89,12 +101,13 @@ const void* constant(const void* data, int64_t bytes) {
   {
     std::lock_guard<std::mutex> lock(all().mutex);
     Constants& known = all().of_device[device];
-    Shared& here = known.by_contents[key];
-    if (!here) {  // no other thread has come before
-      here = std::make_shared<const Constant>(Constant{std::exchange(block, nullptr), bytes});
+    auto here = known.by_contents.find(key);
+    if (here == known.by_contents.end()) {  // no other thread has come before
+      here = known.by_contents.emplace(
+          key, std::make_shared<const Constant>(Constant{std::exchange(block, nullptr), bytes}));
       known.bytes += taken(bytes);
     }
-    kept = use(here);
+    kept = use(here->second);
   }
   if (block) deallocate(device, block, bytes);
   return kept;
@@ -108,15 +121,18 @@ void let_go_of_constants() {
 
 void free_constants(int device) {
   const Selected there(device);
-  std::vector<Shared> unused;
+  Taken unused;
   {
     const NoRecordings none;  // which do not survive a wait for the device
     if (!none) return;
     unused = take_unused(device);
     if (unused.empty()) return;
-    if (cudaDeviceSynchronize() != cudaSuccess) cudaGetLastError();
+    if (cudaDeviceSynchronize() != cudaSuccess) {  // another library records, say
+      cudaGetLastError();
+      return put_back(device, std::move(unused));
+    }
   }
-  for (const Shared& one : unused) deallocate(device, one->block, one->bytes);
+  for (const auto& one : unused) deallocate(device, one.mapped()->block, one.mapped()->bytes);
 }
 
 }  // namespace fastnn::cuda

@@ -137,7 +137,11 @@ void bind_graphs(py::module_& m) {
     return move_to(place);
   });
   m.def("begin_capture", [](int device) {
-    begin_capture(device);
+    {
+      // Another thread may wait for the device and hold up recordings meanwhile.
+      const py::gil_scoped_release others;
+      begin_capture(device);
+    }
     check();
   });
   m.def("end_capture", [] {
@@ -179,7 +183,7 @@ void bind_memory(py::module_& m) {
         const Selected there(device);
         free_constants(device);
         if (!synchronize()) return;
-        note(trim_pool(device), "the memory pool");
+        note(gather_memory(device), "the memory pool");  // what other streams have freed, too
         free_pinned();
       },
       py::call_guard<py::gil_scoped_release>());

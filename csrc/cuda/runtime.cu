@@ -249,8 +249,9 @@ static const char* advice(cudaError_t result) {
                                 "this before it"
                               : "";
     case cudaErrorInitializationError:
-      return "; a process that was forked from one that has used a GPU cannot use it: start it by "
-             "spawning (multiprocessing's \"spawn\")";
+      return "; if this process was forked from one that had used a GPU, it cannot use it: start "
+             "it "
+             "by spawning (multiprocessing's \"spawn\")";
     // The driver reports these with whatever is called next, and then for good.
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
@@ -369,7 +370,7 @@ std::string no_memory_for(int device, int64_t bytes) {
 static cudaError_t wait_for_streams() {
   if (const NoRecordings none{}) return cudaDeviceSynchronize();
   DeviceState& d = prepared(selected);
-  std::vector<cudaStream_t> all{d.stream, cudaStreamLegacy, stream_outside()};
+  std::vector<cudaStream_t> all{d.stream, d.uploads, cudaStreamLegacy, stream_outside()};
   {
     std::lock_guard<std::mutex> lock(state().mutex);
     all.insert(all.end(), d.made.begin(), d.made.end());
@@ -385,8 +386,9 @@ static cudaError_t wait_for_streams() {
 
 cudaError_t gather_memory(int device) {
   const Selected there(device);
-  const cudaError_t result = wait_for_streams();
-  return result == cudaSuccess ? trim_pool(device) : result;
+  // Another library's recording forbids the wait, not the rest. What stays, the driver says again.
+  if (wait_for_streams() != cudaSuccess) cudaGetLastError();
+  return trim_pool(device);
 }
 
 // Of the pool, in a stream's order.

@@ -433,16 +433,18 @@ def _buffers_of(one: optimizer.Optimizer) -> Iterator[Tensor]:
 
 
 def _memory_of(steps: list[optimizer.Step]) -> list[int]:
-    """Where the parameters that were moved, and their optimizers' buffers, are; and which of them have
-    made as many steps, for these are moved together."""
+    """Where the parameters that were moved, and their optimizers' buffers, are; and which of a group
+    have made as many steps, for these are moved together."""
     found = []
     for one, gradients in steps:
-        counts: dict[int, int] = {}
+        counts: dict[tuple[int | None, int], int] = {}
+        group_of = {id(p): i for i, group in enumerate(one.param_groups) for p in group["params"]}
         for p in (p for p, gradient in gradients if gradient is not None):
             held = one.state[id(p)]
             buffers = [b for b in held.values() if isinstance(b, Tensor)]
             found += [t._array.pointer for t in (p, *buffers)]
-            found.append(counts.setdefault(held["step"], len(counts)))
+            together = group_of.get(id(p)), held["step"]
+            found.append(counts.setdefault(together, len(counts)))
     return found
 
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "cuda/device/hopper.h"
@@ -180,6 +181,36 @@ int main(int, char** argv) {
   if (is("host-reads-the-device")) std::printf("%g\n", in[0]);
   if (is("streams-without-order"))
     launch_on(new_stream(0), reverse_kernel<true>, one, kN, 0, in, out);
+  if (is("read-after-free")) {
+    Workspace gone(kN * 4);
+    cuda::copy(gone.as<float>(), 0, x.data(), -1, kN * 4);
+    launch(reverse_kernel<true>, one, kN, 0, gone.as<float>(), out);
+    deallocate(0, gone.as<float>(), kN * 4);
+    launch(reverse_kernel<true>, one, kN, 0, gone.as<float>(), out);
+  }
+  if (is("reverse-on-the-default-stream")) {  // cudaFree waits for it
+    void* block = nullptr;
+    cudaMalloc(&block, kN * 4);
+    cuda::copy(block, 0, x.data(), -1, kN * 4);
+    launch_on(cudaStreamLegacy, reverse_kernel<true>, one, kN, 0, static_cast<float*>(block), out);
+    cudaFree(block);
+  }
+  // Another library records on the device, which cannot be waited for meanwhile.
+  if (std::strstr(name, "while-another-records"))
+    std::thread([] {
+      cudaStream_t theirs;
+      cudaStreamCreateWithFlags(&theirs, cudaStreamNonBlocking);
+      cudaStreamBeginCapture(theirs, cudaStreamCaptureModeThreadLocal);
+    }).join();
+  if (is("reverse-a-table-while-another-records")) {
+    const float* const table = constant_table(x.data(), kN);
+    launch(reverse_kernel<true>, one, kN, 0, table, out);
+    let_go_of_constants();
+    free_constants(0);
+    constant_table(x.data(), 1);  // waits for the stream on which tables are freed
+    if (constant_table(x.data(), kN) != table) return 5;
+  }
+  if (is("allocate-while-another-records")) allocate(0, int64_t{1} << 40);
   if (is("after-a-failed-kernel")) {
     launch(uneven_kernel, one, kN, 0, out);
     bool out_of_memory = false;

@@ -318,10 +318,11 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 cudaError_t cudaDeviceSynchronize() {
   Lock lock(runtime().mutex);
+  if (const cudaError_t result = unsafe(true)) return result;  // and nothing has been waited for
   wait_for(progress(device_at(current).standard));
   for (const EmulatedStream* stream : runtime().streams)
     if (stream->device == current) wait_for(progress(*stream));
-  return unsafe(true);
+  return broken();
 }
 
 cudaError_t cudaGetLastError() {
@@ -376,6 +377,7 @@ cudaError_t cudaMalloc(void** block, size_t bytes) {
 cudaError_t cudaFree(void* block) {
   const cudaError_t result = unsafe();
   Lock lock(runtime().mutex);
+  for (const auto& [index, device] : runtime().devices) work_until(progress(device.standard));
   for (const EmulatedStream* stream : runtime().streams) work_until(progress(*stream));
   return result ? result : end_block(block);
 }
