@@ -63,11 +63,15 @@ def _wide(grad_output: Any, operand: Any) -> Any:
     return _core.astype(grad_output, "float32") if wider else grad_output
 
 
-def _fit(gradient: Any, like: Any) -> Any:
-    """Sums a gradient down to the operand's shape and casts it to its dtype."""
-    from fastnn.functional.reduce import sum_to
-
-    return sum_to(gradient, *like)
+def sum_to(gradient: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """A gradient summed in float32 down to a shape that broadcasts to its own, and cast."""
+    lead = len(gradient.shape) - len(shape)
+    dims = tuple(range(lead)) + tuple(
+        lead + i for i, size in enumerate(shape) if size == 1 and gradient.shape[lead + i] != 1
+    )
+    if dims:
+        gradient = _core.sum(gradient, dims).reshape(shape)
+    return _core.astype(gradient, dtype)
 
 
 def _binary(
@@ -129,7 +133,7 @@ def _scaled(name: str, input: Any, other: Any, alpha: Number) -> Tensor:
 
 def _add_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     like_input, like_other, factor = saved
-    grad_input = _fit(grad_output, like_input) if needs[0] else None
+    grad_input = sum_to(grad_output, *like_input) if needs[0] else None
     if not needs[1]:
         return grad_input, None
     scaled = grad_output
@@ -138,7 +142,7 @@ def _add_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
             _core.astype(grad_output, "float32") if like_other[0] != grad_output.shape
             else grad_output, float(factor),
         )  # fmt: skip
-    return grad_input, _fit(scaled, like_other)
+    return grad_input, sum_to(scaled, *like_other)
 
 
 def mul(input: Tensor | Number, other: Tensor | Number) -> Tensor:
@@ -149,8 +153,8 @@ def mul(input: Tensor | Number, other: Tensor | Number) -> Tensor:
 def _mul_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     a, b = saved
     return (
-        _fit(_core.mul(_wide(grad_output, a), b), _like(a)) if needs[0] else None,
-        _fit(_core.mul(_wide(grad_output, b), a), _like(b)) if needs[1] else None,
+        sum_to(_core.mul(_wide(grad_output, a), b), *_like(a)) if needs[0] else None,
+        sum_to(_core.mul(_wide(grad_output, b), a), *_like(b)) if needs[1] else None,
     )
 
 
@@ -162,8 +166,10 @@ def div(input: Tensor | Number, other: Tensor | Number) -> Tensor:
 def _div_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     a, b = saved
     return (
-        _fit(_core.div(_wide(grad_output, a), b), _like(a)) if needs[0] else None,
-        _fit(_core.div_backward_other(_wide(grad_output, b), a, b), _like(b)) if needs[1] else None,
+        sum_to(_core.div(_wide(grad_output, a), b), *_like(a)) if needs[0] else None,
+        sum_to(_core.div_backward_other(_wide(grad_output, b), a, b), *_like(b))
+        if needs[1]
+        else None,
     )
 
 
@@ -183,9 +189,9 @@ def _pow_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     a, b = saved
     grad_input = grad_exponent = None
     if needs[0]:
-        grad_input = _fit(_core.pow_backward_input(_wide(grad_output, a), a, b), _like(a))
+        grad_input = sum_to(_core.pow_backward_input(_wide(grad_output, a), a, b), *_like(a))
     if needs[1]:
-        grad_exponent = _fit(_core.pow_backward_exponent(_wide(grad_output, b), a, b), _like(b))
+        grad_exponent = sum_to(_core.pow_backward_exponent(_wide(grad_output, b), a, b), *_like(b))
     return grad_input, grad_exponent
 
 
@@ -213,7 +219,7 @@ def _larger(grad_output: Any, x: Any, y: Any, operand: Any, needed: bool) -> Any
     """The gradient where ``x > y``, half of it where equal, summed to the operand's shape."""
     if not needed:
         return None
-    return _fit(_core.maximum_backward(_wide(grad_output, operand), x, y), _like(operand))
+    return sum_to(_core.maximum_backward(_wide(grad_output, operand), x, y), *_like(operand))
 
 
 # Comparisons and logic: bool results without gradients.
@@ -309,8 +315,8 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number) -> 
 def _where_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
     mask, like_input, like_other = saved
     return (
-        _fit(_core.where(mask, grad_output, 0.0), like_input) if needs[0] else None,
-        _fit(_core.where(mask, 0.0, grad_output), like_other) if needs[1] else None,
+        sum_to(_core.where(mask, grad_output, 0.0), *like_input) if needs[0] else None,
+        sum_to(_core.where(mask, 0.0, grad_output), *like_other) if needs[1] else None,
     )
 
 

@@ -74,17 +74,6 @@ def _spread(array: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
     return kept.as_strided(shape, steps, 0)
 
 
-def sum_to(array: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """An array summed down to a shape that broadcasts to its own, in float32, then cast."""
-    lead = len(array.shape) - len(shape)
-    dims = tuple(range(lead)) + tuple(
-        lead + i for i, size in enumerate(shape) if size == 1 and array.shape[lead + i] != 1
-    )
-    if dims:
-        array = _core.sum(array, dims).reshape(shape)
-    return _core.astype(array, dtype)
-
-
 def sum(input: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """Sum of the elements; 0 where there are none.
 

@@ -10,6 +10,7 @@ import fastnn._core as _core
 from fastnn.autograd import is_autocast_enabled, record
 from fastnn.device import cuda_module, index_of
 from fastnn.dtypes import DType, as_dtype
+from fastnn.functional.elementwise import sum_to
 from fastnn.tensor import Tensor
 
 __all__ = [
@@ -155,8 +156,6 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
 
 
 def _expand_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    from fastnn.functional.reduce import sum_to
-
     return sum_to(grad_output, saved[0], grad_output.dtype)
 
 
