@@ -89,20 +89,10 @@ int64_t aligned_size(int64_t size) {
 void* add_piece(Pool& pool, int64_t bytes) {
   const Unrecorded outside;
   const int device = current_device();
-  void* data = nullptr;
-  cudaError_t result = cudaMalloc(&data, static_cast<size_t>(bytes));
-  if (result == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    result = gather_memory(device);
-    if (result == cudaSuccess) result = cudaMalloc(&data, static_cast<size_t>(bytes));
-  }
-  if (result == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    note_text("memory of a graph: " + no_memory_for(device, bytes), true);
-  } else {
-    note(result, "memory of a graph");
-  }
-  if (result != cudaSuccess) return nullptr;
+  void* const data =
+      allocate_by([=](void** made) { return cudaMalloc(made, static_cast<size_t>(bytes)); }, device,
+                  bytes, "memory of a graph", "memory of a graph: ");
+  if (!data) return nullptr;
   pool.all.push_back({data, device, bytes});
   count_graph_memory(device, bytes);
   return data;

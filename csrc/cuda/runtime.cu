@@ -250,8 +250,7 @@ static const char* advice(cudaError_t result) {
                               : "";
     case cudaErrorInitializationError:
       return "; if this process was forked from one that had used a GPU, it cannot use it: start "
-             "it "
-             "by spawning (multiprocessing's \"spawn\")";
+             "it by spawning (multiprocessing's \"spawn\")";
     // The driver reports these with whatever is called next, and then for good.
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
@@ -393,22 +392,10 @@ cudaError_t gather_memory(int device) {
 
 // Of the pool, in a stream's order.
 static void* allocate_on(cudaStream_t stream, int device, int64_t bytes) {
-  void* block = nullptr;
-  cudaError_t result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
-  if (result == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    result = gather_memory(device);
-    if (result == cudaSuccess) result = cudaMallocAsync(&block, static_cast<size_t>(bytes), stream);
-    if (result == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      note_text(no_memory_for(device, bytes), true);
-      return nullptr;
-    }
-  }
-  if (result != cudaSuccess) {
-    note(result, "cudaMallocAsync");
-    return nullptr;
-  }
+  void* const block = allocate_by(
+      [=](void** made) { return cudaMallocAsync(made, static_cast<size_t>(bytes), stream); },
+      device, bytes, "cudaMallocAsync");
+  if (!block) return nullptr;
   std::lock_guard<std::mutex> lock(state().mutex);
   state().owners[block] = stream;
   return block;

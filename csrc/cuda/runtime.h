@@ -88,6 +88,27 @@ cudaError_t trim_pool(int device);
 // The same after a wait for all of the device's streams: blocks freed on others, and fragments, may
 // add up to enough.
 cudaError_t gather_memory(int device);
+// What allocate(&block) makes, the second time with what the device's streams have freed. Null
+// where there is none: noted after `whose`, or, of another failure, as that of `call`.
+template <class Allocate>
+void* allocate_by(const Allocate& allocate, int device, int64_t bytes, const char* call,
+                  const char* whose = "") {
+  void* block = nullptr;
+  cudaError_t result = allocate(&block);
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    result = gather_memory(device);
+    if (result == cudaSuccess) result = allocate(&block);
+  }
+  if (result == cudaSuccess) return block;
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    note_text(whose + no_memory_for(device, bytes), true);
+  } else {
+    note(result, call);
+  }
+  return nullptr;
+}
 // A copy on the current device, which no recording takes for its own; null where that failed, which
 // is noted.
 void* upload(const void* data, int64_t bytes);

@@ -63,8 +63,7 @@ struct Runtime {
   std::recursive_mutex mutex;
   std::string message;
   cudaError_t failure = cudaSuccess;
-  std::map<void*, Block> blocks;
-  std::map<void*, size_t> pinned;
+  std::map<void*, Block> blocks, pinned;
   std::set<EmulatedStream*> streams;
   std::vector<EmulatedStream*> captured;
   std::map<int, Device> devices;
@@ -124,22 +123,17 @@ bool captures(cudaStream_t stream) {
   return s && s->capture;
 }
 
-// Null for memory that is no device's.
-const Block* block_at(const void* pointer) {
-  auto& blocks = runtime().blocks;
+// The one of these that the pointer is into, or null.
+const Block* block_at(const std::map<void*, Block>& blocks, const void* pointer) {
   const auto after = blocks.upper_bound(const_cast<void*>(pointer));
   if (after == blocks.begin()) return nullptr;
   const auto& [start, block] = *std::prev(after);
   return pointer < static_cast<char*>(start) + block.bytes ? &block : nullptr;
 }
 
-// Whether the pointer is into one of these.
-bool in(const std::map<void*, size_t>& ranges, const void* pointer) {
-  const auto after = ranges.upper_bound(const_cast<void*>(pointer));
-  if (after == ranges.begin()) return false;
-  const auto& [start, bytes] = *std::prev(after);
-  return pointer < static_cast<char*>(start) + bytes;
-}
+// Null for memory that is no device's.
+const Block* block_at(const void* pointer) { return block_at(runtime().blocks, pointer); }
+bool is_pinned(const void* pointer) { return block_at(runtime().pinned, pointer); }
 
 // A kernel's failure, which stays.
 cudaError_t broken() {
@@ -387,7 +381,7 @@ cudaError_t cudaHostAlloc(void** block, size_t bytes, unsigned) {
   if (result) return result;
   if (posix_memalign(block, 256, bytes)) return cudaErrorMemoryAllocation;
   Lock lock(runtime().mutex);
-  runtime().pinned[*block] = bytes;
+  runtime().pinned[*block] = {bytes, -1, false};
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
@@ -432,13 +426,13 @@ cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpy
   const Block *const to = block_at(dst), *const from = block_at(src);
   if (to && from && to->device != from->device && (to->pooled || from->pooled))
     return cudaErrorInvalidValue;
-  if (from || s->capture || in(runtime().pinned, src))
+  if (from || s->capture || is_pinned(src))
     queue(*s, [=] { memcpy(dst, src, bytes); });
   else
     queue(*s, [dst, staged = std::string(static_cast<const char*>(src), bytes)] {
       memcpy(dst, staged.data(), staged.size());
     });
-  if (!to && !s->capture && !in(runtime().pinned, dst)) wait_for(progress(*s));
+  if (!to && !s->capture && !is_pinned(dst)) wait_for(progress(*s));
   return broken();
 }
 cudaError_t cudaMemcpyPeerAsync(void* dst, int dst_device, const void* src, int src_device,
