@@ -911,3 +911,52 @@ def test_a_replay_follows_the_one_before_on_another_stream():
     run()
     fastnn.cuda.synchronize()
     assert (p.detach().cpu().numpy() == 0.5**5).all()
+
+
+def test_memory_is_let_go_after_the_stream_that_lets_go_of_it():
+    """Also what a forward pass on another stream has saved, and what an output keeps."""
+    x, weight = on_cuda(4, 8, 8, 8), on_cuda(8, 8, 3, 3).requires_grad_()
+
+    def forward():
+        return (F.softmax(F.tanh(F.conv2d(x, weight)) * 2.0, 1) ** 2).sum()
+
+    forward().backward()
+    want, weight.grad = weight.grad.cpu().numpy(), None
+    side, main = fastnn.cuda.Stream(), fastnn.cuda.current_stream()
+    fastnn.cuda.synchronize()
+    with fastnn.cuda.stream(side):
+        loss = forward()
+    main.wait_stream(side)
+    loss.backward()  # on main, and frees on side
+    with fastnn.cuda.stream(side):
+        forward()  # takes that memory
+    side.synchronize()
+    main.synchronize()
+    assert np.allclose(weight.grad.cpu().numpy(), want, rtol=1e-4, atol=1e-5)
+
+    y = F.conv2d(x, weight).detach()  # with moments, made on main
+    fastnn.cuda.synchronize()
+    with fastnn.cuda.stream(side):
+        z = F.batch_norm(y, None, None, training=True)  # reads them
+        y.add_(0.0)  # they are out of date, and forgotten
+        F.batch_norm(y, None, None, training=True).detach()
+    main.synchronize()
+    side.synchronize()
+    assert np.allclose(
+        z.cpu().numpy(), F.batch_norm(y.cpu(), None, None, training=True).numpy(), atol=1e-4
+    )
+
+
+def test_whoever_waits_for_an_event_hears_of_an_index_out_of_range():
+    event = fastnn.cuda.Event()
+    F.cross_entropy(on_cuda(2, 3), fastnn.tensor([0, 7]).to("cuda"))
+    event.record()
+    with pytest.raises(RuntimeError, match="cross_entropy: expected indices from 0 to 2, got 7 at"):
+        event.synchronize()
+    event.synchronize()
+
+
+def test_streams_are_handed_out_in_turn():
+    seen = [fastnn.cuda.Stream().cuda_stream for _ in range(100)]
+    assert len(set(seen)) == 32 and seen[-32:] == seen[-64:-32]
+    assert len(set(seen[-32:])) == 32

@@ -105,20 +105,22 @@ class Event:
     def __init__(self, enable_timing: bool = False) -> None:
         self._module = cuda_module()
         self._timing = enable_timing
-        self.cuda_event = 0  # until it is recorded
+        self.device: int | None = None  # until it is recorded
+        self.cuda_event = 0
 
     def record(self, stream: Stream | None = None) -> None:
         """Marks this point of the stream (the current one)."""
         stream = stream or current_stream()
         settle()
         if not self.cuda_event:
+            self.device = stream.device
             self.cuda_event = self._module.new_event(stream.device, self._timing)
         self._module.record_event(stream.device, self.cuda_event, stream.cuda_stream)
 
     def synchronize(self) -> None:
         """Waits until the work before the event is done; at once if it was never recorded."""
         if self.cuda_event:
-            self._module.synchronize_event(self.cuda_event)
+            self._module.synchronize_event(self.device, self.cuda_event)
         self._module.check()
 
     def elapsed_time(self, end: Event) -> float:
@@ -129,6 +131,9 @@ class Event:
         end.synchronize()
         return self._module.elapsed(self.cuda_event, end.cuda_event)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("Event: cannot be copied or pickled, for it is one of the driver's")
+
     def __del__(self) -> None:
         if getattr(self, "cuda_event", 0):
             self._module.destroy_event(self.cuda_event)
@@ -138,7 +143,9 @@ class Stream:
     """A queue of work of its own.
 
     Tensors belong to the stream that they were made on: work on another stream has to wait for it
-    (:meth:`wait_stream`), and so does the end of their life.
+    (:meth:`wait_stream`). Their memory is used again after what is queued there, and on the stream that
+    is current where they are let go of: no other stream may be using it then. A device has 32 streams
+    besides its first one; more are these again, in turn.
 
     Args:
         device: the device; the current one if left out.
@@ -156,7 +163,7 @@ class Stream:
         handle = 1 if handle == 0 else handle
         if handle is not None:
             _device.check_stream("Stream: handle", handle)
-        # Streams are few and are never destroyed: freed memory may still be queued on them.
+        # They are never destroyed: freed memory may still be queued on them.
         self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
 
     def synchronize(self) -> None:
