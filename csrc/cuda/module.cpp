@@ -227,6 +227,7 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
     enter(device);
     check();
   });
+  m.def("leave_device", &leave);  // for one that was the driver's before
   // The driver's, which other libraries go by.
   m.def("current_device", [] {
     int device = 0;

@@ -36,12 +36,12 @@ def device_count() -> int:
 
 
 def current_device() -> int:
-    """Index of the device that ``"cuda"`` means."""
+    """Index of the device that ``"cuda"`` means in this thread."""
     return _device.current()
 
 
 def set_device(device: int | str) -> None:
-    """Makes a device the one that ``"cuda"`` means, and this thread's current one for other libraries."""
+    """Makes a device this thread's current one: that ``"cuda"`` means, and other libraries go by."""
     index = _index(device)
     cuda_module().set_device(index)
     _device.set_current(index)
@@ -192,21 +192,27 @@ def current_stream(device: int | str | None = None) -> Stream:
 
 @contextmanager
 def stream(stream: Stream) -> Iterator[None]:
-    """Queues the work of a block on another stream.
+    """Queues the work of a block on another stream, whose device is the current one meanwhile.
 
     Raises:
         RuntimeError: this thread is recording a graph, of which that work would be no part.
     """
-    before = current_stream(stream.device)
+    module, device = cuda_module(), stream.device
+    before, ours, drivers = current_stream(device), current_device(), module.current_device()
     settle()  # what was made on a stream is queued there by the time that it is left
-    cuda_module().set_stream(stream.device, stream.cuda_stream)
+    module.set_stream(device, stream.cuda_stream)
     try:
+        if device != ours:
+            set_device(device)
         yield
     finally:
         try:
             settle()
         finally:
-            cuda_module().set_stream(stream.device, before.cuda_stream)
+            module.set_stream(device, before.cuda_stream)
+            if device != ours:
+                _device.set_current(ours)
+                module.leave_device(drivers)
 
 
 class graph:
