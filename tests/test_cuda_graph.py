@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -945,6 +946,52 @@ def test_memory_is_let_go_after_the_stream_that_lets_go_of_it():
     assert np.allclose(
         z.cpu().numpy(), F.batch_norm(y.cpu(), None, None, training=True).numpy(), atol=1e-4
     )
+
+
+def test_what_a_replay_writes_has_been_changed_in_place():
+    """So that gradients do not go by what was there before, nor a convolution by a packed weight."""
+    run = fastnn.cuda.graphed(lambda x: x * 2)
+    one, w = fastnn.ones(3, device="cuda"), fastnn.ones(3, device="cuda").requires_grad_()
+    for _ in range(3):
+        run(one)
+    loss = (run(one) * w).sum()
+    run(one * 5)
+    with pytest.raises(RuntimeError, match=r"shape \(3,\) needed for the gradient was changed in"):
+        loss.backward()
+    (run(one) * w).sum().backward()
+    assert w.grad.tolist() == [2, 2, 2]
+
+    x, weight = on_cuda(2, 8, 6, 6), on_cuda(8, 8, 3, 3)
+    with fastnn.no_grad():
+        F.conv2d(x, weight)
+        with fastnn.cuda.graph() as recorded:
+            weight.mul_(-2.0)
+            y = weight + 1
+        versions = [t._array.version for t in (x, weight, y)]
+        F.conv2d(x, weight).detach()
+        recorded.replay()
+        assert [t._array.version for t in (x, weight, y)] == [
+            versions[0], versions[1] + 1, versions[2] + 1,
+        ]  # fmt: skip
+        want = F.conv2d(x.cpu(), weight.cpu()).numpy()
+        assert np.allclose(F.conv2d(x, weight).cpu().numpy(), want, atol=1e-4)
+    del y
+    recorded.replay()
+    assert weight._array.version == versions[1] + 2
+
+
+def test_graphs_and_events_are_not_copied():
+    """Two would end the same one of the driver's."""
+    x, event = on_cuda(3), fastnn.cuda.Event()
+    event.record()
+    with fastnn.cuda.graph() as recorded:
+        x + 1
+    for one in (event, recorded):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(
+                TypeError, match=f"{type(one).__name__}: cannot be copied or pickled"
+            ):
+                copied(one)
 
 
 def test_whoever_waits_for_an_event_hears_of_an_index_out_of_range():

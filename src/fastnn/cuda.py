@@ -219,8 +219,9 @@ class graph:
     """Work recorded once and replayed as a whole, without Python and launch costs.
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
-    anew from what ``x`` holds, whose memory stays with the graph. Run ``f`` once before: what it
-    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``),
+    anew from what ``x`` holds, whose memory stays with the graph. What a replay writes has then been
+    changed in place: a gradient that needs what was there before is an error. Run ``f`` once before:
+    what it loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``),
     and all work on the current one (:func:`set_device`): work on another is an error.
     Optimizer steps and dropout inside repeat themselves; :class:`graphed` renews their settings and
     masks.
@@ -260,6 +261,9 @@ class graph:
         graph, self._graph = self._graph, 0
         if graph:
             self._module.destroy_graph(graph)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("graph: cannot be copied or pickled; record another")
 
     def __del__(self) -> None:
         if hasattr(self, "_graph"):
