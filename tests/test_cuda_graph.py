@@ -948,6 +948,153 @@ def test_memory_is_let_go_after_the_stream_that_lets_go_of_it():
     )
 
 
+def test_a_graphed_call_follows_the_one_before_on_another_stream():
+    """To whose arguments it writes, also while neither is a replay."""
+    for calls_before in (0, 1, 3):
+        total = fastnn.zeros(3, device="cuda")
+        run = fastnn.cuda.graphed(lambda x, total=total: total.add_(x))
+        one, ten = (fastnn.full((3,), value, device="cuda") for value in (1.0, 10.0))
+        for _ in range(calls_before):
+            run(one)
+        # The emulator runs them in this order.
+        second, first = sorted(
+            (fastnn.cuda.Stream(), fastnn.cuda.Stream()), key=lambda s: s.cuda_stream
+        )
+        fastnn.cuda.synchronize()
+        with fastnn.cuda.stream(first):
+            run(one)
+        with fastnn.cuda.stream(second):
+            run(ten)
+        second.synchronize()
+        fastnn.cuda.synchronize()
+        assert total.tolist() == [calls_before + 11.0] * 3
+
+
+def gradients_of(step, between, calls=6, **options):
+    """Of each call of a step, eagerly or as a graph: what a parameter and its gradient then are."""
+    p = nn.Parameter(fastnn.ones(3, device="cuda"))
+    optimizer = optim.SGD([p], lr=0.25)
+    x, seen = fastnn.ones(3, device="cuda"), []
+    run = options.pop("how", lambda f, **_: f)(lambda x: step(p, optimizer, x), **options)
+    for i in range(calls):
+        run(x)
+        between(p, optimizer, i)
+        seen.append((p.tolist(), None if p.grad is None else p.grad.tolist()))
+    return seen
+
+
+def add_gradient(p, optimizer, x):
+    (p * p * x).sum().backward()
+
+
+def whole_step(p, optimizer, x):
+    optimizer.zero_grad()
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+
+
+def zeroing_step(p, optimizer, x):
+    optimizer.zero_grad(set_to_none=False)
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+
+
+def dropping_step(p, optimizer, x):
+    p.grad = None
+    add_gradient(p, optimizer, x)
+
+
+def last_zero(p, optimizer, x):
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def nothing(p, optimizer, i):
+    pass
+
+
+def step_and_forget(p, optimizer, i):
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def step_and_zero(p, optimizer, i):
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+
+def sometimes_drop(p, optimizer, i):
+    if i % 2:
+        p.grad = None
+
+
+@pytest.mark.parametrize(
+    ("step", "between"),
+    [
+        (add_gradient, nothing), (add_gradient, step_and_forget), (add_gradient, step_and_zero),
+        (whole_step, nothing), (whole_step, sometimes_drop), (last_zero, nothing),
+        (zeroing_step, nothing), (zeroing_step, sometimes_drop),
+        (dropping_step, nothing), (dropping_step, step_and_zero),
+    ],
+)  # fmt: skip
+def test_a_graphed_step_gives_the_gradients_of_the_step(step, between):
+    """Whoever steps, drops, zeroes or adds up, within it or outside of it."""
+    plain = gradients_of(step, between)
+    assert gradients_of(step, between, how=fastnn.cuda.graphed) == plain
+    assert gradients_of(step, between, how=fastnn.cuda.graphed, warmup=1) == plain
+
+
+def test_a_graphed_step_notices_gradients_that_it_would_not_add_to():
+    def forget_at(*calls):
+        return lambda p, optimizer, i: optimizer.zero_grad() if i in calls else None
+
+    for calls, which in (((4,), "the same tensor .* set_to_none=False"), ((1, 2), "None")):
+        with pytest.raises(RuntimeError, match=f"graphed: the gradient .* has to be {which}"):
+            gradients_of(add_gradient, forget_at(*calls), how=fastnn.cuda.graphed)
+
+
+def test_a_failed_recording_leaves_gradients_and_steps_as_they_were():
+    """Also without an optimizer, of others than its parameters, and of one that never stepped before."""
+    p, q = (fastnn.ones(3, device="cuda").requires_grad_() for _ in range(2))
+    first, second = optim.SGD([p], lr=0.1), optim.Adam([q], lr=0.1)
+    x = fastnn.ones(3, device="cuda")
+
+    stepping, failing = [], []
+
+    def step(x):
+        p.grad = q.grad = None
+        loss = (p * q * x).sum()
+        loss.backward()
+        for one in stepping:
+            one.step()
+        return loss.item() if failing else loss
+
+    for warm, recorded in (([], []), ([first], [first]), ([first], [first, second])):
+        stepping[:], failing[:] = warm, []
+        run = fastnn.cuda.graphed(step)
+        run(x), run(x)
+        before = [t.tolist() for t in (p, q, p.grad, q.grad)]
+        counts = [dict(first.state.get(id(p), {})), dict(second.state)]
+        stepping[:], failing[:] = recorded, [True]
+        with pytest.raises(RuntimeError, match="being recorded"):
+            run(x)
+        assert [t.tolist() for t in (p, q, p.grad, q.grad)] == before
+        assert [dict(first.state.get(id(p), {})), dict(second.state)] == counts
+
+
+def test_arguments_that_want_gradients_are_refused():
+    """They would be given none: the graph has a copy."""
+    x = on_cuda(3).requires_grad_()
+    run = fastnn.cuda.graphed(lambda x: (x[0] * 2).sum(), warmup=1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"graphed: argument 0\[0\] requires a gradient"):
+            run([x])
+        run([x.detach()])
+        with fastnn.no_grad():
+            run([x])
+
+
 def test_what_a_replay_writes_has_been_changed_in_place():
     """So that gradients do not go by what was there before, nor a convolution by a packed weight."""
     run = fastnn.cuda.graphed(lambda x: x * 2)
@@ -992,6 +1139,22 @@ def test_graphs_and_events_are_not_copied():
                 TypeError, match=f"{type(one).__name__}: cannot be copied or pickled"
             ):
                 copied(one)
+
+
+def test_a_first_call_that_fails_decides_nothing():
+    fail = [True]
+
+    def function(x, scale):
+        if fail[0]:
+            raise ValueError("mine")
+        return x * scale
+
+    run = fastnn.cuda.graphed(function, warmup=1)
+    with pytest.raises(ValueError, match="mine"):
+        run(on_cuda(3), 1)
+    fail[0] = False
+    for _ in range(3):
+        assert np.isnan(run(on_cuda(5), float("nan")).cpu().numpy()).all()
 
 
 def test_whoever_waits_for_an_event_hears_of_an_index_out_of_range():
