@@ -125,7 +125,9 @@ bool prepare(DeviceState& d, int device) {
     return false;
   d.fault = static_cast<Fault*>(fault);
   *d.fault = {};
-  launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found);
+  if (!fine(launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found),
+            "this build's kernels on this GPU"))
+    return false;
   if (!fine(cudaStreamSynchronize(d.uploads), "this build's kernels on this GPU")) return false;
   d.wgmma = d.fault->found != 0;
   *d.fault = {};
