@@ -335,6 +335,37 @@ def test_threads_work_on_gpus_of_their_own():
     assert found == {"cuda:0": ("cuda:0", True), THERE: (THERE, True)}
 
 
+@two
+def test_a_threads_current_gpu_is_its_own():
+    """In a thread that has chosen none, it is the first; a stream's is current where it is."""
+    found = {}
+
+    def chooses():
+        found["before"] = fastnn.ones(1, device="cuda").device
+        fastnn.cuda.set_device(1)
+        chosen.set()
+        left.wait(20)
+        found["after"] = fastnn.ones(1, device="cuda").device, cuda_module().current_device()
+
+    chosen, left = threading.Event(), threading.Event()
+    thread = threading.Thread(target=chooses)
+    thread.start()
+    chosen.wait(20)
+    assert fastnn.ones(1, device="cuda").device == "cuda:0"
+    left.set()
+    thread.join()
+    assert found == {"before": "cuda:0", "after": (THERE, 1)}
+
+    for current in (0, 1):
+        fastnn.cuda.set_device(current)
+        for device in (0, 1):
+            with fastnn.cuda.stream(fastnn.cuda.Stream(device)):
+                assert fastnn.ones(1, device="cuda").device == f"cuda:{device}"
+                assert cuda_module().current_device() == fastnn.cuda.current_device() == device
+            assert cuda_module().current_device() == fastnn.cuda.current_device() == current
+    fastnn.cuda.set_device(0)
+
+
 @pytest.mark.skipif(
     TWO or find_spec("fastnn._cuda_emulated") is None,
     reason="there are two GPUs, or built without emulation",

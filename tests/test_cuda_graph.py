@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -911,3 +912,261 @@ def test_a_replay_follows_the_one_before_on_another_stream():
     run()
     fastnn.cuda.synchronize()
     assert (p.detach().cpu().numpy() == 0.5**5).all()
+
+
+def test_memory_is_let_go_after_the_stream_that_lets_go_of_it():
+    """Also what a forward pass on another stream has saved, and what an output keeps."""
+    x, weight = on_cuda(4, 8, 8, 8), on_cuda(8, 8, 3, 3).requires_grad_()
+
+    def forward():
+        return (F.softmax(F.tanh(F.conv2d(x, weight)) * 2.0, 1) ** 2).sum()
+
+    forward().backward()
+    want, weight.grad = weight.grad.cpu().numpy(), None
+    side, main = fastnn.cuda.Stream(), fastnn.cuda.current_stream()
+    fastnn.cuda.synchronize()
+    with fastnn.cuda.stream(side):
+        loss = forward()
+    main.wait_stream(side)
+    loss.backward()  # on main, and frees on side
+    with fastnn.cuda.stream(side):
+        forward()  # takes that memory
+    side.synchronize()
+    main.synchronize()
+    assert np.allclose(weight.grad.cpu().numpy(), want, rtol=1e-4, atol=1e-5)
+
+    y = F.conv2d(x, weight).detach()  # with moments, made on main
+    fastnn.cuda.synchronize()
+    with fastnn.cuda.stream(side):
+        z = F.batch_norm(y, None, None, training=True)  # reads them
+        y.add_(0.0)  # they are out of date, and forgotten
+        F.batch_norm(y, None, None, training=True).detach()
+    main.synchronize()
+    side.synchronize()
+    assert np.allclose(
+        z.cpu().numpy(), F.batch_norm(y.cpu(), None, None, training=True).numpy(), atol=1e-4
+    )
+
+
+def test_a_graphed_call_follows_the_one_before_on_another_stream():
+    """To whose arguments it writes, also while neither is a replay."""
+    for calls_before in (0, 1, 3):
+        total = fastnn.zeros(3, device="cuda")
+        run = fastnn.cuda.graphed(lambda x, total=total: total.add_(x))
+        one, ten = (fastnn.full((3,), value, device="cuda") for value in (1.0, 10.0))
+        for _ in range(calls_before):
+            run(one)
+        # The emulator runs them in this order.
+        second, first = sorted(
+            (fastnn.cuda.Stream(), fastnn.cuda.Stream()), key=lambda s: s.cuda_stream
+        )
+        fastnn.cuda.synchronize()
+        with fastnn.cuda.stream(first):
+            run(one)
+        with fastnn.cuda.stream(second):
+            run(ten)
+        second.synchronize()
+        fastnn.cuda.synchronize()
+        assert total.tolist() == [calls_before + 11.0] * 3
+
+
+def gradients_of(step, between, calls=6, **options):
+    """Of each call of a step, eagerly or as a graph: what a parameter and its gradient then are."""
+    p = nn.Parameter(fastnn.ones(3, device="cuda"))
+    optimizer = optim.SGD([p], lr=0.25)
+    x, seen = fastnn.ones(3, device="cuda"), []
+    run = options.pop("how", lambda f, **_: f)(lambda x: step(p, optimizer, x), **options)
+    for i in range(calls):
+        run(x)
+        between(p, optimizer, i)
+        seen.append((p.tolist(), None if p.grad is None else p.grad.tolist()))
+    return seen
+
+
+def add_gradient(p, optimizer, x):
+    (p * p * x).sum().backward()
+
+
+def whole_step(p, optimizer, x):
+    optimizer.zero_grad()
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+
+
+def zeroing_step(p, optimizer, x):
+    optimizer.zero_grad(set_to_none=False)
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+
+
+def dropping_step(p, optimizer, x):
+    p.grad = None
+    add_gradient(p, optimizer, x)
+
+
+def last_zero(p, optimizer, x):
+    add_gradient(p, optimizer, x)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def nothing(p, optimizer, i):
+    pass
+
+
+def step_and_forget(p, optimizer, i):
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def step_and_zero(p, optimizer, i):
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+
+def sometimes_drop(p, optimizer, i):
+    if i % 2:
+        p.grad = None
+
+
+@pytest.mark.parametrize(
+    ("step", "between"),
+    [
+        (add_gradient, nothing), (add_gradient, step_and_forget), (add_gradient, step_and_zero),
+        (whole_step, nothing), (whole_step, sometimes_drop), (last_zero, nothing),
+        (zeroing_step, nothing), (zeroing_step, sometimes_drop),
+        (dropping_step, nothing), (dropping_step, step_and_zero),
+    ],
+)  # fmt: skip
+def test_a_graphed_step_gives_the_gradients_of_the_step(step, between):
+    """Whoever steps, drops, zeroes or adds up, within it or outside of it."""
+    plain = gradients_of(step, between)
+    assert gradients_of(step, between, how=fastnn.cuda.graphed) == plain
+    assert gradients_of(step, between, how=fastnn.cuda.graphed, warmup=1) == plain
+
+
+def test_a_graphed_step_notices_gradients_that_it_would_not_add_to():
+    def forget_at(*calls):
+        return lambda p, optimizer, i: optimizer.zero_grad() if i in calls else None
+
+    for calls, which in (((4,), "the same tensor .* set_to_none=False"), ((1, 2), "None")):
+        with pytest.raises(RuntimeError, match=f"graphed: the gradient .* has to be {which}"):
+            gradients_of(add_gradient, forget_at(*calls), how=fastnn.cuda.graphed)
+
+
+def test_a_failed_recording_leaves_gradients_and_steps_as_they_were():
+    """Also without an optimizer, of others than its parameters, and of one that never stepped before."""
+    p, q = (fastnn.ones(3, device="cuda").requires_grad_() for _ in range(2))
+    first, second = optim.SGD([p], lr=0.1), optim.Adam([q], lr=0.1)
+    x = fastnn.ones(3, device="cuda")
+
+    stepping, failing = [], []
+
+    def step(x):
+        p.grad = q.grad = None
+        loss = (p * q * x).sum()
+        loss.backward()
+        for one in stepping:
+            one.step()
+        return loss.item() if failing else loss
+
+    for warm, recorded in (([], []), ([first], [first]), ([first], [first, second])):
+        stepping[:], failing[:] = warm, []
+        run = fastnn.cuda.graphed(step)
+        run(x), run(x)
+        before = [t.tolist() for t in (p, q, p.grad, q.grad)]
+        counts = [dict(first.state.get(id(p), {})), dict(second.state)]
+        stepping[:], failing[:] = recorded, [True]
+        with pytest.raises(RuntimeError, match="being recorded"):
+            run(x)
+        assert [t.tolist() for t in (p, q, p.grad, q.grad)] == before
+        assert [dict(first.state.get(id(p), {})), dict(second.state)] == counts
+
+
+def test_arguments_that_want_gradients_are_refused():
+    """They would be given none: the graph has a copy."""
+    x = on_cuda(3).requires_grad_()
+    run = fastnn.cuda.graphed(lambda x: (x[0] * 2).sum(), warmup=1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"graphed: argument 0\[0\] requires a gradient"):
+            run([x])
+        run([x.detach()])
+        with fastnn.no_grad():
+            run([x])
+
+
+def test_what_a_replay_writes_has_been_changed_in_place():
+    """So that gradients do not go by what was there before, nor a convolution by a packed weight."""
+    run = fastnn.cuda.graphed(lambda x: x * 2)
+    one, w = fastnn.ones(3, device="cuda"), fastnn.ones(3, device="cuda").requires_grad_()
+    for _ in range(3):
+        run(one)
+    loss = (run(one) * w).sum()
+    run(one * 5)
+    with pytest.raises(RuntimeError, match=r"shape \(3,\) needed for the gradient was changed in"):
+        loss.backward()
+    (run(one) * w).sum().backward()
+    assert w.grad.tolist() == [2, 2, 2]
+
+    x, weight = on_cuda(2, 8, 6, 6), on_cuda(8, 8, 3, 3)
+    with fastnn.no_grad():
+        F.conv2d(x, weight)
+        with fastnn.cuda.graph() as recorded:
+            weight.mul_(-2.0)
+            y = weight + 1
+        versions = [t._array.version for t in (x, weight, y)]
+        F.conv2d(x, weight).detach()
+        recorded.replay()
+        assert [t._array.version for t in (x, weight, y)] == [
+            versions[0], versions[1] + 1, versions[2] + 1,
+        ]  # fmt: skip
+        want = F.conv2d(x.cpu(), weight.cpu()).numpy()
+        assert np.allclose(F.conv2d(x, weight).cpu().numpy(), want, atol=1e-4)
+    del y
+    recorded.replay()
+    assert weight._array.version == versions[1] + 2
+
+
+def test_graphs_and_events_are_not_copied():
+    """Two would end the same one of the driver's."""
+    x, event = on_cuda(3), fastnn.cuda.Event()
+    event.record()
+    with fastnn.cuda.graph() as recorded:
+        x + 1
+    for one in (event, recorded):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(
+                TypeError, match=f"{type(one).__name__}: cannot be copied or pickled"
+            ):
+                copied(one)
+
+
+def test_a_first_call_that_fails_decides_nothing():
+    fail = [True]
+
+    def function(x, scale):
+        if fail[0]:
+            raise ValueError("mine")
+        return x * scale
+
+    run = fastnn.cuda.graphed(function, warmup=1)
+    with pytest.raises(ValueError, match="mine"):
+        run(on_cuda(3), 1)
+    fail[0] = False
+    for _ in range(3):
+        assert np.isnan(run(on_cuda(5), float("nan")).cpu().numpy()).all()
+
+
+def test_whoever_waits_for_an_event_hears_of_an_index_out_of_range():
+    event = fastnn.cuda.Event()
+    F.cross_entropy(on_cuda(2, 3), fastnn.tensor([0, 7]).to("cuda"))
+    event.record()
+    with pytest.raises(RuntimeError, match="cross_entropy: expected indices from 0 to 2, got 7 at"):
+        event.synchronize()
+    event.synchronize()
+
+
+def test_streams_are_handed_out_in_turn():
+    seen = [fastnn.cuda.Stream().cuda_stream for _ in range(100)]
+    assert len(set(seen)) == 32 and seen[-32:] == seen[-64:-32]
+    assert len(set(seen[-32:])) == 32

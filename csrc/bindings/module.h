@@ -30,7 +30,7 @@ class ArgumentDevice {
                         device_name(device_), " and ", device_name(x.device()),
                         "; move them with .to(device)");
     if (device_ != kCpu && device_table()->recording())
-      device_table()->keep(x.storage()->data, x.storage());
+      device_table()->keep(x.storage()->data, x.storage(), &x.storage()->version);
   }
   void see(const Array* x) {
     if (x) see(*x);

@@ -111,6 +111,8 @@ Array empty_strided(const Dims& shape, const Dims& strides, DType dtype) {
   else
     storage->data = device_table()->allocate(storage->device, bytes);
   if (!storage->data) check_device();
+  if (storage->device != kCpu && device_table()->recording())
+    device_table()->keep(storage->data, storage, &storage->version);
   return Array(std::move(storage), 0, shape, strides, dtype);
 }
 

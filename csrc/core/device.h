@@ -5,6 +5,7 @@
 // operator's arguments; empty(), kernels() and the like then mean that device.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -39,8 +40,9 @@ struct DeviceTable {
   const void* (*recording)();
   // The first failure since the last call, or null; out_of_memory says of what kind it was.
   const char* (*error)(bool* out_of_memory);
-  // That graph keeps the owner of a block that its work uses, for as long as it can be replayed.
-  void (*keep)(const void* block, std::shared_ptr<void> owner);
+  // That graph keeps the owner of a block that its work uses, for as long as it can be replayed,
+  // and raises its version with each replay where its work writes there.
+  void (*keep)(const void* block, std::shared_ptr<void> owner, std::atomic<int64_t>* version);
 };
 
 // Null until the module is loaded.

@@ -50,6 +50,13 @@ struct Piece {
   int64_t bytes;
 };
 
+// What an array's memory holds: replays change what the recording changed.
+struct Contents {
+  std::weak_ptr<void> owner;
+  int64_t version;  // when the recording came to it
+  bool made;        // by the graph, and so written by every replay
+};
+
 // The memory of one graph; lives until the graph is destroyed and no array uses it.
 struct Pool {
   std::map<cudaStream_t, std::multimap<int64_t, void*>> unused;  // blocks()' mutex guards it
@@ -72,6 +79,8 @@ struct Graph {
   int64_t used = kFirstValue;
   std::vector<std::pair<int, void*>> freed;        // after the recording; of which device
   std::unordered_set<std::shared_ptr<void>> kept;  // what it uses and did not make
+  // Memory that it uses, by the version of its contents; after the recording, what it writes.
+  std::unordered_map<std::atomic<int64_t>*, Contents> contents;
 };
 
 namespace {
@@ -228,6 +237,16 @@ static cudaGraph_t end_recording(cudaError_t* result) {
   return recorded;
 }
 
+// What is read only, or gone, is no more of interest.
+static void end_of_versions(Graph& graph) {
+  auto& all = graph.contents;
+  for (auto at = all.begin(); at != all.end();) {
+    const auto one = at++;
+    const std::shared_ptr<void> alive = one->second.owner.lock();
+    if (!alive || !(one->second.made || *one->first != one->second.version)) all.erase(one);
+  }
+}
+
 Graph* end_capture() {
   if (!recording) return nullptr;
   Graph* const graph = recording;
@@ -235,10 +254,12 @@ Graph* end_capture() {
   cudaGraph_t const recorded = end_recording(&result);
   note(result, "ending a recording");
   if (result == cudaSuccess) {
-    result = cudaGraphInstantiate(&graph->exec, recorded, 0);
+    result =
+        with_memory([&] { return cudaGraphInstantiate(&graph->exec, recorded, 0); }, graph->device);
     note(result, "preparing a graph");
     cudaGraphDestroy(recorded);
   }
+  end_of_versions(*graph);
   if (result == cudaSuccess) return graph;
   destroy(graph);
   return nullptr;
@@ -268,6 +289,8 @@ void replay(Graph* graph) {
   }
   graph->last = current_stream();
   note(cudaGraphLaunch(graph->exec, current_stream()), "replaying a graph");
+  for (const auto& [version, contents] : graph->contents)
+    if (const std::shared_ptr<void> alive = contents.owner.lock()) ++*version;
 }
 
 void destroy(Graph* graph) {
@@ -313,14 +336,17 @@ bool end_rehearsal(const LaterRandom& later) {
 
 void keep_with_graph(std::shared_ptr<void> used) { recording->kept.insert(std::move(used)); }
 
-void keep_storage(const void* block, std::shared_ptr<void> owner) {
+void keep_storage(const void* block, std::shared_ptr<void> owner, std::atomic<int64_t>* version) {
   if (!recording) return;
+  bool made = false;
   {
     std::lock_guard<std::mutex> lock(blocks().mutex);
     const auto found = blocks().held.find(const_cast<void*>(block));
-    if (found != blocks().held.end() && found->second.pool == recording->pool) return;
+    made = found != blocks().held.end() && found->second.pool == recording->pool;
   }
-  keep_with_graph(std::move(owner));
+  Contents& contents = recording->contents[version];  // another's, where that is gone
+  if (contents.owner.expired()) contents = {owner, *version, made};
+  if (!made) keep_with_graph(std::move(owner));
 }
 
 WorkPlace here() {

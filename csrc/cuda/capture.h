@@ -6,6 +6,7 @@
 // device memory: the settings of optimizer steps, and how far the random state has moved on.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -58,7 +59,8 @@ class Unrecorded {
 // What the recorded work uses lives as long as the graph.
 void keep_with_graph(std::shared_ptr<void> used);
 // The same for whose memory the block is, but for the graph's own, which its work may use again.
-void keep_storage(const void* block, std::shared_ptr<void> owner);
+// Replays raise its version where the recording writes it.
+void keep_storage(const void* block, std::shared_ptr<void> owner, std::atomic<int64_t>* version);
 
 // Where this thread's work on the selected device goes.
 struct WorkPlace {

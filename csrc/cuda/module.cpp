@@ -109,8 +109,9 @@ void bind_streams(py::module_& m) {
   });
   m.def(
       "synchronize_event",
-      [](uintptr_t event) {
-        note(cudaEventSynchronize(pointer<cudaEvent_t>(event)), "waiting for an event");
+      [](int device, uintptr_t event) {
+        const Selected there(device);
+        synchronize(pointer<cudaEvent_t>(event));
       },
       py::call_guard<py::gil_scoped_release>());
   m.def("elapsed", [](uintptr_t from, uintptr_t to) {
@@ -226,6 +227,7 @@ PYBIND11_MODULE(FASTNN_CUDA_MODULE, m) {
     enter(device);
     check();
   });
+  m.def("leave_device", &leave);  // for one that was the driver's before
   // The driver's, which other libraries go by.
   m.def("current_device", [] {
     int device = 0;

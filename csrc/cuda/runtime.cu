@@ -16,13 +16,15 @@ namespace fastnn::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
+constexpr size_t kMostStreams = 32;  // that new_stream() makes of a device, as in PyTorch
 
 struct DeviceState {
   std::mutex mutex;
   std::atomic<bool> ready{false};
   cudaStream_t stream = nullptr;   // the one that threads start with
   cudaStream_t uploads = nullptr;  // never recorded
-  std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards it
+  std::vector<cudaStream_t> made;  // by new_stream(); the state's mutex guards these two
+  size_t turn = 0;
   int multiprocessors = 1;
   int capability = 0;
   bool wgmma = false;         // the code is sm_90a's
@@ -123,7 +125,9 @@ bool prepare(DeviceState& d, int device) {
     return false;
   d.fault = static_cast<Fault*>(fault);
   *d.fault = {};
-  launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found);
+  if (!fine(launch_on(d.uploads, probe_kernel, dim3(1), 1, 0, &d.fault->found),
+            "this build's kernels on this GPU"))
+    return false;
   if (!fine(cudaStreamSynchronize(d.uploads), "this build's kernels on this GPU")) return false;
   d.wgmma = d.fault->found != 0;
   *d.fault = {};
@@ -140,9 +144,10 @@ DeviceState& prepared(int device) {
 
 void report_fault() {
   Fault* const f = fault();
-  if (!f || !f->found) return;
+  // What a kernel on another stream is writing is for the next wait.
+  if (!f || __atomic_load_n(&f->found, __ATOMIC_ACQUIRE) != Fault::kWritten) return;
   const Fault seen = *f;
-  *f = {};
+  __atomic_store_n(&f->found, 0, __ATOMIC_RELEASE);
   std::lock_guard<std::mutex> lock(state().mutex);
   note_text(state().fault_names[static_cast<size_t>(seen.what)] + ": expected indices from 0 to " +
             std::to_string(seen.limit - 1) + ", got " + std::to_string(seen.value) +
@@ -384,6 +389,7 @@ static cudaError_t wait_for_streams() {
 }
 
 cudaError_t gather_memory(int device) {
+  const Unrecorded outside;
   const Selected there(device);
   // Another library's recording forbids the wait, not the rest. What stays, the driver says again.
   if (wait_for_streams() != cudaSuccess) cudaGetLastError();
@@ -410,6 +416,38 @@ void* allocate(int device, int64_t bytes) {
 // cudaStreamLegacy and its like are numbers, of streams of the current device.
 static bool is_default(cudaStream_t stream) { return reinterpret_cast<uintptr_t>(stream) <= 2; }
 
+static cudaError_t order(cudaStream_t later, int later_device, cudaStream_t earlier,
+                         int earlier_device) {
+  cudaEvent_t event = nullptr;
+  cudaError_t result;
+  {
+    const Selected there(earlier_device);  // an event's, and its stream's
+    result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
+  }
+  const Selected there(later_device);
+  if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
+  if (event) cudaEventDestroy(event);
+  return result;
+}
+
+// A block's owner follows what another stream has queued, which may use the block.
+static void hold(cudaStream_t owner, cudaStream_t user, int device) {
+  if (order(owner, device, user, device) == cudaSuccess) return;
+  cudaGetLastError();
+  wait(device);
+}
+
+// Whether work on the stream is another library's to record: nobody may wait for it.
+static bool is_captured(cudaStream_t stream, int device) {
+  const Selected there(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess)
+    return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();
+  return true;
+}
+
 void deallocate(int device, void* block, int64_t) {
   if (capture_deallocate(device, block)) return;
   cudaStream_t stream;
@@ -420,6 +458,9 @@ void deallocate(int device, void* block, int64_t) {
     stream = found->second;
     state().owners.erase(found);
   }
+  // This thread may have used it on another stream: a backward pass on what the forward pass kept.
+  cudaStream_t const user = streams[device];
+  if (user && user != stream && !is_captured(user, device)) hold(stream, user, device);
   const auto free = [&] {
     if (cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
   };
@@ -463,6 +504,12 @@ bool copy(void* dst, int dst_device, const void* src, int src_device, int64_t by
   return ok && !failed;
 }
 
+bool synchronize(cudaEvent_t event) {
+  note(cudaEventSynchronize(event), "waiting for an event");
+  report_fault();
+  return !failed;
+}
+
 bool synchronize() {
   note(cudaStreamSynchronize(current_stream()), "waiting for the device");
   report_fault();
@@ -472,11 +519,18 @@ bool synchronize() {
 cudaStream_t new_stream(int device) {
   const Unrecorded outside;
   const Selected there(device);
+  DeviceState& d = prepared(device);
+  {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    if (d.made.size() >= kMostStreams) return d.made[d.turn++ % d.made.size()];
+  }
   cudaStream_t stream = nullptr;
-  note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  note(with_memory([&] { return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); },
+                   device),
+       "making a stream");
   if (!stream) return nullptr;
   std::lock_guard<std::mutex> lock(state().mutex);
-  prepared(device).made.push_back(stream);
+  d.made.push_back(stream);
   return stream;
 }
 
@@ -495,21 +549,6 @@ void wait(int device) {
   if (wait_for_streams() != cudaSuccess) cudaGetLastError();
 }
 
-static cudaError_t order(cudaStream_t later, int later_device, cudaStream_t earlier,
-                         int earlier_device) {
-  cudaEvent_t event = nullptr;
-  cudaError_t result;
-  {
-    const Selected there(earlier_device);  // an event's, and its stream's
-    result = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-    if (result == cudaSuccess) result = cudaEventRecord(event, earlier);
-  }
-  const Selected there(later_device);
-  if (result == cudaSuccess) result = cudaStreamWaitEvent(later, event, 0);
-  if (event) cudaEventDestroy(event);
-  return result;
-}
-
 void used(int device, const void* block) {
   cudaStream_t owner;
   {
@@ -518,9 +557,7 @@ void used(int device, const void* block) {
     if (found == state().owners.end()) return;
     owner = found->second;
   }
-  if (order(owner, device, cudaStreamLegacy, device) == cudaSuccess) return;
-  cudaGetLastError();
-  wait(device);
+  hold(owner, cudaStreamLegacy, device);
 }
 
 void follow(cudaStream_t later, int later_device, cudaStream_t earlier, int earlier_device) {

@@ -1,10 +1,10 @@
 // The CUDA runtime under the kernels: devices, streams, memory, failures.
 //
 // One current device and stream per thread. Memory comes from the driver's stream-ordered pool,
-// told to keep what is freed; a block goes back on the stream that it was allocated on. Failures
-// are noted, the first one wins, and fastnn._core turns them into exceptions after each operator.
-// Bad indices are found by kernels while the host is far ahead: they are reported when the host
-// next waits for the device.
+// told to keep what is freed; a block goes back on the stream that it was allocated on, after what
+// the thread that lets go of it has queued on its own. Failures are noted, the first one wins, and
+// fastnn._core turns them into exceptions after each operator. Bad indices are found by kernels
+// while the host is far ahead: they are reported when the host next waits for the device.
 #pragma once
 
 #if defined(FASTNN_CUDA_EMULATE)
@@ -88,18 +88,23 @@ cudaError_t trim_pool(int device);
 // The same after a wait for all of the device's streams: blocks freed on others, and fragments, may
 // add up to enough.
 cudaError_t gather_memory(int device);
-// What allocate(&block) makes, the second time with what the device's streams have freed. Null
-// where there is none: noted after `whose`, or, of another failure, as that of `call`.
+// What call() returns: where memory has run out, the second time, with what the device's streams
+// have freed.
+template <class Call>
+cudaError_t with_memory(const Call& call, int device) {
+  cudaError_t result = call();
+  if (result != cudaErrorMemoryAllocation) return result;
+  cudaGetLastError();
+  result = gather_memory(device);
+  return result == cudaSuccess ? call() : result;
+}
+// What allocate(&block) makes, with memory. Null where there is none: noted after `whose`, or, of
+// another failure, as that of `call`.
 template <class Allocate>
 void* allocate_by(const Allocate& allocate, int device, int64_t bytes, const char* call,
                   const char* whose = "") {
   void* block = nullptr;
-  cudaError_t result = allocate(&block);
-  if (result == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    result = gather_memory(device);
-    if (result == cudaSuccess) result = allocate(&block);
-  }
+  const cudaError_t result = with_memory([&] { return allocate(&block); }, device);
   if (result == cudaSuccess) return block;
   if (result == cudaErrorMemoryAllocation) {
     cudaGetLastError();
@@ -122,12 +127,14 @@ void free_pinned();
 
 // Waits for the current stream; false where something failed, which is noted.
 bool synchronize();
+bool synchronize(cudaEvent_t event);  // of the current device
 // Waits for all of a device's streams; false where something failed, which is noted.
 bool synchronize_device(int device);
 // The same before memory is let go that other libraries know of, too: failures stay for the next
 // operator to find.
 void wait(int device);
-// A stream of ours, for good: waits for the device wait for it.
+// A stream of ours, for good: waits for the device wait for it. Of a device there are 32, handed
+// out in turn.
 cudaStream_t new_stream(int device);
 // Later work on one stream follows what is queued on another by now.
 void follow(cudaStream_t later, int later_device, cudaStream_t earlier, int earlier_device);
@@ -136,8 +143,9 @@ void used(int device, const void* block);
 
 // What a kernel found wrong, written by the first thread that found anything.
 struct Fault {
-  int found;
-  int what;  // index into the messages' table
+  static constexpr int kBegun = 1, kWritten = 2;
+  int found;  // 0, kBegun, and kWritten when the rest is there
+  int what;   // index into the messages' table
   int64_t value, position, limit;
 };
 // The current device's fault, in memory that both sides see.

@@ -207,12 +207,12 @@ std::vector<Primitive> run_primitives(cudaStream_t stream, Primitives which) {
     result = cudaMemcpyAsync(block, numbers.data(), bytes, cudaMemcpyDefault, stream);
   if (result == cudaSuccess) {
     float* const x = static_cast<float*>(block);
-    if (which == Primitives::tensor_cores)
-      launch_on(stream, tensor_cores_kernel, dim3(kTensorBlocks), kLanes, 0, x + kMost);
-    else
-      launch_on(stream, basic_kernel, dim3(kBasicBlocks), kLanes, 0, x, x + kMost);
-    result = cudaMemcpyAsync(numbers.data(), block, bytes, cudaMemcpyDefault, stream);
+    result = which == Primitives::tensor_cores
+                 ? launch_on(stream, tensor_cores_kernel, dim3(kTensorBlocks), kLanes, 0, x + kMost)
+                 : launch_on(stream, basic_kernel, dim3(kBasicBlocks), kLanes, 0, x, x + kMost);
   }
+  if (result == cudaSuccess)
+    result = cudaMemcpyAsync(numbers.data(), block, bytes, cudaMemcpyDefault, stream);
   if (result == cudaSuccess) result = cudaStreamSynchronize(stream);
   if (block && cudaFreeAsync(block, stream) != cudaSuccess) cudaGetLastError();
   note(result, "the self-check of this GPU's instructions");

@@ -73,11 +73,13 @@ struct FindOutside {
   __device__ void operator()(int64_t i) const {
     const int64_t at = index[i];
     if ((at >= 0 && at < limit) || at == ignored) return;
-    if (atomicCAS(&fault->found, 0, 1) != 0) return;
+    if (atomicCAS(&fault->found, 0, Fault::kBegun) != 0) return;
     fault->what = what;
     fault->value = at;
     fault->position = i;
     fault->limit = limit;
+    __threadfence_system();
+    *const_cast<volatile int*>(&fault->found) = Fault::kWritten;
   }
 };
 

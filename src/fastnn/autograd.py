@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import fastnn._core as _core
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fastnn.tensor import Tensor
 
 Backward = Callable[..., Any]
+#: A leaf whose ``.grad`` becomes another, what that was before, and whether it is begun anew.
+Touched = tuple["Tensor", "Tensor | None", bool]
 
 
 def _wrap(array: Any) -> Tensor:
@@ -35,6 +37,8 @@ class _State(threading.local):
     autocast = False
     waits = True
     traced = False
+    #: The leaves that this thread gives gradients, or whose it forgets; None: nobody asks.
+    touched: dict[int, Touched] | None = None
 
 
 _state = _State()
@@ -109,6 +113,25 @@ class tracing(_Mode):
     """What reaches the kernels is noted for a program within the block (``program.py``)."""
 
     field = "traced"
+
+
+@contextmanager
+def watched() -> Iterator[dict[int, Touched]]:
+    """The leaves whose ``.grad`` becomes another within the block, by identity (for CUDA graphs)."""
+    seen: dict[int, Touched] = {}
+    before, _state.touched = _state.touched, seen
+    try:
+        yield seen
+    finally:
+        _state.touched = before
+        if before is not None:
+            before.update((key, one) for key, one in seen.items() if key not in before)
+
+
+def touch(leaf: Tensor, anew: bool = False) -> None:
+    """Notes, for :func:`watched`, that the leaf's ``.grad`` is about to become another, or None."""
+    if _state.touched is not None:
+        _state.touched.setdefault(id(leaf), (leaf, leaf.grad, anew))
 
 
 def is_traced() -> bool:
@@ -415,7 +438,9 @@ def _reach_leaf(leaf: Tensor, total: _Sum, targets: dict[int, Any] | None) -> No
     if targets is not None:
         if id(leaf) in targets:
             targets[id(leaf)] = total.own()
-    elif leaf.grad is None:
+        return
+    touch(leaf)
+    if leaf.grad is None:
         leaf.grad = Tensor._wrap(total.own())
     else:
         # Out of place where the user's own view of .grad is not in canonical layout.

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastnn._core as _core
+from fastnn import autograd
 from fastnn import device as _device
 from fastnn.device import cuda_module, index_of
 from fastnn.optim import optimizer
@@ -36,12 +37,12 @@ def device_count() -> int:
 
 
 def current_device() -> int:
-    """Index of the device that ``"cuda"`` means."""
+    """Index of the device that ``"cuda"`` means in this thread."""
     return _device.current()
 
 
 def set_device(device: int | str) -> None:
-    """Makes a device the one that ``"cuda"`` means, and this thread's current one for other libraries."""
+    """Makes a device this thread's current one: that ``"cuda"`` means, and other libraries go by."""
     index = _index(device)
     cuda_module().set_device(index)
     _device.set_current(index)
@@ -105,20 +106,22 @@ class Event:
     def __init__(self, enable_timing: bool = False) -> None:
         self._module = cuda_module()
         self._timing = enable_timing
-        self.cuda_event = 0  # until it is recorded
+        self.device: int | None = None  # until it is recorded
+        self.cuda_event = 0
 
     def record(self, stream: Stream | None = None) -> None:
         """Marks this point of the stream (the current one)."""
         stream = stream or current_stream()
         settle()
         if not self.cuda_event:
+            self.device = stream.device
             self.cuda_event = self._module.new_event(stream.device, self._timing)
         self._module.record_event(stream.device, self.cuda_event, stream.cuda_stream)
 
     def synchronize(self) -> None:
         """Waits until the work before the event is done; at once if it was never recorded."""
         if self.cuda_event:
-            self._module.synchronize_event(self.cuda_event)
+            self._module.synchronize_event(self.device, self.cuda_event)
         self._module.check()
 
     def elapsed_time(self, end: Event) -> float:
@@ -129,6 +132,9 @@ class Event:
         end.synchronize()
         return self._module.elapsed(self.cuda_event, end.cuda_event)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("Event: cannot be copied or pickled, for it is one of the driver's")
+
     def __del__(self) -> None:
         if getattr(self, "cuda_event", 0):
             self._module.destroy_event(self.cuda_event)
@@ -138,7 +144,9 @@ class Stream:
     """A queue of work of its own.
 
     Tensors belong to the stream that they were made on: work on another stream has to wait for it
-    (:meth:`wait_stream`), and so does the end of their life.
+    (:meth:`wait_stream`). Their memory is used again after what is queued there, and on the stream that
+    is current where they are let go of: no other stream may be using it then. A device has 32 streams
+    besides its first one; more are these again, in turn.
 
     Args:
         device: the device; the current one if left out.
@@ -156,7 +164,7 @@ class Stream:
         handle = 1 if handle == 0 else handle
         if handle is not None:
             _device.check_stream("Stream: handle", handle)
-        # Streams are few and are never destroyed: freed memory may still be queued on them.
+        # They are never destroyed: freed memory may still be queued on them.
         self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
 
     def synchronize(self) -> None:
@@ -185,29 +193,36 @@ def current_stream(device: int | str | None = None) -> Stream:
 
 @contextmanager
 def stream(stream: Stream) -> Iterator[None]:
-    """Queues the work of a block on another stream.
+    """Queues the work of a block on another stream, whose device is the current one meanwhile.
 
     Raises:
         RuntimeError: this thread is recording a graph, of which that work would be no part.
     """
-    before = current_stream(stream.device)
+    module, device = cuda_module(), stream.device
+    before, ours, drivers = current_stream(device), current_device(), module.current_device()
     settle()  # what was made on a stream is queued there by the time that it is left
-    cuda_module().set_stream(stream.device, stream.cuda_stream)
+    module.set_stream(device, stream.cuda_stream)
     try:
+        if device != ours:
+            set_device(device)
         yield
     finally:
         try:
             settle()
         finally:
-            cuda_module().set_stream(stream.device, before.cuda_stream)
+            module.set_stream(device, before.cuda_stream)
+            if device != ours:
+                _device.set_current(ours)
+                module.leave_device(drivers)
 
 
 class graph:
     """Work recorded once and replayed as a whole, without Python and launch costs.
 
     ``with fastnn.cuda.graph() as g: y = f(x)`` records; every ``g.replay()`` then computes ``y``
-    anew from what ``x`` holds, whose memory stays with the graph. Run ``f`` once before: what it
-    loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``),
+    anew from what ``x`` holds, whose memory stays with the graph. What a replay writes has then been
+    changed in place: a gradient that needs what was there before is an error. Run ``f`` once before:
+    what it loads cannot be recorded. Operators inside must not wait for the device (``item()``, ``cpu()``),
     and all work on the current one (:func:`set_device`): work on another is an error.
     Optimizer steps and dropout inside repeat themselves; :class:`graphed` renews their settings and
     masks.
@@ -248,9 +263,21 @@ class graph:
         if graph:
             self._module.destroy_graph(graph)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("graph: cannot be copied or pickled; record another")
+
     def __del__(self) -> None:
         if hasattr(self, "_graph"):
             self.reset()
+
+
+class _Gradient(NamedTuple):
+    """The ``.grad`` of a leaf in a recorded step: begun anew by it or not, before it and after it."""
+
+    leaf: Tensor
+    anew: bool
+    before: Tensor | None
+    after: Tensor | None
 
 
 class graphed:
@@ -258,13 +285,15 @@ class graphed:
 
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, also after another seed, for they live in device memory. Whatever
-    else the function does on the host, such as a scheduler's step, a count or a print, happens while it
-    is recorded and not again: do that outside.
+    masks go on as without a graph, also after another seed, for they live in device memory. The tensors
+    that were given gradients while it was recorded, or lost theirs to ``zero_grad()``, have the same ones
+    after every call. Whatever else the function does on the host, such as a scheduler's step, a count or
+    a print, happens while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
-    the next call. The function must always do the same work, on tensors that are on the current GPU
+    the next call, which is as if they had been changed in place. A call follows the one before, also on
+    another stream. The function must always do the same work, on tensors that are on the current GPU
     (:func:`set_device`) and stay the same ones (``net.to(dtype)`` makes others), and must not wait for
     the device: return the loss, and read it outside.
 
@@ -273,10 +302,11 @@ class graphed:
         warmup: calls before the recording, at least 1.
 
     Raises:
-        ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU.
+        ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU, or an
+            argument would be given a gradient.
         RuntimeError: the function waits for the device, or works on another GPU than the current one,
-            or an optimizer takes other steps than when it was recorded. Step counts and gradients are
-            then as they were before the call.
+            or an optimizer takes other steps than when it was recorded, or a gradient that the step adds
+            to is another one. Step counts and gradients are then as they were before the call.
     """
 
     def __init__(self, function: Callable[..., Any], warmup: int = 2) -> None:
@@ -286,36 +316,51 @@ class graphed:
         self._warmup = warmup
         self._graph: graph | None = None
         self._arguments: tuple[list[Any], dict[str, Any]] | None = None
+        self._stream: Stream | None = None  # of the call before
         self._steps: list[optimizer.Step] = []
+        self._leaves: dict[int, autograd.Touched] = {}
+        self._gradients: list[_Gradient] = []
         self._memory: list[int] = []
         self._result: Any = None
         self._recorded_at, self._draws = (0, 0), 0
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self._follow()
         given, keywords = self._placed(list(arguments), named)
         if self._warmup:
-            with optimizer.watched() as self._steps:
+            with optimizer.watched() as self._steps, autograd.watched() as self._leaves:
                 result = self._function(*given, **keywords)
             _check_on_gpu("the result", result)
+            self._arguments = given, keywords
             self._warmup -= 1
             return result
-        with _taken_back_on_failure(self._steps):
+        with _taken_back_on_failure(self._steps, self._leaves) as recorded:
             if self._graph is None:
-                self._record(given, keywords)
+                self._record(given, keywords, recorded)
             else:
                 self._rehearse()
             assert self._graph is not None
             self._graph.replay()
+        for one in self._gradients:
+            one.leaf.grad = one.after
         return self._result
+
+    def _follow(self) -> None:
+        """The call before may have been on another stream, and this one writes to its arguments."""
+        if cuda_module().recording():
+            return
+        last = self._stream
+        self._stream = now = current_stream(last.device if last else None)
+        if last and last.cuda_stream != now.cuda_stream:
+            now.wait_stream(last)
 
     def _placed(self, arguments: list[Any], named: dict[str, Any]) -> Any:
         for i, value in enumerate(arguments):
-            _check_on_gpu(f"argument {i}", value)
+            _check_argument(f"argument {i}", value)
         for name, value in named.items():
-            _check_on_gpu(f"argument {name!r}", value)
+            _check_argument(f"argument {name!r}", value)
         if self._arguments is None:
-            self._arguments = _copied(arguments), _copied(named)
-            return self._arguments
+            return _copied(arguments), _copied(named)
         known, keywords = self._arguments
         if len(arguments) != len(known):
             raise ValueError(f"graphed: expected {len(known)} arguments, got {len(arguments)}")
@@ -329,14 +374,16 @@ class graphed:
             _renew(f"argument {name!r}", keywords[name], value)
         return self._arguments
 
-    def _record(self, arguments: list[Any], named: dict[str, Any]) -> None:
+    def _record(self, arguments: list[Any], named: dict[str, Any], came_to: list[Any]) -> None:
         recorded = graph()
         before = _core.random_state()
-        known = {id(b) for one, _ in self._steps for b in _buffers_of(one)}
-        with optimizer.watched() as steps, recorded:
+        known = {id(b) for one, *_ in self._steps for b in _buffers_of(one)}
+        gradients = {key: leaf.grad for key, (leaf, *_) in self._leaves.items()}
+        with optimizer.watched() as steps, autograd.watched() as leaves, recorded:
+            came_to += steps, leaves
             self._result = self._function(*arguments, **named)
             _check_on_gpu("the result", self._result)
-            if any(id(b) not in known for one, _ in steps for b in _buffers_of(one)):
+            if any(id(b) not in known for one, *_ in steps for b in _buffers_of(one)):
                 raise RuntimeError(
                     "graphed: an optimizer made buffers while its step was recorded, which every "
                     "replay would make anew; it has to take such a step in the warm-up before (has "
@@ -345,17 +392,29 @@ class graphed:
                 )
         self._graph, self._steps = recorded, steps
         self._memory = _memory_of(steps)
+        for key, (leaf, touched, anew) in leaves.items():
+            then = gradients.get(key, touched)
+            anew = anew or (then is not None and touched is None)  # the step has dropped it
+            self._gradients.append(_Gradient(leaf, anew, then, leaf.grad))
         self._recorded_at = before
         self._draws = _core.random_state()[1] - before[1]
 
     def _rehearse(self) -> None:
         """What the host does in a step: optimizers count and compute their settings."""
         assert self._graph is not None
+        for leaf, anew, before, _ in self._gradients:
+            if not anew and leaf.grad is not before:
+                raise RuntimeError(
+                    f"graphed: the gradient of a tensor of shape {leaf.shape} has to be "
+                    f"{'None' if before is None else 'the same tensor'} before each call, as when the "
+                    "step was recorded, which adds to it; call zero_grad() within the step, or before "
+                    f"each call{'' if before is None else ' with set_to_none=False'}"
+                )
         module, random = cuda_module(), _core.random_state()
         later = [(now - then) % 2**64 for now, then in zip(random, self._recorded_at, strict=True)]
         module.begin_rehearsal(self._graph._graph)
         try:
-            for one, gradients in self._steps:
+            for one, gradients, _ in self._steps:
                 held = [(p, p.grad) for p, _ in gradients]
                 for p, gradient in gradients:
                     p.grad = gradient
@@ -380,15 +439,33 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
     return enumerate(value) if isinstance(value, (list, tuple)) else None
 
 
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in lists, tuples and dicts, by name."""
+    items = _items(value)
+    if items is None:
+        yield name, value
+    for key, part in items or ():
+        yield from _parts(f"{name}[{key!r}]", part)
+
+
 def _check_on_gpu(name: str, value: Any) -> None:
-    if (isinstance(value, Tensor) and not value.is_cuda) or isinstance(value, np.ndarray):
-        raise ValueError(
-            f"graphed: {name} expects tensors on the GPU, got {type(value).__name__} of shape "
-            f"{tuple(value.shape)} on the CPU, which replays neither read nor write; move it with "
-            ".to('cuda')"
-        )
-    for key, part in _items(value) or ():
-        _check_on_gpu(f"{name}[{key!r}]", part)
+    for where, part in _parts(name, value):
+        if (isinstance(part, Tensor) and not part.is_cuda) or isinstance(part, np.ndarray):
+            raise ValueError(
+                f"graphed: {where} expects tensors on the GPU, got {type(part).__name__} of shape "
+                f"{tuple(part.shape)} on the CPU, which replays neither read nor write; move it with "
+                ".to('cuda')"
+            )
+
+
+def _check_argument(name: str, value: Any) -> None:
+    _check_on_gpu(name, value)
+    for where, part in _parts(name, value):
+        if autograd.is_grad_enabled() and isinstance(part, Tensor) and part.requires_grad:
+            raise ValueError(
+                f"graphed: {where} requires a gradient, and a graph, which works on a copy, would "
+                "give it none; pass .detach() of it, or let the function use the tensor itself"
+            )
 
 
 def _copied(value: Any) -> Any:
@@ -424,6 +501,8 @@ def _renew(name: str, kept: Any, value: Any) -> None:
             return
     elif kept is value or (type(kept) is type(value) and kept == value):
         return
+    elif isinstance(kept, float) and isinstance(value, float) and kept != kept and value != value:
+        return  # NaN
     raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
 
 
@@ -436,7 +515,7 @@ def _memory_of(steps: list[optimizer.Step]) -> list[int]:
     """Where the parameters that were moved, and their optimizers' buffers, are; and which of a group
     have made as many steps, for these are moved together."""
     found = []
-    for one, gradients in steps:
+    for one, gradients, _ in steps:
         counts: dict[tuple[int | None, int], int] = {}
         group_of = {id(p): i for i, group in enumerate(one.param_groups) for p in group["params"]}
         for p in (p for p, gradient in gradients if gradient is not None):
@@ -449,17 +528,34 @@ def _memory_of(steps: list[optimizer.Step]) -> list[int]:
 
 
 @contextmanager
-def _taken_back_on_failure(steps: list[optimizer.Step]) -> Iterator[None]:
-    """What the host does in a step: without the device's part it has to be as if it had not been."""
+def _taken_back_on_failure(
+    steps: list[optimizer.Step], leaves: dict[int, autograd.Touched]
+) -> Iterator[list[Any]]:
+    """What the host does in a step: without the device's part it has to be as if it had not been.
+
+    Args:
+        steps: that are known from the call before.
+        leaves: likewise, whose gradients changed.
+
+    Yields:
+        A list for the steps and leaves that a recording comes to: it may find others.
+    """
     random = _core.random_state()
-    gradients = [(p, p.grad) for _, moved in steps for p, _ in moved]
-    states = [(one, {key: dict(held) for key, held in one.state.items()}) for one, _ in steps]
+    gradients = {id(p): (p, p.grad) for _, moved, _ in steps for p, _ in moved}
+    gradients |= {key: (leaf, leaf.grad) for key, (leaf, *_) in leaves.items()}
+    states = {id(one): (one, one._state_now()) for one, *_ in steps}
+    came_to: list[Any] = []
     try:
-        yield
+        yield came_to
     except BaseException:
-        for p, gradient in gradients:
+        others, touched = came_to or ((), {})
+        for key, (leaf, gradient, _) in touched.items():
+            gradients.setdefault(key, (leaf, gradient))
+        for one, _, state in others:
+            states.setdefault(id(one), (one, state))
+        for p, gradient in gradients.values():
             p.grad = gradient
-        for one, state in states:
+        for one, state in states.values():
             one.state = state
         _core.set_random_state(*random)
         raise

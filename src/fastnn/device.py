@@ -8,6 +8,7 @@ index, -1 for the CPU. The kernels' module is ``fastnn._cuda``; where ``FASTNN_C
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from typing import Any
 
@@ -15,8 +16,14 @@ import fastnn._core as _core
 
 CPU = -1
 _module: Any = None
-_current = 0
 _asked: set[int] = set()  # GPUs that have been prepared
+
+
+class _Current(threading.local):
+    index = 0
+
+
+_current = _Current()
 
 
 def cuda_module() -> Any:
@@ -64,14 +71,13 @@ def cuda_is_emulated() -> bool:
 
 
 def current() -> int:
-    """Index of the current CUDA device: what ``"cuda"`` means."""
-    return _current
+    """Index of this thread's current CUDA device: what ``"cuda"`` means."""
+    return _current.index
 
 
 def set_current(index: int) -> None:
-    """Makes another CUDA device the one that ``"cuda"`` means."""
-    global _current
-    _current = index
+    """Makes another CUDA device the one that ``"cuda"`` means in this thread."""
+    _current.index = index
 
 
 def index_of(device: Any) -> int:
@@ -87,7 +93,7 @@ def index_of(device: Any) -> int:
     if kind != "cuda" or (number and not (number.isascii() and number.isdigit())):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     count = cuda_module().device_count()
-    index = int(number) if number else _current
+    index = int(number) if number else _current.index
     if index >= count:
         raise RuntimeError(f"device {device!r} is not available: this machine has {count} GPUs")
     if index not in _asked:

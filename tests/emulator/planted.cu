@@ -228,7 +228,8 @@ int main(int, char** argv) {
   }
   // Streams, events and pools of two devices, with the first one current.
   if (is("stream-of-another-device"))
-    launch_on(new_stream(1), reverse_kernel<true>, one, kN, 0, in, out);
+    note(launch_on(new_stream(1), reverse_kernel<true>, one, kN, 0, in, out),
+         "a kernel could not be run");
   if (is("event-of-another-device")) {
     cudaEvent_t event;
     cudaEventCreateWithFlags(&event, cudaEventDisableTiming);

@@ -39,8 +39,8 @@ constexpr size_t kStaticShared = 48 << 10;  // more has to be asked for
 
 // kernel<<<grid, threads, shared>>>(arguments...) on a stream.
 template <class... Parameters, class... Arguments>
-void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-               size_t shared, const Arguments&... arguments) {
+cudaError_t launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid,
+                      unsigned threads, size_t shared, const Arguments&... arguments) {
   ++launches();
 #if defined(FASTNN_CUDA_EMULATE)
   emulator::launch(stream, grid, threads, shared,
@@ -54,7 +54,7 @@ void launch_on(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, un
   kernel<<<grid, threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
   // clang-format on
 #endif
-  note(cudaGetLastError(), "a kernel could not be run");
+  return cudaGetLastError();
 }
 // The same on the current stream, unless what it would depend on has failed, or this thread records
 // on another device.
@@ -62,7 +62,11 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             const Arguments&... arguments) {
   if (failing() || rehearsing() || left_out(current_device())) return;
-  launch_on(current_stream(), kernel, grid, threads, shared, arguments...);
+  // A kernel's code is loaded when it is first run.
+  const auto run = [&] {
+    return launch_on(current_stream(), kernel, grid, threads, shared, arguments...);
+  };
+  note(with_memory(run, current_device()), "a kernel could not be run");
 }
 
 constexpr unsigned kThreads = 256;

@@ -115,6 +115,7 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
 }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 // Threads change places at barriers only.
+static inline void __threadfence_system() {}
 static inline int atomicCAS(int* at, int expected, int value) {
   const int before = *at;
   if (before == expected) *at = value;

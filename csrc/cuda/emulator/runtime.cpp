@@ -476,6 +476,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   s->valid = false;
   return cudaErrorStreamCaptureUnsupported;
 }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = captures(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return known(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   Lock lock(runtime().mutex);
   EmulatedStream* const s = known(stream);

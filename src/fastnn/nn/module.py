@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import RemovableHandle, no_grad
+from fastnn.autograd import RemovableHandle, no_grad, touch
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor, settle, tensor
@@ -294,6 +294,7 @@ class Module:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of every parameter, or overwrites them with zeros."""
         for parameter in self.parameters():
+            touch(parameter, anew=True)
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
+from fastnn.autograd import touch
 from fastnn.tensor import Tensor, settle, tensor
 
-#: What an optimizer's step moved: the optimizer, and each parameter with its gradient.
-Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]]]
+#: State of parameters by their identity.
+State = dict[int, dict[str, Any]]
+#: What an optimizer's step moved: the optimizer, each parameter with its gradient, and the state before.
+Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]], State]
 
 
 class _Watched(threading.local):
@@ -58,7 +61,7 @@ class Optimizer:
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
-        self.state: dict[int, dict[str, Any]] = {}
+        self.state: State = {}
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: expected an iterable of tensors, got a Tensor")
         given = list(params)
@@ -84,6 +87,7 @@ class Optimizer:
         """Forgets the gradients, or overwrites them with zeros."""
         for group in self.param_groups:
             for p in group["params"]:
+                touch(p, anew=True)
                 if set_to_none:
                     p.grad = None
                 elif p.grad is not None:
@@ -95,7 +99,7 @@ class Optimizer:
         if _watched.steps is not None:
             self._graphed = True
             params = [p for group in self.param_groups for p in group["params"]]
-            _watched.steps.append((self, [(p, p.grad) for p in params]))
+            _watched.steps.append((self, [(p, p.grad) for p in params], self._state_now()))
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             # Parameters that have made different numbers of steps take them apart.
@@ -128,6 +132,9 @@ class Optimizer:
 
     # State.
 
+    def _state_now(self) -> State:
+        return {key: dict(held) for key, held in self.state.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """``{"state": {index: buffers}, "param_groups": options}``; indices count all parameters."""
         order = [p for group in self.param_groups for p in group["params"]]
@@ -153,7 +160,7 @@ class Optimizer:
                 f"{type(self).__name__}: expected groups of {own} parameters, got {sizes}"
             )
         order = [p for group in self.param_groups for p in group["params"]]
-        loaded: dict[int, dict[str, Any]] = {}
+        loaded: State = {}
         for key, buffers in state["state"].items():
             p = order[int(key)]
             held: dict[str, Any] = {}
