@@ -911,3 +911,34 @@ def test_a_replay_follows_the_one_before_on_another_stream():
     run()
     fastnn.cuda.synchronize()
     assert (p.detach().cpu().numpy() == 0.5**5).all()
+
+
+def test_lenets_step_is_graphed():
+    """Its table of connections is an index, which stays on the GPU."""
+    losses = []
+    for graphed in (False, True):
+        fastnn.manual_seed(4)
+        net = fastnn.models.lenet5().to("cuda")
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x, target, net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), target)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = fastnn.cuda.graphed(step) if graphed else step
+        x, target = on_cuda(2, 1, 32, 32), fastnn.tensor([1, 2], device="cuda")
+        losses.append([run(x, target).item() for _ in range(5)])
+    assert losses[0] == losses[1] and len(set(losses[0])) == 5
+
+
+def test_rows_at_new_positions_are_taken_by_replays():
+    x, at = on_cuda(5, 3), fastnn.tensor([0, 1], device="cuda")
+    with fastnn.cuda.graph() as recorded:
+        y = x[at]
+    for positions in ([4, 2], [-1, 0]):
+        at.copy_(fastnn.tensor(positions, device="cuda"))
+        recorded.replay()
+        assert np.array_equal(y.cpu().numpy(), x.cpu().numpy()[positions])
