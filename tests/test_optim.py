@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastnn
-from fastnn import nn, optim
+from fastnn import _core, nn, optim
+from fastnn.tensor import _to_numpy
 
 ALL = [
     (optim.SGD, {"lr": 0.1}), (optim.SGD, {"lr": 0.05, "momentum": 0.9}),
@@ -118,6 +119,70 @@ def test_mistakes_are_named():
         optim.SGD([3], lr=1)
     with pytest.raises(ValueError, match=r"expected groups of \[1\] parameters, got \[2\]"):
         optim.SGD([p], lr=1).load_state_dict({"state": {}, "param_groups": [{"params": [0, 1]}]})
+
+
+@pytest.mark.parametrize(("cls", "options"), ALL, ids=IDS)
+def test_a_step_that_found_no_memory_is_made_again(cls, options, monkeypatch):
+    """Memory runs out in each of the step's calls in turn; what is not yet written is NaN."""
+
+    def outcome(fails_at):
+        params = [nn.Parameter(fastnn.full((2, 3), float(i))) for i in range(2)]
+        optimizer, calls = cls(params, **options), 0
+        for p in params:
+            p.grad = fastnn.full((2, 3), 0.5)
+
+        def failing(call):
+            def instead(*args):
+                nonlocal calls
+                calls += 1
+                if calls == fails_at:
+                    raise MemoryError
+                return call(*args)
+
+            return instead
+
+        def unwritten(array, dtype, make=_core.empty_like):
+            made = make(array, dtype)
+            _to_numpy(made)[...] = np.nan
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_core, "empty_like", unwritten)
+            for name in ("empty_like", "copy_into", "new_full", "optimizer_step"):
+                patch.setattr(_core, name, failing(getattr(_core, name)))
+            try:
+                optimizer.step()
+            except MemoryError:
+                assert {held["step"] for held in optimizer.state.values()} == {0}
+                optimizer.step()
+        optimizer.step()
+        assert {held["step"] for held in optimizer.state.values()} == {2}
+        return [p.tolist() for p in params], calls < fails_at
+
+    expected, done = outcome(1 << 30)
+    fails_at, done = 0, False
+    while not done:
+        fails_at += 1
+        found, done = outcome(fails_at)
+        assert found == expected
+
+
+def test_a_group_without_memory_makes_no_step(monkeypatch):
+    a, b = nn.Parameter(fastnn.zeros(2)), nn.Parameter(fastnn.zeros(3))
+    optimizer = optim.SGD([{"params": [a]}, {"params": [b]}], lr=0.5, momentum=0.9)
+    a.grad, b.grad = fastnn.ones(2), fastnn.ones(3)
+    with monkeypatch.context() as patch:
+
+        def none_for_b(array, dtype, make=_core.empty_like):
+            if array.shape == (3,):
+                raise MemoryError
+            return make(array, dtype)
+
+        patch.setattr(_core, "empty_like", none_for_b)
+        with pytest.raises(MemoryError):
+            optimizer.step()
+    assert a.tolist() == [-0.5] * 2 and b.tolist() == [0] * 3
+    assert [optimizer.state[id(p)]["step"] for p in (a, b)] == [1, 0]
 
 
 def rates(scheduler, steps):

@@ -46,6 +46,44 @@ def test_indexing_has_numpys_meaning(case):
     np.testing.assert_allclose(x.grad.numpy(), scattered, atol=1e-5)
 
 
+@pytest.mark.gpu
+@PROPERTY
+@given(shape=shapes, data=st.data(), dtype=st.sampled_from(["int64", "int32"]))
+def test_rows_at_positions_on_a_gpu_are_numpys(shape, data, dtype):
+    """They are not looked at on the host: the positions do not go there."""
+    rows = hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=4)
+    elements = st.integers(-shape[0], shape[0] - 1)
+    at = data.draw(hnp.arrays(np.int64, rows, elements=elements))
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    x, index = (fastnn.tensor(v, device="cuda") for v in (values, at.astype(dtype)))
+    x.requires_grad_()
+    got, want = x[index], values[at]
+    grad = np.random.default_rng(0).standard_normal(want.shape).astype(np.float32)
+    got.backward(fastnn.tensor(grad, device="cuda"))
+    assert got.shape == want.shape and np.array_equal(np.asarray(got.detach()), want)
+    scattered = np.zeros(shape, np.float32)
+    np.add.at(scattered, at, grad)
+    np.testing.assert_allclose(x.grad.cpu().numpy(), scattered, atol=1e-5)
+    assert np.array_equal(x[index, ...].detach().cpu().numpy(), want)
+    assert np.array_equal(x.detach()[index, :].cpu().numpy() if x.ndim > 1 else want, want)
+
+
+@pytest.mark.gpu
+def test_positions_on_a_gpu_are_reported_later():
+    x, bad = fastnn.ones(3, 2, device="cuda"), fastnn.tensor([0, 3], device="cuda")
+    for take in (lambda: x[bad], lambda: x.index_select(0, bad)):
+        rows = take()
+        with pytest.raises(RuntimeError, match="take: expected indices from 0 to 2, got 3 at"):
+            rows.cpu()
+    with pytest.raises(IndexError, match="no position is in range of a dimension of size 0"):
+        x[:0][bad]
+    for t in (x, x.cpu()):
+        with pytest.raises(IndexError, match="too many indices"):
+            t[bad, :, :]
+    mask = fastnn.tensor([True, False, True], device="cuda")
+    assert x[mask].shape == (2, 2) and x[bad.cpu() - 1].shape == (2, 2)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @PROPERTY
 @given(case=indexed())

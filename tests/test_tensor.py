@@ -144,6 +144,14 @@ def test_dlpack_with_torch(dtype):
     assert ours.shape == (4, 2, 3)
 
 
+def test_negative_strides_are_not_exported():
+    """PyTorch does not check them, and ends the process."""
+    backwards = fastnn.arange(6).flip(0)
+    with pytest.raises(BufferError, match=r"negative strides; export \.clone\(\)"):
+        np.from_dlpack(backwards)
+    assert np.from_dlpack(backwards.clone()).tolist() == backwards.numpy().tolist()
+
+
 def test_torch_reads_a_channels_last_tensor_in_place():
     torch = pytest.importorskip("torch")
     ours = fastnn.randn(2, 3, 4, 5)

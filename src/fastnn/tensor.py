@@ -273,12 +273,15 @@ class Tensor:
                 1 or None for the legacy default stream, 2 for the per-thread one, -1 not to wait.
 
         Raises:
-            BufferError: the tensor requires a gradient, or another device or a copy is asked for.
+            BufferError: the tensor requires a gradient or has negative strides, or another device or a
+                copy is asked for.
             ValueError: stream 0, which is ambiguous, or another number that is no stream's.
             RuntimeError: this thread is recording a graph, for which no other stream can wait.
         """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
+        if any(step < 0 for step in self._array.strides):  # they would end PyTorch's process
+            raise BufferError("__dlpack__: the tensor has negative strides; export .clone()")
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
         settle()  # the consumer can write to it
@@ -301,12 +304,15 @@ class Tensor:
         """NVIDIA's array interface, version 3, of a tensor on a GPU (CuPy, Numba).
 
         Raises:
-            AttributeError: the tensor is not on a GPU.
-            RuntimeError: this thread is recording a graph, whose stream nobody can wait for.
+            AttributeError: the tensor is not on a GPU, or this thread is recording a graph, whose
+                stream nobody can wait for.
         """
         if not self.is_cuda or self._requires_grad:
             raise AttributeError("__cuda_array_interface__: of detached tensors on a GPU only")
-        _device.check_not_recording("__cuda_array_interface__")
+        try:
+            _device.check_not_recording("__cuda_array_interface__")
+        except RuntimeError as error:
+            raise AttributeError(str(error)) from None  # for hasattr()
         settle()  # the consumer can write to it
         array, item = self._array, self.element_size()
         array.expose()

@@ -11,7 +11,8 @@ import numpy as np
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, is_traced, record
 from fastnn.device import CPU
-from fastnn.functional.view import _dim, unsqueeze
+from fastnn.functional.elementwise import where
+from fastnn.functional.view import _dim, to, unsqueeze
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
 __all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
@@ -228,11 +229,34 @@ def _normal_key(input: Tensor, key: Any) -> tuple[tuple[Any, ...], bool]:
 def getitem(input: Tensor, key: Any) -> Tensor:
     """``input[key]`` with NumPy's meaning: views for slices and integers, copies for arrays.
 
+    Rows of a tensor on a GPU, ``input[index]`` with integers that are there too, are taken without
+    a wait for it: positions out of range are reported when the host next waits.
+
     Raises:
         IndexError: out of range, or too many indices.
     """
+    first, *rest = key if isinstance(key, tuple) and key else (key,)
+    if (
+        isinstance(first, Tensor) and input.is_cuda and first._array.device == input._array.device
+        and not first.dtype.is_floating_point and first.dtype.name != "bool"
+        and len(rest) < input.ndim and _whole(rest)
+    ):  # fmt: skip
+        return _rows_there(input, first)
     parts, plain = _normal_key(input, key)
     return _basic(input, parts) if plain else _advanced(input, parts)
+
+
+def _whole(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, slice) and part == slice(None) for part in parts)
+
+
+def _rows_there(input: Tensor, index: Tensor) -> Tensor:
+    """``input[index]`` with positions on the input's GPU, where a kernel checks them."""
+    size, index = input.shape[0], to(index, "int64")
+    if size == 0 and index.numel():
+        raise IndexError("index: no position is in range of a dimension of size 0")
+    positions = where(index < 0, index + size, index)
+    return _taken(input, positions._array, index.shape + input.shape[1:], by_rows=True)
 
 
 def _basic(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
@@ -295,30 +319,34 @@ def _strided_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> 
 
 def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
     first = parts[0] if parts else None
-    rest = parts[1:]
-    whole = all(isinstance(p, slice) and p == slice(None) for p in rest)
-    if whole and isinstance(first, np.ndarray) and first.dtype.kind in "iu" and input.ndim:
+    by_rows = (
+        isinstance(first, np.ndarray) and first.dtype.kind in "iu" and len(parts) <= input.ndim
+        and _whole(parts[1:])
+    )  # fmt: skip
+    if by_rows:
         # Rows of the first dimension: images of a batch. No map of all elements is needed.
         size = input.shape[0]
         rows = first.astype(np.int64)
         if rows.size and (rows.min() < -size or rows.max() >= size):
             raise IndexError(f"index: positions expect {-size} to {size - 1}, got {first}")
         positions, shape = np.where(rows < 0, rows + size, rows), first.shape + input.shape[1:]
-        width, array = math.prod(input.shape[1:]), _core.canonical(input._array)
     else:
         flat = np.arange(input.numel(), dtype=np.int64).reshape(input.shape)
         positions = flat[parts]  # NumPy's own IndexError says what is wrong
-        shape, width, array = positions.shape, 1, _core.row_major(input._array)
+        shape = positions.shape
+    index = tensor(np.ascontiguousarray(positions), device=input.device)._array
+    return _taken(input, index, shape, by_rows)
+
+
+def _taken(input: Tensor, index: Any, shape: tuple[int, ...], by_rows: bool) -> Tensor:
+    """The rows of the first dimension at positions, or the elements at theirs in row-major order."""
     if math.prod(shape) == 0:
         output = _core.new_empty(input._array, shape, input.dtype.name)
         return record("index", output, (input,), (None, 1, input.shape, False), _advanced_backward)
-    index = tensor(np.ascontiguousarray(positions), device=input.device)._array
+    width = math.prod(input.shape[1:]) if by_rows else 1
     # Rows of a canonical image batch stay canonical images only if the index is a plain list.
-    by_rows = width > 1 or input.ndim == 1
-    images = by_rows and input.ndim == 4
-    if images and len(shape) != 4:
-        array = _core.row_major(input._array)
-        images = False
+    images = by_rows and input.ndim == 4 and len(shape) == 4
+    array = _core.canonical(input._array) if images else _core.row_major(input._array)
     output = _core.take(array, index, width, shape, images)
     saved = (index, width, input.shape, images)
     return record("index", output, (input,), saved, _advanced_backward)

@@ -94,7 +94,12 @@ class Optimizer:
                     p.grad.zero_()
 
     def step(self) -> None:
-        """Moves every parameter that has a gradient."""
+        """Moves every parameter that has a gradient.
+
+        Raises:
+            MemoryError: there is no memory for buffers. Groups that have moved by then have their step
+                counted; the parameters of the others, and their counts, are as they were.
+        """
         settle()
         if _watched.steps is not None:
             self._graphed = True
@@ -106,10 +111,12 @@ class Optimizer:
             counts: dict[int, list[Tensor]] = {}
             for p in live:
                 held = self.state.setdefault(id(p), {"step": 0})
-                held["step"] += 1
-                counts.setdefault(held["step"], []).append(p)
+                counts.setdefault(held["step"] + 1, []).append(p)
             for count, params in counts.items():
                 self._update(group, params, [p.grad for p in params], count)
+                # Only now: where memory has run out, these have not moved.
+                for p in params:
+                    self.state[id(p)]["step"] = count
 
     def _update(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Any], step: int
@@ -122,11 +129,8 @@ class Optimizer:
         for p in params:
             held = self.state[id(p)]
             if name not in held:
-                # copy_into keeps the strides of its target: those of the parameter.
-                held[name] = _buffer(p)
-                _core.copy_into(
-                    held[name]._array, _core.new_full(p._array, p.shape, value, "float32")
-                )
+                # Known once it has values: memory may run out before.
+                held[name] = _buffer(p).fill_(value)
             found.append(held[name])
         return found
 
