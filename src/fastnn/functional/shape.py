@@ -326,10 +326,10 @@ def _advanced(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
     if by_rows:
         # Rows of the first dimension: images of a batch. No map of all elements is needed.
         size = input.shape[0]
-        rows = first.astype(np.int64)
+        rows = np.asarray(first).astype(np.int64)
         if rows.size and (rows.min() < -size or rows.max() >= size):
             raise IndexError(f"index: positions expect {-size} to {size - 1}, got {first}")
-        positions, shape = np.where(rows < 0, rows + size, rows), first.shape + input.shape[1:]
+        positions, shape = np.where(rows < 0, rows + size, rows), rows.shape + input.shape[1:]
     else:
         flat = np.arange(input.numel(), dtype=np.int64).reshape(input.shape)
         positions = flat[parts]  # NumPy's own IndexError says what is wrong
