@@ -88,14 +88,14 @@ _MATMUL = (
     "m3k4n5_b2x3_ob3_f32", "m3k4n5_b2x1_ob1x3_f32", "m2k3n4_ob3_f32", "m100k3n2_f32", "m2k300n9_f32",
     "m15k31n33_bf16", "m5k64n20_b2_ob2_bf16", "m4k7_b3_vb_f32", "m7k545n510_f32", "m32k512n520_bf16",
     "m3k20n17_b11_f32", "m19k7n40_b12_bf16", "m40k512n1030_f32", "m33k515n1024_bf16",
-    "m4k0n5_bf16",
+    "m4k0n5_bf16", "m70k1056n600_bf16",
 )  # fmt: skip
 _LINEAR = (
     "n1i1o1_f32", "n5i3o7_f32", "n0i3o4_f32", "n33i120o84_f32", "n128i64o10_f32", "n2x3i9o17_f32",
     "n4i65o33_nobias_f32", "n8i100o10_bf16", "n1i400o3_f32", "n2x1x3i5o6_nobias_bf16",
     "n3i1024o260_f32", "n16i130o2020_nobias_f32", "n5i600o444_nobias_bf16", "n20i608o440_bf16",
     "n9i1000o288_bf16", "n31i1056o256_nobias_bf16", "n32i520o541_f32",
-    "n2i1500o30_f32", "n1i77o18_bf16",
+    "n2i1500o30_f32", "n1i77o18_bf16", "n100i2048o2090_bf16", "n45i2080o2048_nobias_bf16",
 )  # fmt: skip
 
 OPS: dict[str, Op] = {
