@@ -35,6 +35,17 @@ def ran(tmp_path, capsys, *args):
     return json.loads(out.read_text()), web.read_text(), capsys.readouterr().out
 
 
+def test_the_work_that_peaks_are_measured_by_is_counted(isa):
+    for is_bfloat16 in (False, True):
+        counts = []
+        for threads in (1, 3):
+            fastnn.set_num_threads(threads)
+            counts += [fastnn._core.multiply_adds(is_bfloat16, rounds) for rounds in (0, 1, 20)]
+        assert counts[0] == counts[3] == 0 and counts[1] >= 2
+        assert counts[2] == 20 * counts[1]
+        assert counts[4:] == [3 * counts[1], 3 * counts[2]]
+
+
 def test_operators_are_printed_and_written(tmp_path, capsys):
     result, _, text = ran(tmp_path, capsys, "relu", "linear", "sgd_step", "cat")
     assert result["complete"] is True
@@ -290,10 +301,13 @@ def test_a_network_that_torch_does_not_compile_is_left_out_and_said(monkeypatch,
     monkeypatch.setattr(torch, "compile", lambda model: lambda images: 1 / 0)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     x, target = networks._data(2, 32)
-    calls = networks_gpu._torch_steps("cifar_resnet20", x, target, "float32", "cpu", compiled=True)
-    assert calls.keys() == {"torch channels_last"}
-    said = capsys.readouterr().err
-    assert said == "torch compiled is left out: ZeroDivisionError: division by zero\n"
+    for theirs, data in (
+        (networks_gpu._torch_steps, (x, target)), (networks_gpu._torch_calls, (x,)),
+    ):  # fmt: skip
+        calls = theirs("cifar_resnet20", *data, "float32", "cpu", compiled=True)
+        assert calls.keys() == {"torch channels_last"}
+        said = capsys.readouterr().err
+        assert said == "torch compiled is left out: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.gpu

@@ -59,6 +59,12 @@ void bind_runtime(py::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("active_isa", &active_isa);
   m.def("set_isa", &set_isa);
+  m.def(
+      "multiply_adds",
+      [](bool is_bfloat16, int64_t rounds) {
+        return multiply_adds(is_bfloat16 ? DType::bfloat16 : DType::float32, rounds);
+      },
+      NoGil());
 
   m.def("manual_seed", &manual_seed);
   m.def("random_state", [] {

@@ -11,10 +11,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <numeric>
 #include <sstream>
 
 #include "core/error.h"
 #include "core/isa.h"
+#include "core/parallel.h"
 
 // One per source in csrc/cpu, each defining fill_<stem>().
 #define FASTNN_STEMS(X)   \
@@ -44,14 +46,15 @@
 
 #define FASTNN_DECLARE(stem) void fill_##stem(Slots&);
 #define FASTNN_CALL(stem) fill_##stem(slots);
-#define FASTNN_LEVEL(isa)      \
-  namespace fastnn::cpu::isa { \
-  FASTNN_STEMS(FASTNN_DECLARE) \
-  static Slots fill() {        \
-    Slots slots{};             \
-    FASTNN_STEMS(FASTNN_CALL)  \
-    return slots;              \
-  }                            \
+#define FASTNN_LEVEL(isa)               \
+  namespace fastnn::cpu::isa {          \
+  FASTNN_STEMS(FASTNN_DECLARE)          \
+  double multiply_adds(DType, int64_t); \
+  static Slots fill() {                 \
+    Slots slots{};                      \
+    FASTNN_STEMS(FASTNN_CALL)           \
+    return slots;                       \
+  }                                     \
   }
 
 FASTNN_LEVEL(portable)
@@ -83,6 +86,7 @@ FASTNN_LEVEL(avx512)
 namespace fastnn::cpu::avx512_bf16 {
 FASTNN_ROUNDING_STEMS(FASTNN_DECLARE)
 FASTNN_PAIRED_STEMS(FASTNN_DECLARE)
+double multiply_adds(DType, int64_t);
 static Slots fill_rounding() {
   Slots slots = avx512::fill();
   FASTNN_ROUNDING_STEMS(FASTNN_CALL)
@@ -103,6 +107,7 @@ static Slots fill() {
   X(conv_backward_weight)
 namespace fastnn::cpu::amx {
 FASTNN_AMX_STEMS(FASTNN_DECLARE)
+double multiply_adds(DType, int64_t);
 static Slots fill() {
   Slots slots = avx512_bf16::fill_rounding();
   FASTNN_AMX_STEMS(FASTNN_CALL)
@@ -147,8 +152,9 @@ bool has_amx() {
 struct Level {
   const char* name;
   bool available;
-  Slots slots;        // none where it is not available
-  int multiply_adds;  // of float32, per cycle
+  Slots slots;  // none where it is not available
+  double (*multiply_adds)(DType, int64_t);
+  int per_cycle;  // multiply-adds of float32
   double bfloat16_rate;
   bool fast;  // not an emulation, which has to be asked for
 };
@@ -162,29 +168,33 @@ const std::vector<Level>& levels() {
   static const std::vector<Level> table = [] {
     std::vector<Level> out;
     // A level's own code fills its slots, in instructions that the machine may lack.
-    const auto add = [&out](const char* name, bool available, Slots (*fill)(), int multiply_adds,
-                            double rate = 1, bool fast = true) {
-      out.push_back({name, available, available ? fill() : Slots{}, multiply_adds, rate, fast});
+    const auto add = [&out](const char* name, bool available, Slots (*fill)(),
+                            double (*multiply_adds)(DType, int64_t), int per_cycle, double rate = 1,
+                            bool fast = true) {
+      out.push_back(
+          {name, available, available ? fill() : Slots{}, multiply_adds, per_cycle, rate, fast});
     };
-    add("portable", true, cpu::portable::fill, 8);
+    add("portable", true, cpu::portable::fill, cpu::portable::multiply_adds, 8);
 #if FASTNN_HAVE_avx2
     add("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu::avx2::fill,
-        16);
+        cpu::avx2::multiply_adds, 16);
 #endif
 #if FASTNN_HAVE_avx512
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const int wide = has_half_vectors() ? 16 : 32;
-    add("avx512", avx512, cpu::avx512::fill, wide);
+    add("avx512", avx512, cpu::avx512::fill, cpu::avx512::multiply_adds, wide);
 #endif
 #if FASTNN_HAVE_avx512_bf16
     const bool bfloat16 = avx512 && has_bfloat16();
     // Intel's processors add products of pairs half as often as they add products.
     const double rate = __builtin_cpu_is("intel") ? 1 : 2;
-    add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, wide, rate);
+    add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, cpu::avx512_bf16::multiply_adds, wide,
+        rate);
 #endif
 #if FASTNN_HAVE_amx
-    add("amx", bfloat16 && has_amx(), cpu::amx::fill, wide, 16, kFastTiles);
+    add("amx", bfloat16 && has_amx(), cpu::amx::fill, cpu::amx::multiply_adds, wide, 16,
+        kFastTiles);
 #endif
     return out;
   }();
@@ -235,7 +245,16 @@ std::string active_isa() { return active().load()->name; }
 
 double bfloat16_rate() { return active().load()->bfloat16_rate; }
 
-int multiply_adds_per_cycle() { return active().load()->multiply_adds; }
+int multiply_adds_per_cycle() { return active().load()->per_cycle; }
+
+double multiply_adds(DType dtype, int64_t rounds) {
+  const auto run = active().load()->multiply_adds;
+  const int64_t threads = get_num_threads();
+  std::vector<double> each(static_cast<size_t>(threads));
+  parallel_for(threads,
+               [&](int64_t thread) { each[static_cast<size_t>(thread)] = run(dtype, rounds); });
+  return std::accumulate(each.begin(), each.end(), 0.0);
+}
 
 void set_isa(const std::string& name) { active().store(&find(name, "set_isa")); }
 

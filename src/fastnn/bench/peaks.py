@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import fastnn
+from fastnn import _core
 from fastnn.bench.timing import times
 
 
@@ -41,23 +42,22 @@ class Peaks:
 def measure_peaks(seconds: float = 1.0, device: str = "cpu") -> Peaks:
     """Measures the peaks of the processor or a GPU, each for a time.
 
-    Arithmetic: the best run of the product of two square matrices, ours and (float32) that of
-    NumPy's BLAS; a rate that a program reached, a little below what the multipliers could do.
-    Memory: the best run of copies of 128 MB, by our threads and by NumPy.
+    Arithmetic: the best run of multiply-adds on registers alone, at the instruction set level in
+    use; on a GPU, of the product of two square matrices, ours and PyTorch's, a rate that a program
+    reached. Memory: the best run of copies of 128 MB, by our threads and by NumPy.
     """
     if device != "cpu":
         return _measure_gpu(seconds, device)
-    n, count = 1536, 2**25
-    x = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
-    a, product = fastnn.from_numpy(x), np.empty_like(x)
-    half = fastnn.tensor(x, dtype="bfloat16")
+    count, rounds = 2**25, 20_000
     source, target = fastnn.ones(count), fastnn.zeros(count)
     arrays = np.asarray(source), np.asarray(target)
-    flops = _best([lambda: fastnn.matmul(a, a), lambda: np.matmul(x, x, out=product)], seconds)
-    flops16 = _best([lambda: fastnn.matmul(half, half)], seconds)
+
+    def rate(is_bfloat16: bool) -> float:
+        work = _core.multiply_adds(is_bfloat16, rounds) / 1e9
+        return work / _best([lambda: _core.multiply_adds(is_bfloat16, rounds)], seconds)
+
     copy = _best([lambda: target.copy_(source), lambda: np.copyto(arrays[1], arrays[0])], seconds)
-    work = 2 * n**3 / 1e9
-    return Peaks(work / flops, work / flops16, 2 * 4 * count / copy / 1e9)
+    return Peaks(rate(False), rate(True), 2 * 4 * count / copy / 1e9)
 
 
 def _best(functions: list[Callable[[], Any]], seconds: float) -> float:
