@@ -186,7 +186,8 @@ struct Clipped {
   double max_norm;
   __device__ auto change() const {
     const double factor = max_norm / (sqrt(*squares) + 1e-6);
-    return [by = factor < 1 ? static_cast<float>(factor) : 1.0f](float x) { return x * by; };
+    // A norm that is NaN makes all NaN.
+    return [by = factor >= 1 ? 1.0f : static_cast<float>(factor)](float x) { return x * by; };
   }
 };
 struct Clamped {
