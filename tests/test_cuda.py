@@ -757,6 +757,24 @@ def test_pinned_memory():
         fastnn.ones(1, dtype="uint8").expand(1 << 50).pin_memory()
 
 
+def test_pinned_memory_that_is_kept_is_given_back_before_there_is_none():
+    """Of address space for 64 MB, and 320 MB kept in blocks too small."""
+    program = """
+import resource, fastnn
+fastnn.zeros(1, device="cuda") + 1
+x = fastnn.zeros(50 << 20)
+kept = [fastnn.zeros(10 << 20).pin_memory() for _ in range(8)]
+del kept
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+assert x.pin_memory().is_pinned()
+"""
+    done = emulated(program)
+    if "built without" in done.stderr:
+        pytest.skip("built without emulation")
+    assert done.returncode == 0, done.stderr
+
+
 class LargeImages:
     """Images of ones on a GPU, but for the first two and the last two, which are random and on the CPU
     as well. What they come to there, by themselves, is what they have to come to here."""

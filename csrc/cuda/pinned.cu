@@ -65,6 +65,13 @@ void collect(Pins& all) {
   all.leaving.erase(kept, all.leaving.end());
 }
 
+// Gives back those that are free. The caller holds the mutex.
+void release(Pins& all) {
+  for (const auto& [bytes, data] : all.free)
+    if (cudaFreeHost(data) != cudaSuccess) cudaGetLastError();
+  all.free.clear();
+}
+
 }  // namespace
 
 void* pin(int64_t bytes) {
@@ -80,7 +87,12 @@ void* pin(int64_t bytes) {
     all.free.erase(fit);
   } else {
     const Unrecorded outside;
-    const cudaError_t result = cudaHostAlloc(&data, static_cast<size_t>(size), 0);
+    cudaError_t result = cudaHostAlloc(&data, static_cast<size_t>(size), 0);
+    if (result == cudaErrorMemoryAllocation && !all.free.empty()) {
+      cudaGetLastError();
+      release(all);
+      result = cudaHostAlloc(&data, static_cast<size_t>(size), 0);
+    }
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       note_text("pin_memory: cannot pin " + std::to_string(bytes) + " bytes", true);
@@ -126,9 +138,7 @@ void free_pinned() {
   Pins& all = pins();
   std::lock_guard<std::mutex> lock(all.mutex);
   collect(all);
-  for (const auto& [bytes, data] : all.free)
-    if (cudaFreeHost(data) != cudaSuccess) cudaGetLastError();
-  all.free.clear();
+  release(all);
 }
 
 }  // namespace fastnn::cuda
