@@ -67,6 +67,50 @@ def test_a_mean_over_nothing_is_nan_and_its_gradient_zero():
     assert not x.grad.numpy().any()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("rows", [3, 100])  # on a CPU one at a time, and as many as a vector holds
+def test_the_score_of_a_label_without_weight_counts_if_it_is_not_finite(device, rows, isa):
+    scores = np.zeros((rows, 4), np.float32)
+    scores[0, 1], scores[1, 1], scores[2, 3] = math.nan, -math.inf, -math.inf
+    weight, labels = fastnn.tensor([1.0, 0.0, 1.0, 1.0]), fastnn.tensor([1, 1] + [0] * (rows - 2))
+    loss = F.cross_entropy(
+        *(t.to(device) for t in (fastnn.tensor(scores), labels, weight)), reduction="none"
+    ).cpu()
+    assert np.isnan(loss.numpy()[:2]).all()
+    assert loss.numpy()[2] == pytest.approx(math.log(3), rel=1e-6)
+    np.testing.assert_allclose(loss.numpy()[3:], math.log(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_a_mean_over_labels_without_weight_is_nan_where_it_has_a_gradient(device, rows, isa):
+    """0 / 0; of nll_loss only a label's score has one, of cross_entropy each of its row."""
+    labels = np.full(rows, 2)
+    labels[1] = -100
+    weight, there = (
+        fastnn.tensor([1.0, 1.0, 0.0], device=device),
+        fastnn.tensor(labels, device=device),
+    )
+    for loss, wrong in ((F.nll_loss, [False, False, True]), (F.cross_entropy, [True] * 3)):
+        x = fastnn.zeros(rows, 3, device=device).requires_grad_()
+        y = loss(x, there, weight)
+        y.backward()
+        expected = np.where((labels == 2)[:, None], wrong, False)
+        assert math.isnan(y.item())
+        assert np.array_equal(np.isnan(x.grad.cpu().numpy()), expected)
+        assert (x.grad.cpu().numpy()[~expected] == 0).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_infinite_gradient_of_a_loss_stays_in_its_row(device, isa):
+    x = fastnn.zeros(2, 3, device=device).requires_grad_()
+    loss = F.cross_entropy(x, fastnn.tensor([1, 0], device=device), reduction="none")
+    loss.backward(fastnn.tensor([math.inf, 1.0], device=device))
+    inf, third = math.inf, 1 / 3
+    expected = [[inf, math.nan, inf], [third - 1, third, third]]
+    np.testing.assert_allclose(x.grad.cpu().numpy(), expected, rtol=1e-6)
+
+
 def test_a_bad_label_is_named_and_the_process_lives_on():
     x = fastnn.randn(4, 3, requires_grad=True)
     with pytest.raises(ValueError, match="got 7 at flat position 2"):

@@ -120,8 +120,9 @@ void loss_of_block(const ClassParams& p, int64_t row, float* loss) {
     if (ignored(p, row + r)) {
       loss[row + r] = 0;
     } else {
+      // One label's score counts whatever its weight, as in loss_of_row and in PyTorch.
       const float t = label_weight(p, row + r);
-      if (t != 0.0f)
+      if (t != 0.0f || one_label(p))
         loss[row + r] += t * ((highest[r] - x.values[p.labels[row + r] * LANES + r]) + logs[r]);
     }
 }

@@ -76,8 +76,9 @@ __global__ void __launch_bounds__(kThreads)
     const T* const x = static_cast<const T*>(p.x) + row * p.C;
     const LogSumExp l = log_sum_exp<Team>(p, x);
     const bool bad = !ignored(p, row) && outside(p, row), none = ignored(p, row) || bad;
+    const bool label = one_label(p);
     float all = 0;
-    if (one_label(p)) {
+    if (label) {
       all = none ? 0.0f : target(p, row, p.labels[row]);
     } else {
       for (int64_t c = Team::member(); c < p.C; c += Team::size) all += target(p, row, c);
@@ -85,9 +86,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     const float scale = scales[one_scale ? 0 : row];
     for (int64_t c = Team::member(); c < p.C; c += Team::size) {
-      const float softmax =
-          p.log_probabilities ? 0.0f : expf((to_float(x[c]) - l.highest) - l.log_sum);
-      const float y = softmax * all * scale - scale * target(p, row, c);
+      // Zero without a product: the scale may be infinite, as that of a mean over no weight is.
+      float y = 0;
+      if (!p.log_probabilities) y = expf((to_float(x[c]) - l.highest) - l.log_sum) * (all * scale);
+      if (!label || p.labels[row] == c) y -= scale * target(p, row, c);
       from_float(grad_x[row * p.C + c], bad ? NAN : none ? 0.0f : y);
     }
   }
