@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from harness import PROPERTY, check_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +90,15 @@ def test_overlapping_windows_add_up_their_gradients(isa):
     x = fastnn.tensor([[[[0.0, 9.0, 0.0]]]], requires_grad=True)
     F.max_pool2d(x, (1, 2), 1).sum().backward()
     assert x.grad.tolist() == [[[[0, 2, 0]]]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_windows_that_their_indices_cannot_count_are_refused(device):
+    """Without a copy of the image, which is one number."""
+    x = fastnn.ones(1, 1, 1, 1, device=device).expand(1, 1, 1 << 16, 1 << 15)
+    for pool in (lambda: F.adaptive_max_pool2d(x, 1), lambda: F.max_pool2d(x, (1 << 16, 1 << 15))):
+        with pytest.raises(
+            ValueError,
+            match=r"max_pool2d: windows expect at most 2\^31 - 1 pixels, got 65536 x 32768",
+        ):
+            pool()

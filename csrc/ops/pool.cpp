@@ -135,6 +135,9 @@ void check_gradient(const char* op, const Array& grad_output, const Dims& shape)
 
 std::pair<Array, Array> run_max(const char* op, const Array& input, const Windows& windows) {
   check_floating(op, "input", input);
+  check(windows.h.extent * windows.w.extent <= INT32_MAX, op,
+        ": windows expect at most 2^31 - 1 pixels, got ", windows.h.extent, " x ",
+        windows.w.extent);
   const Array x = canonical(input);
   const Dims shape = windows.output(x.shape());
   const PoolParams p = windows.params(x.shape(), x.dtype());
