@@ -290,10 +290,13 @@ def test_a_network_that_torch_does_not_compile_is_left_out_and_said(monkeypatch,
     monkeypatch.setattr(torch, "compile", lambda model: lambda images: 1 / 0)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     x, target = networks._data(2, 32)
-    calls = networks_gpu._torch_steps("cifar_resnet20", x, target, "float32", "cpu", compiled=True)
-    assert calls.keys() == {"torch channels_last"}
-    said = capsys.readouterr().err
-    assert said == "torch compiled is left out: ZeroDivisionError: division by zero\n"
+    for theirs, data in (
+        (networks_gpu._torch_steps, (x, target)), (networks_gpu._torch_calls, (x,)),
+    ):  # fmt: skip
+        calls = theirs("cifar_resnet20", *data, "float32", "cpu", compiled=True)
+        assert calls.keys() == {"torch channels_last"}
+        said = capsys.readouterr().err
+        assert said == "torch compiled is left out: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.gpu

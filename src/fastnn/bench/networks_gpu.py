@@ -138,7 +138,10 @@ def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
             with fastnn.no_grad(), fastnn.autocast(dtype == "bfloat16"):
                 return model(images)
 
-        theirs = _torch_calls(name, x, dtype, options) if "torch" in options.installed() else {}
+        theirs = {}
+        with precision(dtype, options.device):  # which torch.compile goes by, too
+            if "torch" in options.installed():
+                theirs = _torch_calls(name, x, dtype, options.device, options.compiled)
         for part, ours in (("latency", call), ("graphed latency", fastnn.cuda.graphed(call))):
             with precision(dtype, options.device):
                 as_graph = part != "latency"
@@ -152,26 +155,31 @@ def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
             yield row
 
 
-def _torch_calls(name: str, x: Any, dtype: str, options: Options) -> dict[str, Call]:
-    """In bfloat16 under autocast, which rounds the weights in every call, and rounded once."""
+def _torch_calls(name: str, x: Any, dtype: str, device: str, compiled: bool) -> dict[str, Call]:
+    """In bfloat16 under autocast, which rounds the weights in every call, and rounded once; what is
+    compiled is rounded once."""
     import torch
 
     from fastnn.bench import torch_models
 
-    def make(kind: Any, cast: bool) -> Call:
-        model: Any = torch_models.make(name).eval().to(options.device, kind)
+    def make(kind: Any, cast: bool, compile_it: bool = False) -> Call:
+        model: Any = torch_models.make(name).eval().to(device, kind)
         model = model.to(memory_format=torch.channels_last)
-        images = torch.tensor(x).to(options.device, kind)
+        images = torch.tensor(x).to(device, kind)
         images = images.contiguous(memory_format=torch.channels_last)
+        run: Any = torch.compile(model) if compile_it else model
 
         def call() -> Any:
             with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cast):
-                return model(images)
+                return run(images)
 
         return call
 
     half = dtype == "bfloat16"
+    kind = torch.bfloat16 if half else torch.float32
     found = {"torch channels_last": make(torch.float32, half)}
     if half:
-        found["torch channels_last bfloat16"] = make(torch.bfloat16, False)
+        found["torch channels_last bfloat16"] = make(kind, False)
+    if compiled:
+        found |= _if_it_runs("torch compiled", lambda: make(kind, False, compile_it=True))
     return found
