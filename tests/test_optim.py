@@ -276,3 +276,12 @@ def test_clipping_scales_to_the_norm_and_limits_values():
     np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
     nn.clip_grad_value_([a, b], 0.5)
     assert a.grad.tolist() == [0.5, 0] and b.grad.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_clipping_by_a_norm_that_is_nan_makes_all_gradients_nan(device):
+    a, b = (nn.Parameter(fastnn.zeros(2).to(device)) for _ in range(2))
+    a.grad = fastnn.tensor([1.0, 2.0], device=device)
+    b.grad = fastnn.tensor([math.nan, 0.0], device=device)
+    assert math.isnan(nn.clip_grad_norm_([a, b], 1.0).item())
+    assert np.isnan(np.asarray([a.grad.tolist(), b.grad.tolist()])).all()
