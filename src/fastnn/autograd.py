@@ -11,7 +11,7 @@ instead of being half right.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,16 @@ def touch(leaf: Tensor, anew: bool = False) -> None:
     """Notes, for :func:`watched`, that the leaf's ``.grad`` is about to become another, or None."""
     if _state.touched is not None:
         _state.touched.setdefault(id(leaf), (leaf, leaf.grad, anew))
+
+
+def forget_gradients(leaves: Iterable[Tensor], set_to_none: bool) -> None:
+    """Forgets the gradients of leaves, or overwrites them with zeros."""
+    for leaf in leaves:
+        touch(leaf, anew=True)
+        if set_to_none:
+            leaf.grad = None
+        elif leaf.grad is not None:
+            leaf.grad.zero_()
 
 
 def is_traced() -> bool:

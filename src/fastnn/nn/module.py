@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import RemovableHandle, no_grad, touch
+from fastnn.autograd import RemovableHandle, forget_gradients, no_grad
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor, settle, tensor
@@ -293,12 +293,7 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of every parameter, or overwrites them with zeros."""
-        for parameter in self.parameters():
-            touch(parameter, anew=True)
-            if set_to_none:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
+        forget_gradients(self.parameters(), set_to_none)
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Floating parameters and buffers in another dtype or on another device, in place.

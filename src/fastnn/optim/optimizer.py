@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import touch
+from fastnn.autograd import forget_gradients
 from fastnn.tensor import Tensor, settle, tensor
 
 #: State of parameters by their identity.
@@ -85,13 +85,8 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, or overwrites them with zeros."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                touch(p, anew=True)
-                if set_to_none:
-                    p.grad = None
-                elif p.grad is not None:
-                    p.grad.zero_()
+        params = (p for group in self.param_groups for p in group["params"])
+        forget_gradients(params, set_to_none)
 
     def step(self) -> None:
         """Moves every parameter that has a gradient.
