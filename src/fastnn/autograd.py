@@ -19,6 +19,7 @@ import fastnn._core as _core
 from fastnn.device import name_of
 
 if TYPE_CHECKING:
+    from fastnn.optim.optimizer import Step
     from fastnn.tensor import Tensor
 
 Backward = Callable[..., Any]
@@ -32,13 +33,26 @@ def _wrap(array: Any) -> Tensor:
     raise ImportError("fastnn.autograd: import fastnn first")
 
 
+class Watched:
+    """What :func:`watched` saw.
+
+    Attributes:
+        steps: of optimizers, in order.
+        leaves: whose ``.grad`` became another, by identity.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.leaves: dict[int, Touched] = {}
+
+
 class _State(threading.local):
     grad = True
     autocast = False
     waits = True
     traced = False
-    #: The leaves that this thread gives gradients, or whose it forgets; None: nobody asks.
-    touched: dict[int, Touched] | None = None
+    #: What this thread notes for :func:`watched`; None: nobody asks.
+    seen: Watched | None = None
 
 
 _state = _State()
@@ -116,22 +130,28 @@ class tracing(_Mode):
 
 
 @contextmanager
-def watched() -> Iterator[dict[int, Touched]]:
-    """The leaves whose ``.grad`` becomes another within the block, by identity (for CUDA graphs)."""
-    seen: dict[int, Touched] = {}
-    before, _state.touched = _state.touched, seen
+def watched() -> Iterator[Watched]:
+    """What the host does within the block that a CUDA graph would not do again."""
+    seen = Watched()
+    before, _state.seen = _state.seen, seen
     try:
         yield seen
     finally:
-        _state.touched = before
+        _state.seen = before
         if before is not None:
-            before.update((key, one) for key, one in seen.items() if key not in before)
+            before.steps += seen.steps
+            before.leaves = seen.leaves | before.leaves
+
+
+def watcher() -> Watched | None:
+    """Where this thread notes what it does; None where nobody asks."""
+    return _state.seen
 
 
 def touch(leaf: Tensor, anew: bool = False) -> None:
     """Notes, for :func:`watched`, that the leaf's ``.grad`` is about to become another, or None."""
-    if _state.touched is not None:
-        _state.touched.setdefault(id(leaf), (leaf, leaf.grad, anew))
+    if _state.seen is not None:
+        _state.seen.leaves.setdefault(id(leaf), (leaf, leaf.grad, anew))
 
 
 def forget_gradients(leaves: Iterable[Tensor], set_to_none: bool) -> None:

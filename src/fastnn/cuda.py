@@ -317,8 +317,7 @@ class graphed:
         self._graph: graph | None = None
         self._arguments: tuple[list[Any], dict[str, Any]] | None = None
         self._stream: Stream | None = None  # of the call before
-        self._steps: list[optimizer.Step] = []
-        self._leaves: dict[int, autograd.Touched] = {}
+        self._seen = autograd.Watched()  # in the last call that was not a replay
         self._gradients: list[_Gradient] = []
         self._memory: list[int] = []
         self._result: Any = None
@@ -328,13 +327,13 @@ class graphed:
         self._follow()
         given, keywords = self._placed(list(arguments), named)
         if self._warmup:
-            with optimizer.watched() as self._steps, autograd.watched() as self._leaves:
+            with autograd.watched() as self._seen:
                 result = self._function(*given, **keywords)
             _check_on_gpu("the result", result)
             self._arguments = given, keywords
             self._warmup -= 1
             return result
-        with _taken_back_on_failure(self._steps, self._leaves) as recorded:
+        with _taken_back_on_failure(self._seen) as recorded:
             if self._graph is None:
                 self._record(given, keywords, recorded)
             else:
@@ -374,25 +373,27 @@ class graphed:
             _renew(f"argument {name!r}", keywords[name], value)
         return self._arguments
 
-    def _record(self, arguments: list[Any], named: dict[str, Any], came_to: list[Any]) -> None:
+    def _record(
+        self, arguments: list[Any], named: dict[str, Any], came_to: list[autograd.Watched]
+    ) -> None:
         recorded = graph()
         before = _core.random_state()
-        known = {id(b) for one, *_ in self._steps for b in _buffers_of(one)}
-        gradients = {key: leaf.grad for key, (leaf, *_) in self._leaves.items()}
-        with optimizer.watched() as steps, autograd.watched() as leaves, recorded:
-            came_to += steps, leaves
+        known = {id(b) for one, *_ in self._seen.steps for b in _buffers_of(one)}
+        gradients = {key: leaf.grad for key, (leaf, *_) in self._seen.leaves.items()}
+        with autograd.watched() as seen, recorded:
+            came_to.append(seen)
             self._result = self._function(*arguments, **named)
             _check_on_gpu("the result", self._result)
-            if any(id(b) not in known for one, *_ in steps for b in _buffers_of(one)):
+            if any(id(b) not in known for one, *_ in seen.steps for b in _buffers_of(one)):
                 raise RuntimeError(
                     "graphed: an optimizer made buffers while its step was recorded, which every "
                     "replay would make anew; it has to take such a step in the warm-up before (has "
                     "momentum been switched on, or a parameter been given a gradient for the first "
                     "time?)"
                 )
-        self._graph, self._steps = recorded, steps
-        self._memory = _memory_of(steps)
-        for key, (leaf, touched, anew) in leaves.items():
+        self._graph, self._seen = recorded, seen
+        self._memory = _memory_of(seen.steps)
+        for key, (leaf, touched, anew) in seen.leaves.items():
             then = gradients.get(key, touched)
             anew = anew or (then is not None and touched is None)  # the step has dropped it
             self._gradients.append(_Gradient(leaf, anew, then, leaf.grad))
@@ -414,7 +415,7 @@ class graphed:
         later = [(now - then) % 2**64 for now, then in zip(random, self._recorded_at, strict=True)]
         module.begin_rehearsal(self._graph._graph)
         try:
-            for one, gradients, _ in self._steps:
+            for one, gradients, _ in self._seen.steps:
                 held = [(p, p.grad) for p, _ in gradients]
                 for p, gradient in gradients:
                     p.grad = gradient
@@ -423,7 +424,7 @@ class graphed:
                     p.grad = gradient
         finally:
             same = module.end_rehearsal(*later)
-        if not same or _memory_of(self._steps) != self._memory:
+        if not same or _memory_of(self._seen.steps) != self._memory:
             raise RuntimeError(
                 "graphed: an optimizer takes other steps than when it was recorded; parameters, "
                 "their gradients and the optimizer's buffers have to stay the same, or the step has "
@@ -528,31 +529,28 @@ def _memory_of(steps: list[optimizer.Step]) -> list[int]:
 
 
 @contextmanager
-def _taken_back_on_failure(
-    steps: list[optimizer.Step], leaves: dict[int, autograd.Touched]
-) -> Iterator[list[Any]]:
+def _taken_back_on_failure(known: autograd.Watched) -> Iterator[list[autograd.Watched]]:
     """What the host does in a step: without the device's part it has to be as if it had not been.
 
     Args:
-        steps: that are known from the call before.
-        leaves: likewise, whose gradients changed.
+        known: what the call before did.
 
     Yields:
-        A list for the steps and leaves that a recording comes to: it may find others.
+        A list for what a recording does: it may come to other steps and leaves.
     """
     random = _core.random_state()
-    gradients = {id(p): (p, p.grad) for _, moved, _ in steps for p, _ in moved}
-    gradients |= {key: (leaf, leaf.grad) for key, (leaf, *_) in leaves.items()}
-    states = {id(one): (one, one._state_now()) for one, *_ in steps}
-    came_to: list[Any] = []
+    gradients = {id(p): (p, p.grad) for _, moved, _ in known.steps for p, _ in moved}
+    gradients |= {key: (leaf, leaf.grad) for key, (leaf, *_) in known.leaves.items()}
+    states = {id(one): (one, one._state_now()) for one, *_ in known.steps}
+    came_to: list[autograd.Watched] = []
     try:
         yield came_to
     except BaseException:
-        others, touched = came_to or ((), {})
-        for key, (leaf, gradient, _) in touched.items():
-            gradients.setdefault(key, (leaf, gradient))
-        for one, _, state in others:
-            states.setdefault(id(one), (one, state))
+        for seen in came_to:
+            for key, (leaf, gradient, _) in seen.leaves.items():
+                gradients.setdefault(key, (leaf, gradient))
+            for one, _, state in seen.steps:
+                states.setdefault(id(one), (one, state))
         for p, gradient in gradients.values():
             p.grad = gradient
         for one, state in states.values():

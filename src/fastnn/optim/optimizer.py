@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import forget_gradients
+from fastnn.autograd import forget_gradients, watcher
 from fastnn.tensor import Tensor, settle, tensor
 
 #: State of parameters by their identity.
 State = dict[int, dict[str, Any]]
 #: What an optimizer's step moved: the optimizer, each parameter with its gradient, and the state before.
 Step = tuple["Optimizer", list[tuple[Tensor, Tensor | None]], State]
-
-
-class _Watched(threading.local):
-    #: The steps that this thread records into a CUDA graph, in order; None: it records none.
-    steps: list[Step] | None = None
-
-
-_watched = _Watched()
-
-
-@contextmanager
-def watched() -> Iterator[list[Step]]:
-    """The optimizers' steps within the block, in order (for CUDA graphs)."""
-    seen: list[Step] = []
-    before, _watched.steps = _watched.steps, seen
-    try:
-        yield seen
-    finally:
-        _watched.steps = before
-        if before is not None:
-            before += seen
 
 
 class Optimizer:
@@ -96,10 +73,10 @@ class Optimizer:
                 counted; the parameters of the others, and their counts, are as they were.
         """
         settle()
-        if _watched.steps is not None:
+        if (seen := watcher()) is not None:
             self._graphed = True
             params = [p for group in self.param_groups for p in group["params"]]
-            _watched.steps.append((self, [(p, p.grad) for p in params], self._state_now()))
+            seen.steps.append((self, [(p, p.grad) for p in params], self._state_now()))
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             # Parameters that have made different numbers of steps take them apart.
