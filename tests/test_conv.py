@@ -55,6 +55,29 @@ def test_conv_transpose2d_with_random_settings(line):
 
 
 @st.composite
+def plane_lines(draw):
+    """Channels of several blocks of columns: gradients of the weight copy the input to planes, where
+    pixels that leave the same remainder of a stride lie together, or to planes tap by tap."""
+    groups = draw(st.sampled_from([1, 1, 2]))
+    c, oc = groups * draw(st.sampled_from([24, 48, 96])), groups * draw(st.sampled_from([1, 7, 18]))
+    kh, kw, dh, dw = draw(small), draw(small), draw(small), draw(small)
+    sh, sw = draw(st.sampled_from([1, 2, 2, 3, 5])), draw(st.sampled_from([1, 2, 2, 3, 5]))
+    ph, pw = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    h = max(1, draw(st.integers(1, 12)) + dh * (kh - 1) - 2 * ph)
+    w = max(1, draw(st.integers(1, 30)) + dw * (kw - 1) - 2 * pw)
+    return (
+        f"n{draw(st.integers(1, 3))}c{c}h{h}w{w}_oc{oc}"
+        f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x{dw}g{groups}_nobias_{draw(DTYPE)}"
+    )
+
+
+@PROPERTY
+@given(plane_lines())
+def test_conv2d_of_planes(line):
+    check_everywhere("conv2d", line)
+
+
+@st.composite
 def grouped_lines(draw):
     """Groups as small as those of ResNeXt: several to a vector, or a few vectors each."""
     each, groups = draw(st.sampled_from([2, 4, 8, 16, 32])), draw(st.sampled_from([2, 4, 8, 24]))

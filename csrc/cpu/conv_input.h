@@ -5,7 +5,8 @@
 //   (i * step_h + dh[t], j * step_w + dw[t]), zeros outside the image.
 // A tile (some images, or rows of one, or columns of one row) finds them in one of three places:
 //   direct    the tensor itself: no tap leaves the image, and it is float32 already
-//   padded    the rectangle of input under the tile, zero padded, float32, copied to a panel
+//   padded    the rectangle of input under the tile, zero padded, float32, copied to a panel, or to
+//             planes of some channels each, where the pixels under a tap follow each other
 //   gathered  the taps of each pixel, copied one behind the other: for steps and dilations that
 //             would leave most of a padded rectangle unused
 // so that a kernel sees base + image * image_stride + row * row_stride + col * col_stride +
@@ -93,19 +94,27 @@ struct InputTiles {
   int64_t groups, strips, segments;      // number of tiles along images, rows, columns
   int64_t panel_rows, panel_cols;        // input pixels under a full tile
   int64_t low_h, low_w, high_h, high_w;  // smallest and largest tap offsets
-  int64_t pitch;  // values from one row of a padded panel's plane to the next
+  int64_t pitch;  // values from one row of a padded panel to the next (of a phase, see below)
   int64_t image_stride, row_stride, col_stride;
   int64_t panel_size;  // values of one tile's panel; 0 if direct
   int64_t run;         // this many taps at a time are neighbouring pixels
   bool across;         // images side by side, pixel by pixel (padded panels only)
   int64_t width;       // channels of a pixel that lie together: all K, or a panel's planes of fewer
   int64_t plane;       // values from one plane to the next
-  int64_t k, tap_count;  // contiguous values of one tap, and taps, after merging
+  // A plane's pixels that leave the same remainders of the steps lie together, as a tap meets them.
+  int64_t phases_h, phases_w, phase;  // values from one of these grids to the next
+  int64_t k, tap_count;               // contiguous values of one tap, and taps, after merging
   int64_t packed_k() const { return k + (in.odd && k % 2); }
   int64_t taps[kMaxTaps];
 
   // Values between neighbouring pixels of a padded panel's plane.
   int64_t panel_pixel() const { return across ? images * width : width; }
+  int64_t panel_row(int64_t r) const {
+    return phases_h == 1 ? r * pitch : r % phases_h * phases_w * phase + r / phases_h * pitch;
+  }
+  int64_t panel_column(int64_t c) const {
+    return phases_w == 1 ? c * panel_pixel() : c % phases_w * phase + c / phases_w * panel_pixel();
+  }
   int64_t count() const { return groups * strips * segments; }
   Tile tile(int64_t index, int64_t group = 0) const {
     const int64_t col = index % segments * cols, row = index / segments % strips * rows;
@@ -185,12 +194,13 @@ inline int64_t kernel_row(const InputGrid& in) {
 
 // Settles tiles of about `pixels` grid points whose panels have at most about `size` values of type
 // P. `direct` allows reading the tensor itself, `stepped` asks for the wishes of AMX tiles, and a
-// `width` below K for padded panels cut into planes of that many channels.
+// `width` below K for panels cut into planes of that many channels (gathered ones tap by tap).
 template <class T, class P = float>
 void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
                 bool stepped = false, int64_t width = 0) {
   const InputGrid& in = t.in;
   t.width = in.K;
+  t.phases_h = t.phases_w = 1;
   t.low_h = t.high_h = in.dh[0], t.low_w = t.high_w = in.dw[0];
   for (int i = 1; i < in.tap_count; ++i) {
     if (in.dh[i] < t.low_h) t.low_h = in.dh[i];
@@ -234,6 +244,18 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
   t.images = ceil_div(in.N, t.groups);
   t.panel_rows = (t.rows - 1) * in.step_h + span_h;
   t.panel_cols = (t.cols - 1) * in.step_w + span_w;
+  if (t.source == Source::gathered && width) {
+    t.width = width;
+    t.k = in.K;
+    t.tap_count = in.tap_count;
+    t.col_stride = width;
+    t.row_stride = t.cols * width;
+    t.image_stride = t.rows * t.row_stride;
+    t.plane = t.images * t.image_stride + 64 / sizeof(P);
+    for (int64_t i = 0; i < t.tap_count; ++i) t.taps[i] = i * (in.K / width) * t.plane;
+    t.panel_size = t.tap_count * (in.K / width) * t.plane;
+    return;
+  }
   if (t.source == Source::gathered) {
     // Kernel rows are a tap each where parts of them are left out (conv_inside.h).
     const bool alike = in.same_sums && t.run * in.K % (2 * kStep<P>) != 0;
@@ -250,20 +272,28 @@ void plan_input(InputTiles& t, int64_t pixels, int64_t size, bool direct = true,
     return;
   }
   const bool as_is = t.source == Source::direct;
-  if (width && !as_is) t.width = width;
+  if (width && !as_is) {
+    t.width = width;
+    // Every other line of a cache would be half of its sets.
+    if (t.rows > 1) t.phases_h = in.step_h;
+    if (t.cols > 1) t.phases_w = in.step_w;
+  }
+  const int64_t rows = ceil_div(t.panel_rows, t.phases_h);
+  const int64_t cols = ceil_div(t.panel_cols, t.phases_w);
   const int64_t pixel = as_is ? in.a_pixel : t.panel_pixel();
-  t.pitch = (as_is ? in.W : t.panel_cols) * pixel;
+  t.pitch = (as_is ? in.W : cols) * pixel;
   // Of the same column, pixels of several rows are multiplied at a time (conv_inside.h).
   if (!as_is && !stepped && is_far(t.pitch * int64_t{sizeof(P)})) t.pitch += 64 / sizeof(P);
-  t.col_stride = in.step_w * pixel;
-  t.row_stride = in.step_h * t.pitch;
-  t.image_stride = t.across ? t.width : (as_is ? in.H : t.panel_rows) * t.pitch;
-  t.plane = t.panel_rows * t.pitch * (t.across ? 1 : t.images);
-  if (t.width < in.K) t.plane += 64 / sizeof(P);  // not a power of two apart
+  t.col_stride = (t.phases_w == 1 ? in.step_w : 1) * pixel;
+  t.row_stride = (t.phases_h == 1 ? in.step_h : 1) * t.pitch;
+  t.image_stride = t.across ? t.width : (as_is ? in.H : rows) * t.pitch;
+  t.phase = rows * t.pitch * (t.across ? 1 : t.images);
+  if (t.width < in.K) t.phase += 64 / sizeof(P);  // not a power of two apart
+  t.plane = t.phases_h * t.phases_w * t.phase;
   t.panel_size = as_is ? 0 : t.plane * (in.K / t.width);
   for (int i = 0; i < in.tap_count; ++i)
     t.taps[i] = as_is ? in.dh[i] * t.pitch + in.dw[i] * pixel
-                      : (in.dh[i] - t.low_h) * t.pitch + (in.dw[i] - t.low_w) * pixel;
+                      : t.panel_row(in.dh[i] - t.low_h) + t.panel_column(in.dw[i] - t.low_w);
   const int64_t merged = pixel == in.K && t.width == in.K ? t.run : 1;
   t.tap_count = 0;
   for (int64_t i = 0; i < in.tap_count; i += merged) t.taps[t.tap_count++] = t.taps[i];
@@ -326,8 +356,9 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, i
   const int64_t last = clamp(in.W - col, first, t.panel_cols);
   const auto zeros = [&](int64_t from, int64_t end) {
     for (int64_t i = 0; i < planes; ++i)
-      if (t.across)
-        for (int64_t c = from; c < end; ++c) zero_values(to + i * t.plane + c * pixel, t.width);
+      if (t.across || t.phases_w > 1)
+        for (int64_t c = from; c < end; ++c)
+          zero_values(to + i * t.plane + t.panel_column(c), t.width);
       else
         zero_values(to + i * t.plane + from * pixel, (end - from) * pixel);
   };
@@ -343,12 +374,33 @@ void padded_line(const InputTiles& t, int64_t image, int64_t row, int64_t col, i
       return widen_pixels(to + first * pixel, from, last - first);
 #endif
   for (int64_t c = first; c < last; ++c, from += in.a_pixel) {
+    P* const at = to + t.panel_column(c);
     for (int64_t i = 0; i + 1 < planes; ++i)
-      copy_values(to + i * t.plane + c * pixel, from + i * t.width, t.width);
-    P* end = to + (planes - 1) * t.plane + c * pixel;
+      copy_values(at + i * t.plane, from + i * t.width, t.width);
+    P* end = at + (planes - 1) * t.plane;
     copy_values(end, from + (planes - 1) * t.width, t.width - in.missing);
     if (in.missing) end[t.width - 1] = P{};
   }
+}
+
+// One grid row of a gathered panel in planes.
+template <class T, class P>
+void gathered_planes(const InputTiles& t, int64_t image, int64_t row, int64_t col, int64_t cols,
+                     int64_t channel, P* to) {
+  const InputGrid& in = t.in;
+  const T* a = static_cast<const T*>(in.a) + channel + image * in.H * in.W * in.a_pixel;
+  for (int64_t j = col; j < col + cols; ++j, to += t.width)
+    for (int64_t i = 0; i < in.tap_count; ++i) {
+      const int64_t h = row * in.step_h + in.dh[i], w = j * in.step_w + in.dw[i];
+      const bool inside = h >= 0 && h < in.H && w >= 0 && w < in.W;
+      const T* const from = a + (h * in.W + w) * in.a_pixel;
+      P* plane = to + t.taps[i];
+      for (int64_t c = 0; c < in.K; c += t.width, plane += t.plane)
+        if (inside)
+          copy_values(plane, from + c, t.width);
+        else
+          zero_values(plane, t.width);
+    }
 }
 
 // One grid row of a gathered panel. Neighbouring taps are copied together.
@@ -392,10 +444,11 @@ void fill_line(const InputTiles& t, const Tile& tile, int64_t line, P* panel) {
     if (row < t.panel_rows - (t.rows - tile.rows) * t.in.step_h)
       padded_line<T>(t, tile.image + image, tile.row * t.in.step_h + t.low_h + row,
                      tile.col * t.in.step_w + t.low_w, tile.channel,
-                     panel + image * t.image_stride + row * t.pitch);
+                     panel + image * t.image_stride + t.panel_row(row));
   } else if (row < tile.rows) {
-    gathered_line<T>(t, tile.image + image, tile.row + row, tile.col, tile.cols, tile.channel,
-                     panel + image * t.image_stride + row * t.row_stride);
+    const auto line_of = t.width < t.in.K ? gathered_planes<T, P> : gathered_line<T, P>;
+    line_of(t, tile.image + image, tile.row + row, tile.col, tile.cols, tile.channel,
+            panel + image * t.image_stride + row * t.row_stride);
   }
 }
 
