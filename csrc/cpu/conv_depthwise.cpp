@@ -50,7 +50,8 @@ FASTNN_INLINE void add_taps(const T* in, int64_t pitch, const float* w, int64_t 
 template <bool Checked, int B, int KW, int S, int V, class T>
 FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t taps, int64_t i, uint32_t there,
                                    int64_t c, int lanes) {
-  vfloat sum[B][V] = {};
+  vfloat sum[B][V];
+  start_row(sum, d, c, lanes);
   const int64_t first = i * S + d.start, pitch = d.pitch, next = d.w_next_vector;
   bring_next<B, S>(d, i, c);
   for (int64_t r = 0; r < d.rows; ++r) {
@@ -101,11 +102,12 @@ FASTNN_INLINE void depthwise_blocks(const ChannelRow<T>* rows, int count, int64_
           depthwise_block<B <= 4, B, KW, S, V>(d, taps, i, there, c, LANES);
         else
           depthwise_block<true, B, KW, S, V>(d, taps, i, there, c, LANES);
-      if (c == d.C) continue;
-      const ChannelRow<T>& again = rows[row];  // d itself would have to be in memory for a call
-      vector_loop(c, again.C, [&again, taps, i, there](int64_t at, int lanes) {
-        depthwise_block<true, B, KW, S, 1>(again, taps, i, there, at, lanes);
-      });
+      if (V == 2 && c + LANES <= d.C) {
+        depthwise_block<true, B, KW, S, 1>(d, taps, i, there, c, LANES);
+        c += LANES;
+      }
+      const auto rest = static_cast<int>(d.C - c);
+      if (rest > 0 && rest < LANES) depthwise_block<true, B, KW, S, 1>(d, taps, i, there, c, rest);
     }
   }
 }
@@ -123,7 +125,8 @@ void depthwise_rows(const ChannelRow<T>* rows, int count, int64_t taps) {
 template <bool Checked, int B, int V, class T>
 FASTNN_INLINE void far_block(const ChannelRow<T>& d, int64_t taps, int64_t S, int64_t i, int64_t c,
                              int lanes) {
-  vfloat sum[B][V] = {};
+  vfloat sum[B][V];
+  start_row(sum, d, c, lanes);
   const int64_t pitch = d.pitch, first = i * S + d.start;
   for (int64_t r = 0; r < d.rows; ++r)
     for (int64_t tap = 0; tap < taps; ++tap) {
@@ -272,20 +275,23 @@ FASTNN_INLINE void weight_blocks(const ConvParams& p, const T* x, const T* g, co
   vector_loop(0, C, [&](int64_t c, int lanes) FASTNN_INLINED {
     float* const to = sums + kh * KW * C + c;
     vfloat sum[R][KW];
+#pragma GCC unroll 32
     for (int t = 0; t < R * KW; ++t) sum[t / KW][t % KW] = load_any(to + t * C, lanes);
     for (int64_t row = strip.begin; row < strip.begin + strip.rows; ++row) {
       const int64_t n = row / p.OH, top = row % p.OH * p.stride_h - p.pad_top;
       const T* in[R];
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const int64_t h = top + (kh + r) * p.dilation_h;
         in[r] = h < 0 || h >= p.H ? nullptr : x + ((n * p.H + h) * p.W + first) * C + c;
       }
       const T* const grad = g + (row * p.OW + i) * C + c;
-      if (inside)
+      if (inside && lanes == LANES)
         weight_block<B == 1, B, R, KW, S>(in, there, grad, strip, C, lanes, sum);
       else
         weight_block<true, B, R, KW, S>(in, there, grad, strip, C, lanes, sum);
     }
+#pragma GCC unroll 32
     for (int t = 0; t < R * KW; ++t) store_any(to + t * C, sum[t / KW][t % KW], lanes);
   });
 }

@@ -25,7 +25,16 @@ namespace {
 
 constexpr int kBlock = LANES == 16 ? 14 : 7;  // outputs whose sums stay in registers
 
-// Sums of one or two chains.
+// Sums of one or two chains, the first of which starts from the bias.
+template <int N, int Chains, class P, class T>
+FASTNN_INLINE void start_chains(vfloat (&sum)[N][Chains], const ChannelRow<T, P>& d, int64_t c) {
+  vfloat first[N][1];
+  start_row(first, d, c, LANES);
+#pragma GCC unroll 16
+  for (int b = 0; b < N; ++b)
+#pragma GCC unroll 2
+    for (int chain = 0; chain < Chains; ++chain) sum[b][chain] = chain ? vfloat{} : first[b][0];
+}
 template <int N, int Chains, class P, class T>
 FASTNN_INLINE void finish_chains(const vfloat (&sum)[N][Chains], const ChannelRow<T, P>& d,
                                  int64_t i, int64_t c) {
@@ -46,7 +55,8 @@ FASTNN_INLINE void buffered_block(const ChannelRow<T, P>& d, int64_t i, int64_t 
     buffer_pixels<W>(d.inputs(r, c), i * S + d.start, kInputs, d.width, d.C, in + r * kInputs * W);
   for (int v = 0; v < W; v += LANES) {
     bring_next<N, S>(d, i, c + v);
-    vfloat sum[N][kChains] = {};
+    vfloat sum[N][kChains];
+    start_chains(sum, d, c + v);
     for (int64_t r = 0; r < d.rows; ++r) {
       const P* w = d.weights(r, c + v);
       for (int step = 0; step < kSteps; step += kChains)
@@ -76,7 +86,8 @@ FASTNN_INLINE void direct_block(const ChannelRow<T, P>& d, int64_t i, int64_t c)
   constexpr int kChains = LANES == 16 && kSteps % 2 == 0 ? 2 : 1;
   const int64_t first = i * S + d.start;
   bring_next<N, S>(d, i, c);
-  vfloat sum[N][kChains] = {};
+  vfloat sum[N][kChains];
+  start_chains(sum, d, c);
   for (int64_t r = 0; r < d.rows; ++r) {
     const P* const w = d.weights(r, c);
     const T* const in = d.inputs(r, first * d.C + c);

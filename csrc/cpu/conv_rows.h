@@ -26,7 +26,7 @@ struct ChannelRow {
   const P* w;        // of row 0 and the first vector of channels, (tap, k) LANES apart
   int64_t w_next_row, w_next_vector;
   int64_t pitch, rows, gap, width, start, outputs, C;
-  const ConvEpilogue* e;
+  ConvEpilogue e;
   T* y;
   Route route;
   int64_t at, step;  // of output 0 in y; distance of the next
@@ -44,33 +44,46 @@ struct ChannelRow {
 
 // Which of `count` columns from `first` on, up to 32, lie in a row of `width`: a bit each.
 FASTNN_INLINE uint32_t columns_there(int64_t first, int count, int64_t width) {
-  uint32_t there = 0;
-  for (int j = 0; j < count; ++j)
-    if (first + j >= 0 && first + j < width) there |= 1u << j;
-  return there;
+  const auto below = [&](int64_t column) FASTNN_INLINED {
+    const int64_t columns = column < 0 ? 0 : column < count ? column : count;
+    return (uint64_t{1} << columns) - 1;
+  };
+  return static_cast<uint32_t>(below(width - first) & ~below(-first));
 }
 
-// V vectors of channels from c on of outputs i to i + N - 1, of the last vector n channels. Without
-// an epilogue a store is all that is left (but for portable vectors, whose code is long as it is).
+// The sums of outputs i to i + N - 1, of V vectors of channels from c on and of the last vector n
+// channels, start from the bias, and are stored as relu(sum + residual).
 template <int N, int V, class T, class P>
-FASTNN_INLINE void finish_row(const vfloat (&sum)[N][V], const ChannelRow<T, P>& d, int64_t i,
-                              int64_t c, int n) {
-  const int64_t step = d.step, at = d.at + i * step + c;  // a store may change what d refers to
-  T* const y = d.y;
-  const bool plain = LANES > 4 && !d.e->bias && !d.e->residual && !d.e->relu && n == LANES;
-  const bool around = step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
-#pragma GCC unroll 16
-  for (int b = 0; b < N; ++b)
+FASTNN_INLINE void start_row(vfloat (&sum)[N][V], const ChannelRow<T, P>& d, int64_t c, int n) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const int64_t to = at + b * step + v * LANES;
-      if (plain && around)
-        stream(y + to, sum[b][v]);
-      else if (plain)
-        store(y + to, sum[b][v]);
-      else
-        finish_vector(sum[b][v], *d.e, c + v * LANES, to, n, y, d.route);
-    }
+  for (int v = 0; v < V; ++v) {
+    const vfloat bias = d.e.bias ? load_any(d.e.bias + c + v * LANES, n) : vfloat{};
+#pragma GCC unroll 16
+    for (int b = 0; b < N; ++b) sum[b][v] = bias;
+  }
+}
+template <int N, int V, class T, class P>
+FASTNN_INLINE void finish_row(vfloat (&sum)[N][V], const ChannelRow<T, P>& d, int64_t i, int64_t c,
+                              int n) {
+  // Several loops over all sums, with one decision before each, are half the code of one loop.
+  const int64_t step = d.step, at = d.at + i * step + c;  // a store may change what d refers to
+  const auto each = [&](const auto& body) FASTNN_INLINED {
+#pragma GCC unroll 16
+    for (int b = 0; b < N; ++b)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) body(sum[b][v], at + b * step + v * LANES);
+  };
+  if (const auto* residual = static_cast<const T*>(d.e.residual))
+    each([&](vfloat& value, int64_t to) FASTNN_INLINED { value += load_any(residual + to, n); });
+  if (d.e.relu) {
+    const vfloat ceiling = set1(d.e.relu.ceiling);
+    each([&](vfloat& value, int64_t) FASTNN_INLINED { value = vclamp(value, vfloat{}, ceiling); });
+  }
+  T* const y = d.y;
+  if (n == LANES && step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route))
+    each([&](vfloat value, int64_t to) FASTNN_INLINED { stream(y + to, value); });
+  else
+    each([&](vfloat value, int64_t to) FASTNN_INLINED { store_any(y + to, value, n); });
 }
 
 // Prefetches what outputs i to i + count - 1 of the next task read first.
@@ -108,8 +121,10 @@ void turn_channels(const T* w, int64_t C, int64_t rows, P* turned) {
 // Calls body(image, begin, end) for strips of rows of images, in parallel: rows one below the other
 // whose blocks of outputs take turns, so that the inputs that they share are still in L1; single
 // ones where there are few for each thread. (There, to give each thread the channels whose weights
-// it has turned costs up to four times as much: prefetchers fetch the lines of both.)
-constexpr int64_t kTurns = 4, kNearBytes = 4 << 20;
+// it has turned costs up to four times as much: prefetchers fetch the lines of both.) With AVX2,
+// whose processors' first caches hold fewer lines of a set, rows one after the other are up to
+// twice as fast where a pixel has few channels, and as fast elsewhere.
+constexpr int64_t kTurns = LANES == 16 ? 4 : 1, kNearBytes = 4 << 20;
 template <class Body>
 void each_strip(int64_t images, int64_t H, const Body& body) {
   const int64_t turns = images * H < 4 * kTurns * get_num_threads() ? 1 : kTurns;
@@ -149,7 +164,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       d.start = -p.pad_left;
       d.outputs = p.OW;
       d.C = C;
-      d.e = &e;
+      d.e = e;
       d.y = y;
       d.route = route;
       d.at = (n * p.OH + oh) * p.OW * C;
@@ -247,6 +262,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
     turned_taps += p.KH * across.count;
   }
   const Route route = route_to(grad_input, C, kCachedOfProducts);
+  const bool near = p.N * p.OH * p.OW * C * int64_t{sizeof(T)} <= kNearBytes;
   each_strip(p.N, p.H, [&](int64_t n, int64_t begin, int64_t end) {
     int64_t taps_before = 0;
     for (int64_t phase = 0; phase < phases; ++phase) {
@@ -269,13 +285,16 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         d.start = across.start;
         d.outputs = (p.W - phase + S - 1) / S;
         d.C = C;
-        d.e = &e;
+        d.e = e;
         d.y = grad_input;
         d.route = route;
         d.at = ((n * p.H + h) * p.W + phase) * C;
         d.step = S * C;
-        d.new_rows = d.new_next_row = 0;
-        d.next = g;
+        const int64_t below = (h + 1 + p.pad_top) / p.stride_h;
+        const bool is_new = (h + 1 + p.pad_top) % p.stride_h == 0 && below < p.OH;
+        d.new_rows = phase == 0 && is_new && !near;
+        d.new_next_row = 0;
+        d.next = g + (n * p.OH + below) * p.OW * C;
         for (int64_t t = 0; t < down.count && across.count; ++t) {
           const int64_t oh = h / p.stride_h + down.start + t * down.gap;
           if (oh < 0 || oh >= p.OH) continue;
