@@ -346,7 +346,10 @@ template <class Body>
 FASTNN_INLINE void vector_loop(int64_t begin, int64_t end, const Body& body) {
   int64_t i = begin;
   for (; i + LANES <= end; i += LANES) body(i, LANES);
-  if (i < end) body(i, static_cast<int>(end - i));
+  if (i >= end) return;
+  const auto rest = static_cast<int>(end - i);
+  if (rest >= LANES) __builtin_unreachable();  // so that no load or store asks again
+  body(i, rest);
 }
 
 // body(i, vectors, n) likewise, `vectors` whole vectors at a time as long as there are as many,
