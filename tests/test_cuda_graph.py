@@ -1129,6 +1129,16 @@ def test_what_a_replay_writes_has_been_changed_in_place():
     assert weight._array.version == versions[1] + 2
 
 
+@pytest.mark.parametrize("operator", [F.dropout, F.dropout2d, F.drop_path])
+def test_a_replay_changes_masks(operator):
+    w, x = on_cuda(4, 8, 3, 3).requires_grad_(), on_cuda(4, 8, 3, 3)
+    run = fastnn.cuda.graphed(lambda x: operator(w + x, 0.5), warmup=1)
+    run(x).sum().backward()  # in the warm-up
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"{operator.__name__}: a tensor of shape \(4, 8"):
+            run(x).sum().backward()
+
+
 def test_graphs_and_events_are_not_copied():
     """Two would end the same one of the driver's."""
     x, event = on_cuda(3), fastnn.cuda.Event()
