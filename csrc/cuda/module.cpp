@@ -152,14 +152,13 @@ void bind_graphs(py::module_& m) {
   });
   m.def("abandon_capture", &abandon_capture);
   m.def("recording", [] { return recorded_graph() != nullptr; });
-  m.def("replay", [](uintptr_t graph) {
-    replay(pointer<Graph*>(graph));
+  m.def("replay", [](uintptr_t graph, uint64_t seed, uint64_t offset) {
+    replay(pointer<Graph*>(graph), {seed, offset});
     check();
   });
   m.def("destroy_graph", [](uintptr_t graph) { destroy(pointer<Graph*>(graph)); });
   m.def("begin_rehearsal", [](uintptr_t graph) { begin_rehearsal(pointer<Graph*>(graph)); });
-  m.def("end_rehearsal",
-        [](uint64_t seed, uint64_t offset) { return end_rehearsal({seed, offset}); });
+  m.def("end_rehearsal", &end_rehearsal);
 }
 
 void bind_memory(py::module_& m) {

@@ -85,12 +85,12 @@ class Tensor:
         raise TypeError("Tensor: make one with fastnn.tensor(data) or fastnn.from_numpy(array)")
 
     @classmethod
-    def _wrap(cls, array: Any, requires_grad: bool = False) -> Tensor:
+    def _wrap(cls, array: Any) -> Tensor:
         self = object.__new__(cls)
         self._array = array
         self._node = None
         self._index = 0
-        self._requires_grad = requires_grad
+        self._requires_grad = False
         self._hooks = None
         self.grad = None
         return self
@@ -135,6 +135,8 @@ class Tensor:
             )
         if not value and self._node is not None:
             raise RuntimeError("requires_grad: only leaf tensors can be set; use .detach()")
+        if value and not self._requires_grad:
+            _autograd.note_leaf(self)
         self._requires_grad = bool(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -438,7 +440,7 @@ def _rebuilt(
 ) -> Tensor:
     """The tensor that :meth:`Tensor.__reduce__` took apart."""
     array = _core.clone(_core.from_numpy(bits, dtype == "bfloat16"))
-    return cls._wrap(_core.to_device(array, _device.index_of(device)), requires_grad)
+    return cls._wrap(_core.to_device(array, _device.index_of(device))).requires_grad_(requires_grad)
 
 
 def _values(array: Any) -> np.ndarray:

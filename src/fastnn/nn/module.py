@@ -37,7 +37,7 @@ class Parameter(Tensor):
                 f"Parameter: expected dtype float32 or bfloat16, got {values.dtype.name}; "
                 "pass requires_grad=False"
             )
-        return cls._wrap(values._array, requires_grad)  # type: ignore[return-value]
+        return cls._wrap(values._array).requires_grad_(requires_grad)  # type: ignore[return-value]
 
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
         pass
