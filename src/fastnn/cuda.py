@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import fastnn._core as _core
 from fastnn import autograd
 from fastnn import device as _device
-from fastnn.device import cuda_module, index_of
+from fastnn.device import cuda_module, gpu_index_of
 from fastnn.graph_arguments import check_argument, check_on_gpu, copied, renew, with_tensors
 from fastnn.optim import optimizer
 from fastnn.tensor import Tensor, settle
@@ -41,27 +41,19 @@ def current_device() -> int:
 
 def set_device(device: int | str) -> None:
     """Makes a device this thread's current one: that ``"cuda"`` means, and other libraries go by."""
-    index = _index(device)
+    index = gpu_index_of(device)
     cuda_module().set_device(index)
     _device.set_current(index)
 
 
 def get_device_name(device: int | str | None = None) -> str:
     """What the driver calls the device."""
-    return cuda_module().device_properties(_index(device))["name"]
+    return cuda_module().device_properties(gpu_index_of(device))["name"]
 
 
 def get_device_capability(device: int | str | None = None) -> tuple[int, int]:
     """Compute capability, (9, 0) for Hopper."""
-    return cuda_module().device_properties(_index(device))["capability"]
-
-
-def _index(device: int | str | None) -> int:
-    name = "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
-    index = index_of(name)
-    if index == _device.CPU:
-        raise ValueError(f"device: expected 'cuda', 'cuda:0' or an index, got {device!r}")
-    return index
+    return cuda_module().device_properties(gpu_index_of(device))["capability"]
 
 
 def synchronize(device: int | str | None = None) -> None:
@@ -72,25 +64,25 @@ def synchronize(device: int | str | None = None) -> None:
     """
     module = cuda_module()
     settle()
-    module.synchronize(_index(device))
+    module.synchronize(gpu_index_of(device))
     module.check()
 
 
 def memory_stats(device: int | str | None = None) -> dict[str, int]:
     """Bytes ``allocated`` to tensors and graphs, their peak (``peak_allocated``), ``cached`` for later
     ones, ``free`` and ``total``."""
-    return cuda_module().memory_stats(_index(device))
+    return cuda_module().memory_stats(gpu_index_of(device))
 
 
 def reset_peak_memory_stats(device: int | str | None = None) -> None:
     """Starts the peak anew from what is allocated now."""
-    cuda_module().reset_peak_memory_stats(_index(device))
+    cuda_module().reset_peak_memory_stats(gpu_index_of(device))
 
 
 def empty_cache(device: int | str | None = None) -> None:
     """Returns memory that no tensor uses to the driver."""
     module = cuda_module()
-    module.empty_cache(_index(device))
+    module.empty_cache(gpu_index_of(device))
     module.check()
 
 
@@ -121,6 +113,14 @@ class Event:
         if self.cuda_event:
             self._module.synchronize_event(self.device, self.cuda_event)
         self._module.check()
+
+    def query(self) -> bool:
+        """Whether the work before the event is done; yes if it was never recorded."""
+        return not self.cuda_event or self._module.query_event(self.device, self.cuda_event)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Later work on the stream (the current one) waits for the event, if that was recorded."""
+        (stream or current_stream()).wait_event(self)
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this event to ``end``; both are to have timing and be recorded."""
@@ -157,7 +157,7 @@ class Stream:
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
-        self.device = _index(device)
+        self.device = gpu_index_of(device)
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
         handle = 1 if handle == 0 else handle
         if handle is not None:
@@ -171,6 +171,17 @@ class Stream:
         cuda_module().synchronize_stream(self.device, self.cuda_stream)
         cuda_module().check()
 
+    def query(self) -> bool:
+        """Whether the stream's work is done."""
+        settle()
+        return cuda_module().query_stream(self.device, self.cuda_stream)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Marks this point of the stream by an event, a new one if left out."""
+        event = event or Event()
+        event.record(self)
+        return event
+
     def wait_event(self, event: Event) -> None:
         """Later work here waits for ``event``, if that was recorded."""
         if event.cuda_event:
@@ -182,10 +193,20 @@ class Stream:
         module = cuda_module()
         module.follow(other.device, self.cuda_stream, other.cuda_stream, self.device)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same queue."""
+        return isinstance(other, Stream) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[int, int]:
+        return self.device, self.cuda_stream
+
 
 def current_stream(device: int | str | None = None) -> Stream:
     """The stream that this thread's work goes to."""
-    index = _index(device)
+    index = gpu_index_of(device)
     return Stream(index, cuda_module().current_stream(index))
 
 
@@ -233,7 +254,7 @@ class graph:
     def __enter__(self) -> graph:
         settle()  # what is computed while recording has no values before the first replay
         self.reset()
-        self._module.begin_capture(_index(None))
+        self._module.begin_capture(gpu_index_of(None))
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
