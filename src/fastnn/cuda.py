@@ -274,7 +274,7 @@ class graph:
         self._replay(0, 0)
 
     def _replay(self, seed: int, offset: int) -> None:
-        """With masks of a state of the generator that is so far from the recording's."""
+        """With masks of a state of the generator that is so far from what it was recorded at."""
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
         settle()  # before the memory that it changes
@@ -310,8 +310,9 @@ class graphed:
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
     masks go on as without a graph, also after another seed, for they live in device memory. The tensors
     that were given gradients while it was recorded, or lost theirs to ``zero_grad()``, have the same ones
-    after every call. Whatever else the function does on the host, such as a scheduler's step, a count or
-    a print, happens while it is recorded and not again: do that outside.
+    after every call; those of tensors that the function makes into leaves itself, also of its arguments,
+    begin anew. Whatever else the function does on the host, such as a scheduler's step, a count or a
+    print, happens while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
@@ -362,8 +363,8 @@ class graphed:
             else:
                 self._rehearse()
             assert self._graph is not None
-            now = zip(_core.next_random(self._draws), self._recorded_at, strict=True)
-            self._graph._replay(*((here - there) % 2**64 for here, there in now))
+            (seed, offset), recorded_at = _core.next_random(self._draws), self._recorded_at
+            self._graph._replay((seed - recorded_at[0]) % 2**64, (offset - recorded_at[1]) % 2**64)
         for one in self._gradients:
             one.leaf.grad = one.after
         return self._result
@@ -436,15 +437,15 @@ class graphed:
         for leaf, anew, before, after in self._gradients:
             if anew or leaf.grad is before:
                 continue
-            if before is not None and after is not before:  # the step adds to it, and then drops it
-                before.copy_(0.0 if leaf.grad is None else leaf.grad)
-            else:
+            if before is None or after is before:
                 raise RuntimeError(
                     f"graphed: the gradient of a tensor of shape {leaf.shape} has to be "
                     f"{'None' if before is None else 'the same tensor'} before each call, as when the "
                     "step was recorded, which adds to it; call zero_grad() within the step, or before "
                     f"each call{'' if before is None else ' with set_to_none=False'}"
                 )
+            # The step adds to it, and then drops it: it may be any.
+            before.zero_() if leaf.grad is None else before.copy_(leaf.grad)
         module = cuda_module()
         module.begin_rehearsal(self._graph._graph)
         try:
