@@ -355,9 +355,10 @@ def test_retain_grad():
     assert y.grad.tolist() == [4, 8]
 
 
-def test_gradcheck_passes_and_fails():
-    x = fastnn.tensor(np.linspace(0.5, 2, 12).reshape(3, 4), requires_grad=True)
-    w = fastnn.randn(4, requires_grad=True)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gradcheck_passes_and_fails(device):
+    x = fastnn.tensor(np.linspace(0.5, 2, 12).reshape(3, 4), device=device).requires_grad_()
+    w = fastnn.randn(4, device=device).requires_grad_()
     assert fastnn.gradcheck(lambda a, b: ((a * b).exp() + a.log()).mean(0), (x, w))
     with pytest.raises(AssertionError, match="gradcheck: input 0"):
         fastnn.gradcheck(lambda a: (a * a.detach()).sum(), x)

@@ -47,6 +47,7 @@ def test_factories_make_tensors_there():
         fastnn.tensor([1, 2], device="cuda"),
         fastnn.zeros_like(on_cuda(3)),
         fastnn.empty(2, device="cuda:0"),
+        fastnn.empty(2, device=0),
     ]
     assert all(t.device == "cuda:0" for t in made)
     fastnn.manual_seed(3)
@@ -61,7 +62,7 @@ def test_gradients_cross_devices():
     assert x.grad.device == "cpu" and (x.grad.numpy() == 2).all()
 
 
-@pytest.mark.parametrize("device", ["cuda:1000", "cuda:x", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:1000", "cuda:x", "gpu", 1000, -1, True])
 def test_devices_that_are_not_there(device):
     with pytest.raises(
         (RuntimeError, ValueError), match="is not available|expected 'cpu' or 'cuda'"
@@ -251,6 +252,38 @@ def test_streams_and_events():
         start.record()
     end.record()
     start.elapsed_time(end)  # waits for both
+
+
+def test_streams_and_events_are_asked_and_compared():
+    side, main = fastnn.cuda.Stream(), fastnn.cuda.current_stream()
+    assert main == fastnn.cuda.current_stream() and main != side and main != main.cuda_stream
+    assert (
+        len({main, side, fastnn.cuda.current_stream(), fastnn.cuda.Stream(0, side.cuda_stream)})
+        == 2
+    )
+    never = fastnn.cuda.Event()
+    assert never.query()
+    never.wait()
+    x = on_cuda(64, 64)
+    side.wait_stream(main)
+    with fastnn.cuda.stream(side):
+        y = x @ x
+    done = side.record_event()
+    done.wait(main)
+    assert np.allclose((y + 0).cpu().numpy(), x.cpu().numpy() @ x.cpu().numpy(), atol=1e-3)
+    with fastnn.cuda.stream(side):
+        y @ y
+    assert side.record_event(done) is done
+    while not done.query():
+        pass
+    while not side.query():
+        pass
+    with fastnn.cuda.graph() as recorded:
+        x + 1
+        assert done.query() and side.query()
+    recorded.replay()
+    with pytest.raises(RuntimeError, match="graph is being recorded"), fastnn.cuda.graph():
+        fastnn.cuda.current_stream().query()
 
 
 def test_a_graph_replays_with_new_inputs():
@@ -1107,3 +1140,16 @@ def test_models_move_by_name():
     net = nn.Linear(2, 3)
     assert net.cuda() is net and net.weight.device == "cuda:0"
     assert net.cuda("cuda:0").cpu().weight.device == "cpu"
+    for move in (
+        lambda t: t.cuda(0), lambda t: t.cuda(None), lambda t: t.cuda(device="cuda"),
+        lambda t: t.to(0), lambda t: t.to("cuda", True), lambda t: t.to(0, non_blocking=True),
+        lambda t: t.to(device=0, dtype="bfloat16", non_blocking=True),
+    ):  # fmt: skip
+        there = move(nn.Linear(2, 3)).weight
+        assert there.device == "cuda:0" and move(fastnn.ones(2)).dtype is there.dtype
+        assert move(fastnn.ones(2)).is_cuda
+    x = fastnn.ones(3).pin_memory().cuda(non_blocking=True)
+    assert x.tolist() == [1, 1, 1] and x.cuda() is x
+    for one in (x, net):
+        with pytest.raises(ValueError, match="expected 'cuda', 'cuda:0' or an index, got 'cpu'"):
+            one.cuda("cpu")

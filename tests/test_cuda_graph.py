@@ -606,6 +606,74 @@ def test_masks_of_a_graph_are_of_the_seed_of_the_day():
     assert masks(step) == masks(fastnn.cuda.graphed(step, warmup=1))
 
 
+def test_other_threads_draw_on_while_a_step_is_graphed():
+    """No number is drawn twice, nor another's seed undone: whether the step records, replays or fails."""
+    p, x = fastnn.ones(2, device="cuda").requires_grad_(), fastnn.ones(64, device="cuda")
+    meanwhile, masks, fail = [], [], []
+
+    class Watched(optim.SGD):
+        def step(self):
+            super().step()
+            with ThreadPoolExecutor(1) as elsewhere:
+                for act in meanwhile:
+                    elsewhere.submit(act).result()
+
+    optimizer = Watched([p], lr=0.1)
+
+    def draw():
+        masks.append(F.dropout(fastnn.ones(64), 0.5).tolist())
+
+    def step(draws):
+        optimizer.zero_grad()
+        (p**2).sum().backward()
+        y = x
+        for _ in range(draws):
+            y = F.dropout(x, 0.5)
+            optimizer.step()
+        if not draws:
+            optimizer.step()
+        if fail:
+            raise KeyError
+        return y
+
+    fastnn.manual_seed(2)
+    meanwhile[:] = [draw]
+    for draws in (2, 0):
+        run = fastnn.cuda.graphed(step, warmup=1)
+        run(draws)
+        fail[:] = [True]
+        with pytest.raises(KeyError):
+            run(draws)
+        fail.clear()
+        for _ in range(5):
+            y = run(draws)
+            if draws:
+                masks.append(y.tolist())
+    assert len({tuple(mask) for mask in masks}) == len(masks)
+    assert fastnn.get_rng_state() == (2, 7 + 2 * 7 + 2 * 6)
+    meanwhile[:] = [lambda: fastnn.manual_seed(9), draw]
+    run(0)
+    assert fastnn.get_rng_state() == (9, 1)
+
+
+def test_a_step_may_draw_the_same_numbers_again():
+    """As those do that compute an activation anew in the backward."""
+    x = fastnn.ones(64, device="cuda")
+
+    def step():
+        before = fastnn.get_rng_state()
+        y = F.dropout(x, 0.5)
+        fastnn.set_rng_state(before)
+        return y + F.dropout(x, 0.5), F.dropout(x, 0.5)
+
+    seen = []
+    for run in (step, fastnn.cuda.graphed(step, warmup=1)):
+        fastnn.manual_seed(5)
+        seen.append([[y.tolist() for y in run()] for _ in range(4)])
+        assert fastnn.get_rng_state() == (5, 8)
+    assert seen[0] == seen[1] and set(seen[0][0][0]) == {0.0, 4.0}
+
+
 def test_a_failed_recording_leaves_optimizers_as_they_were():
     p = fastnn.ones(2, device="cuda").requires_grad_()
     optimizer = optim.Adam([p], lr=0.1)
@@ -1047,6 +1115,43 @@ def test_a_graphed_step_gives_the_gradients_of_the_step(step, between):
     assert gradients_of(step, between, how=fastnn.cuda.graphed, warmup=1) == plain
 
 
+def make_leaf_of_clone(x):
+    return x.clone().requires_grad_()
+
+
+def make_leaf_of_argument(x):
+    x.requires_grad = True
+    return x
+
+
+@pytest.mark.parametrize("leaf_of", [make_leaf_of_clone, make_leaf_of_argument])
+def test_a_graphed_step_may_make_leaves(leaf_of):
+    """Saliency, adversarial training. What that adds to other gradients is dropped before the step."""
+    seen = []
+    for graphed in (False, True):
+        fastnn.manual_seed(3)
+        net = nn.Linear(4, 3).to("cuda")
+        optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+        def step(x, target, net=net, optimizer=optimizer):
+            leaf = leaf_of(x)
+            F.cross_entropy(net(leaf), target).backward()
+            slope = leaf.grad
+            worst = nn.clip_grad_norm_(net.parameters(), 1e9)  # looks at what is there
+            optimizer.zero_grad()
+            F.cross_entropy(net(x.detach() + 0.1 * (slope > 0).float()), target).backward()
+            optimizer.step()
+            return slope, worst
+
+        run = fastnn.cuda.graphed(step, warmup=1) if graphed else step
+        target = fastnn.tensor([0, 1], device="cuda")
+        for i in range(5):
+            if i == 3:
+                optimizer.zero_grad()
+            seen.append([t.tolist() for t in (*run(on_cuda(2, 4), target), *net.parameters())])
+    assert seen[:5] == seen[5:]
+
+
 def test_a_graphed_step_notices_gradients_that_it_would_not_add_to():
     def forget_at(*calls):
         return lambda p, optimizer, i: optimizer.zero_grad() if i in calls else None
@@ -1127,6 +1232,16 @@ def test_what_a_replay_writes_has_been_changed_in_place():
     del y
     recorded.replay()
     assert weight._array.version == versions[1] + 2
+
+
+@pytest.mark.parametrize("operator", [F.dropout, F.dropout2d, F.drop_path])
+def test_a_replay_changes_masks(operator):
+    w, x = on_cuda(4, 8, 3, 3).requires_grad_(), on_cuda(4, 8, 3, 3)
+    run = fastnn.cuda.graphed(lambda x: operator(w + x, 0.5), warmup=1)
+    run(x).sum().backward()  # in the warm-up
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"{operator.__name__}: a tensor of shape \(4, 8"):
+            run(x).sum().backward()
 
 
 def test_graphs_and_events_are_not_copied():

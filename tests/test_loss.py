@@ -102,6 +102,19 @@ def test_a_mean_over_labels_without_weight_is_nan_where_it_has_a_gradient(device
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "binary_cross_entropy_with_logits"])
+def test_a_weight_changed_in_place_is_detected(device, name):
+    x = fastnn.ones(2, 3, device=device).requires_grad_()
+    of_classes = name != "binary_cross_entropy_with_logits"
+    target = fastnn.tensor([1, 0] if of_classes else np.eye(2, 3, dtype=np.float32), device=device)
+    weight = fastnn.ones(3, device=device)
+    loss = getattr(F, name)(x, target, weight)
+    weight.mul_(2)
+    with pytest.raises(RuntimeError, match=f"{name}: a tensor .* was changed in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_an_infinite_gradient_of_a_loss_stays_in_its_row(device, isa):
     x = fastnn.zeros(2, 3, device=device).requires_grad_()
     loss = F.cross_entropy(x, fastnn.tensor([1, 0], device=device), reduction="none")

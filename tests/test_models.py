@@ -87,6 +87,12 @@ def test_summary_leaves_the_network_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.gpu
+def test_summary_is_of_any_device():
+    model = models.resnet20()
+    assert str(fastnn.summary(model, (3, 8, 8))) == str(fastnn.summary(model.cuda(), (3, 8, 8)))
+
+
 def test_summary_of_single_shared_transposed_and_bfloat16_layers():
     assert [(r.name, r.macs) for r in fastnn.summary(nn.Linear(4, 2), (4,)).rows] == [("Linear", 8)]
     layer = nn.Linear(4, 4, bias=False)

@@ -108,6 +108,17 @@ def test_large_integers_are_assigned_exactly(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("key", [..., slice(1, 2), [True, False, False]])
+def test_numbers_out_of_range_are_not_assigned(device, key):
+    for dtype, number in (("uint8", -1), ("uint8", 300), ("int32", 2**40), ("int64", 2**70)):
+        x = fastnn.ones(3, dtype=dtype, device=device)
+        for value in (number, [number] * np.arange(3)[key].size):
+            with pytest.raises(OverflowError):
+                x[key] = value
+        assert x.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_assigned_values_may_be_of_the_same_memory(device):
     values = np.arange(24, dtype=np.float32).reshape(6, 4)
     x = fastnn.tensor(values, device=device)

@@ -160,6 +160,18 @@ def test_torch_reads_a_channels_last_tensor_in_place():
     assert np.array_equal(theirs.numpy(), ours.numpy())
 
 
+def test_dlpack_copies_if_asked():
+    ours = fastnn.ones(3)
+    shared, copied = np.from_dlpack(ours), fastnn.from_dlpack(ours.__dlpack__(copy=True))
+    turned = fastnn.from_numpy(np.arange(3.0, dtype=np.float32)[::-1])
+    ours.fill_(2)
+    assert shared.tolist() == [2] * 3 and copied.tolist() == [1] * 3
+    assert fastnn.from_dlpack(turned.__dlpack__(copy=True)).tolist() == [2, 1, 0]
+    frozen = np.ones(2, np.float32)
+    frozen.setflags(write=False)
+    assert fastnn.from_dlpack(fastnn.from_numpy(frozen).__dlpack__(copy=True)).tolist() == [1, 1]
+
+
 def test_dlpack_refuses_what_it_cannot_express():
     with pytest.raises(BufferError, match="detach"):
         fastnn.ones(2, requires_grad=True).__dlpack__()

@@ -67,16 +67,17 @@ void bind_runtime(py::module_& m) {
       NoGil());
 
   m.def("manual_seed", &manual_seed);
-  m.def("random_state", [] {
-    const RandomState state = random_state();
+  const auto pair = [](const RandomState& state) {
     return py::make_tuple(state.seed, state.offset);
-  });
+  };
+  m.def("random_state", [=] { return pair(random_state()); });
   m.def("set_random_state",
         [](uint64_t seed, uint64_t offset) { set_random_state({seed, offset}); });
-  m.def("next_random", [] {
-    const RandomState state = next_random();
-    return py::make_tuple(state.seed, state.offset);
-  });
+  m.def(
+      "next_random", [=](uint64_t draws) { return pair(next_random(draws)); },
+      py::arg("draws") = 1);
+  m.def("begin_random_apart", [=] { return pair(begin_random_apart()); });
+  m.def("end_random_apart", [=] { return pair(end_random_apart()); });
   m.def("random_uniform", &random_uniform, NoGil());
   m.def("random_normal", &random_normal, NoGil());
   m.def("random_permutation", &random_permutation, NoGil());

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -12,7 +13,16 @@ namespace fastnn {
 namespace {
 
 std::mutex mutex;
-RandomState state{0, 0};
+RandomState shared{0, 0};
+thread_local std::optional<RandomState> apart;
+
+// What `use` makes of the state that this thread draws from.
+template <class Use>
+RandomState with_state(const Use& use) {
+  if (apart) return use(*apart);
+  std::lock_guard<std::mutex> lock(mutex);
+  return use(shared);
+}
 
 constexpr int64_t kBlocksPerChunk = 4096;  // of four words
 
@@ -39,20 +49,30 @@ Array filled(const Dims& shape, const Fill& fill) {
 void manual_seed(uint64_t seed) { set_random_state({seed, 0}); }
 
 RandomState random_state() {
-  std::lock_guard<std::mutex> lock(mutex);
-  return state;
+  return with_state([](const RandomState& state) { return state; });
 }
 
 void set_random_state(RandomState next) {
-  std::lock_guard<std::mutex> lock(mutex);
-  state = next;
+  with_state([=](RandomState& state) { return state = next; });
 }
 
-RandomState next_random() {
-  std::lock_guard<std::mutex> lock(mutex);
-  const RandomState current = state;
-  ++state.offset;
-  return current;
+RandomState next_random(uint64_t draws) {
+  return with_state([=](RandomState& state) {
+    const RandomState current = state;
+    state.offset += draws;
+    return current;
+  });
+}
+
+RandomState begin_random_apart() {
+  apart = random_state();
+  return *apart;
+}
+
+RandomState end_random_apart() {
+  const RandomState last = random_state();
+  apart.reset();
+  return last;
 }
 
 Array random_uniform(const Dims& shape, double low, double high) {

@@ -273,12 +273,13 @@ void abandon_capture() {
   destroy(graph);
 }
 
-void replay(Graph* graph) {
+void replay(Graph* graph, const LaterRandom& later) {
   if (recording)
     return note_text("replay: a graph is being recorded, of which no other can be part");
   const Selected there(graph->device);
   // What is sent, and the recorded work, would meet the replay before at its memory.
   if (graph->last) follow(current_stream(), graph->device, graph->last, graph->device);
+  std::memcpy(graph->next.data(), &later, sizeof(later));
   // As arguments of kernels: a copy from ordinary memory would wait for the stream.
   for (int64_t at = 0; at < graph->used; at += kSentBytes) {
     const int64_t bytes = graph->used - at < kSentBytes ? graph->used - at : kSentBytes;
@@ -327,10 +328,9 @@ void begin_rehearsal(Graph* graph) {
   rehearsed_bytes = kFirstValue;
 }
 
-bool end_rehearsal(const LaterRandom& later) {
-  Graph* const graph = rehearsed;
+bool end_rehearsal() {
+  const Graph* const graph = rehearsed;
   rehearsed = nullptr;
-  std::memcpy(graph->next.data(), &later, sizeof(later));
   return rehearsed_bytes == graph->used;
 }
 

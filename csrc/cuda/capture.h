@@ -40,7 +40,11 @@ class NoRecordings {
 };
 // Gives up what is being recorded.
 void abandon_capture();
-void replay(Graph* graph);
+// What has come to the random seed and offset since the recording, as differences.
+struct LaterRandom {
+  uint64_t seed = 0, offset = 0;
+};
+void replay(Graph* graph, const LaterRandom& later);
 void destroy(Graph* graph);
 
 // As long as it lives, the thread may call what it must not while it records, and what that does is
@@ -80,10 +84,6 @@ WorkPlace move_to(const WorkPlace& place);
 // A device copy of `size` bytes that every replay can renew, if this thread is recording; else
 // null.
 const void* live_value(const void* value, int64_t size);
-// What has come to the random seed and offset since the recording, as differences.
-struct LaterRandom {
-  uint64_t seed = 0, offset = 0;
-};
 // The device's, if this thread is recording; else null.
 const LaterRandom* later_random();
 
@@ -92,7 +92,7 @@ const LaterRandom* later_random();
 bool rehearsing();
 void begin_rehearsal(Graph* graph);
 // False if other values came than were recorded.
-bool end_rehearsal(const LaterRandom& later);
+bool end_rehearsal();
 
 // Memory while recording: a block of the graph's pool, or null if this thread is not recording.
 void* capture_allocate(int64_t bytes);

@@ -40,6 +40,15 @@ void refuse_recorded(uintptr_t stream, const char* other = "no event") {
   check();
 }
 
+// Whether what was queried is done. What is not is no failure, though the driver notes it as one.
+bool is_done(cudaError_t result, const char* what) {
+  if (result == cudaErrorNotReady)
+    cudaGetLastError();
+  else
+    checked(result, what);
+  return result == cudaSuccess;
+}
+
 void bind_streams(py::module_& m) {
   m.def("current_stream", [](int device) {
     const Selected there(device);
@@ -71,6 +80,12 @@ void bind_streams(py::module_& m) {
         set_current_stream(before);
       },
       py::call_guard<py::gil_scoped_release>());
+  m.def("query_stream", [](int device, uintptr_t stream) {
+    refuse_recorded(stream, "nobody");
+    const Selected there(device);
+    const Unrecorded outside;
+    return is_done(cudaStreamQuery(pointer<cudaStream_t>(stream)), "whether a stream is done");
+  });
   m.def(
       "synchronize", [](int device) { synchronize_device(device); },
       py::call_guard<py::gil_scoped_release>());
@@ -114,6 +129,11 @@ void bind_streams(py::module_& m) {
         synchronize(pointer<cudaEvent_t>(event));
       },
       py::call_guard<py::gil_scoped_release>());
+  m.def("query_event", [](int device, uintptr_t event) {
+    const Selected there(device);
+    const Unrecorded outside;
+    return is_done(cudaEventQuery(pointer<cudaEvent_t>(event)), "whether an event has come");
+  });
   m.def("elapsed", [](uintptr_t from, uintptr_t to) {
     float milliseconds = 0;
     checked(
@@ -152,14 +172,13 @@ void bind_graphs(py::module_& m) {
   });
   m.def("abandon_capture", &abandon_capture);
   m.def("recording", [] { return recorded_graph() != nullptr; });
-  m.def("replay", [](uintptr_t graph) {
-    replay(pointer<Graph*>(graph));
+  m.def("replay", [](uintptr_t graph, uint64_t seed, uint64_t offset) {
+    replay(pointer<Graph*>(graph), {seed, offset});
     check();
   });
   m.def("destroy_graph", [](uintptr_t graph) { destroy(pointer<Graph*>(graph)); });
   m.def("begin_rehearsal", [](uintptr_t graph) { begin_rehearsal(pointer<Graph*>(graph)); });
-  m.def("end_rehearsal",
-        [](uint64_t seed, uint64_t offset) { return end_rehearsal({seed, offset}); });
+  m.def("end_rehearsal", &end_rehearsal);
 }
 
 void bind_memory(py::module_& m) {

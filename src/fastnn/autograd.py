@@ -39,11 +39,13 @@ class Watched:
     Attributes:
         steps: of optimizers, in order.
         leaves: whose ``.grad`` became another, by identity.
+        made: that began to want gradients, by identity.
     """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.leaves: dict[int, Touched] = {}
+        self.made: dict[int, Tensor] = {}
 
 
 class _State(threading.local):
@@ -141,6 +143,7 @@ def watched() -> Iterator[Watched]:
         if before is not None:
             before.steps += seen.steps
             before.leaves = seen.leaves | before.leaves
+            before.made |= seen.made
 
 
 def watcher() -> Watched | None:
@@ -152,6 +155,12 @@ def touch(leaf: Tensor, anew: bool = False) -> None:
     """Notes, for :func:`watched`, that the leaf's ``.grad`` is about to become another, or None."""
     if _state.seen is not None:
         _state.seen.leaves.setdefault(id(leaf), (leaf, leaf.grad, anew))
+
+
+def note_leaf(leaf: Tensor) -> None:
+    """Notes, for :func:`watched`, that a tensor wants gradients from now on."""
+    if _state.seen is not None:
+        _state.seen.made[id(leaf)] = leaf
 
 
 def forget_gradients(leaves: Iterable[Tensor], set_to_none: bool) -> None:

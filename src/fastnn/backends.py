@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import fastnn._core as _core
-from fastnn.device import cuda_module, index_of
+from fastnn.device import cuda_module, gpu_index_of
 
 _Setting = TypeVar("_Setting")
 
@@ -137,12 +137,7 @@ class cuda:
         Each GPU runs the tensor cores' instructions on fixed operands when it is first used, and the
         results are compared with plain loops; where one differs, the tensor cores stay off.
         """
-        index = index_of(
-            "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
-        )
-        if index < 0:
-            raise ValueError(f"tensor_cores: device expects 'cuda' or an index, got {device!r}")
-        module = cuda_module()
+        index, module = gpu_index_of(device), cuda_module()
         if wrong := module.wrong_primitives(index):
             return f"not used: wrong in their self-check: {wrong}"
         if module.tensor_cores(index):

@@ -7,17 +7,15 @@ of range (a label, a position) is reported at the next of these.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-
-import numpy as np
 
 import fastnn._core as _core
 from fastnn import autograd
 from fastnn import device as _device
-from fastnn.device import cuda_module, index_of
+from fastnn.device import cuda_module, gpu_index_of
+from fastnn.graph_arguments import check_argument, check_on_gpu, copied, renew, with_tensors
 from fastnn.optim import optimizer
 from fastnn.tensor import Tensor, settle
 
@@ -43,27 +41,19 @@ def current_device() -> int:
 
 def set_device(device: int | str) -> None:
     """Makes a device this thread's current one: that ``"cuda"`` means, and other libraries go by."""
-    index = _index(device)
+    index = gpu_index_of(device)
     cuda_module().set_device(index)
     _device.set_current(index)
 
 
 def get_device_name(device: int | str | None = None) -> str:
     """What the driver calls the device."""
-    return cuda_module().device_properties(_index(device))["name"]
+    return cuda_module().device_properties(gpu_index_of(device))["name"]
 
 
 def get_device_capability(device: int | str | None = None) -> tuple[int, int]:
     """Compute capability, (9, 0) for Hopper."""
-    return cuda_module().device_properties(_index(device))["capability"]
-
-
-def _index(device: int | str | None) -> int:
-    name = "cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device
-    index = index_of(name)
-    if index == _device.CPU:
-        raise ValueError(f"device: expected 'cuda', 'cuda:0' or an index, got {device!r}")
-    return index
+    return cuda_module().device_properties(gpu_index_of(device))["capability"]
 
 
 def synchronize(device: int | str | None = None) -> None:
@@ -74,25 +64,25 @@ def synchronize(device: int | str | None = None) -> None:
     """
     module = cuda_module()
     settle()
-    module.synchronize(_index(device))
+    module.synchronize(gpu_index_of(device))
     module.check()
 
 
 def memory_stats(device: int | str | None = None) -> dict[str, int]:
     """Bytes ``allocated`` to tensors and graphs, their peak (``peak_allocated``), ``cached`` for later
     ones, ``free`` and ``total``."""
-    return cuda_module().memory_stats(_index(device))
+    return cuda_module().memory_stats(gpu_index_of(device))
 
 
 def reset_peak_memory_stats(device: int | str | None = None) -> None:
     """Starts the peak anew from what is allocated now."""
-    cuda_module().reset_peak_memory_stats(_index(device))
+    cuda_module().reset_peak_memory_stats(gpu_index_of(device))
 
 
 def empty_cache(device: int | str | None = None) -> None:
     """Returns memory that no tensor uses to the driver."""
     module = cuda_module()
-    module.empty_cache(_index(device))
+    module.empty_cache(gpu_index_of(device))
     module.check()
 
 
@@ -123,6 +113,14 @@ class Event:
         if self.cuda_event:
             self._module.synchronize_event(self.device, self.cuda_event)
         self._module.check()
+
+    def query(self) -> bool:
+        """Whether the work before the event is done; yes if it was never recorded."""
+        return not self.cuda_event or self._module.query_event(self.device, self.cuda_event)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Later work on the stream (the current one) waits for the event, if that was recorded."""
+        (stream or current_stream()).wait_event(self)
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this event to ``end``; both are to have timing and be recorded."""
@@ -159,7 +157,7 @@ class Stream:
     """
 
     def __init__(self, device: int | str | None = None, handle: int | None = None) -> None:
-        self.device = _index(device)
+        self.device = gpu_index_of(device)
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
         handle = 1 if handle == 0 else handle
         if handle is not None:
@@ -173,6 +171,17 @@ class Stream:
         cuda_module().synchronize_stream(self.device, self.cuda_stream)
         cuda_module().check()
 
+    def query(self) -> bool:
+        """Whether the stream's work is done."""
+        settle()
+        return cuda_module().query_stream(self.device, self.cuda_stream)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Marks this point of the stream by an event, a new one if left out."""
+        event = event or Event()
+        event.record(self)
+        return event
+
     def wait_event(self, event: Event) -> None:
         """Later work here waits for ``event``, if that was recorded."""
         if event.cuda_event:
@@ -184,10 +193,20 @@ class Stream:
         module = cuda_module()
         module.follow(other.device, self.cuda_stream, other.cuda_stream, self.device)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same queue."""
+        return isinstance(other, Stream) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[int, int]:
+        return self.device, self.cuda_stream
+
 
 def current_stream(device: int | str | None = None) -> Stream:
     """The stream that this thread's work goes to."""
-    index = _index(device)
+    index = gpu_index_of(device)
     return Stream(index, cuda_module().current_stream(index))
 
 
@@ -235,7 +254,7 @@ class graph:
     def __enter__(self) -> graph:
         settle()  # what is computed while recording has no values before the first replay
         self.reset()
-        self._module.begin_capture(_index(None))
+        self._module.begin_capture(gpu_index_of(None))
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -252,10 +271,14 @@ class graph:
         Raises:
             RuntimeError: nothing was recorded, or this thread is recording a graph.
         """
+        self._replay(0, 0)
+
+    def _replay(self, seed: int, offset: int) -> None:
+        """With masks of a state of the generator that is so far from what it was recorded at."""
         if not self._graph:
             raise RuntimeError("replay: nothing was recorded")
         settle()  # before the memory that it changes
-        self._module.replay(self._graph)
+        self._module.replay(self._graph, seed, offset)
 
     def reset(self) -> None:
         """Lets go of the recorded work, and of its memory that no tensor uses."""
@@ -287,8 +310,9 @@ class graphed:
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
     masks go on as without a graph, also after another seed, for they live in device memory. The tensors
     that were given gradients while it was recorded, or lost theirs to ``zero_grad()``, have the same ones
-    after every call. Whatever else the function does on the host, such as a scheduler's step, a count or
-    a print, happens while it is recorded and not again: do that outside.
+    after every call; those of tensors that the function makes into leaves itself, also of its arguments,
+    begin anew. Whatever else the function does on the host, such as a scheduler's step, a count or a
+    print, happens while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
@@ -328,8 +352,8 @@ class graphed:
         given, keywords = self._placed(list(arguments), named)
         if self._warmup:
             with autograd.watched() as self._seen:
-                result = self._function(*given, **keywords)
-            _check_on_gpu("the result", result)
+                result = self._call(given, keywords)
+            check_on_gpu("the result", result)
             self._arguments = given, keywords
             self._warmup -= 1
             return result
@@ -339,7 +363,8 @@ class graphed:
             else:
                 self._rehearse()
             assert self._graph is not None
-            self._graph.replay()
+            (seed, offset), recorded_at = _core.next_random(self._draws), self._recorded_at
+            self._graph._replay((seed - recorded_at[0]) % 2**64, (offset - recorded_at[1]) % 2**64)
         for one in self._gradients:
             one.leaf.grad = one.after
         return self._result
@@ -355,11 +380,11 @@ class graphed:
 
     def _placed(self, arguments: list[Any], named: dict[str, Any]) -> Any:
         for i, value in enumerate(arguments):
-            _check_argument(f"argument {i}", value)
+            check_argument(f"argument {i}", value)
         for name, value in named.items():
-            _check_argument(f"argument {name!r}", value)
+            check_argument(f"argument {name!r}", value)
         if self._arguments is None:
-            return _copied(arguments), _copied(named)
+            return [with_tensors(given, copied) for given in (arguments, named)]
         known, keywords = self._arguments
         if len(arguments) != len(known):
             raise ValueError(f"graphed: expected {len(known)} arguments, got {len(arguments)}")
@@ -368,22 +393,27 @@ class graphed:
                 f"graphed: expected keywords {sorted(keywords)} as before, got {sorted(named)}"
             )
         for i, value in enumerate(arguments):
-            _renew(f"argument {i}", known[i], value)
+            renew(f"argument {i}", known[i], value)
         for name, value in named.items():
-            _renew(f"argument {name!r}", keywords[name], value)
+            renew(f"argument {name!r}", keywords[name], value)
         return self._arguments
+
+    def _call(self, arguments: list[Any], named: dict[str, Any]) -> Any:
+        """With tensors of the function's own, which it may make into leaves, over the same memory."""
+        own, keywords = (with_tensors(given, Tensor.detach) for given in (arguments, named))
+        return self._function(*own, **keywords)
 
     def _record(
         self, arguments: list[Any], named: dict[str, Any], came_to: list[autograd.Watched]
     ) -> None:
         recorded = graph()
-        before = _core.random_state()
         known = {id(b) for one, *_ in self._seen.steps for b in _buffers_of(one)}
         gradients = {key: leaf.grad for key, (leaf, *_) in self._seen.leaves.items()}
-        with autograd.watched() as seen, recorded:
+        made_before = self._seen.made
+        with autograd.watched() as seen, recorded, _drawn_apart() as states:
             came_to.append(seen)
-            self._result = self._function(*arguments, **named)
-            _check_on_gpu("the result", self._result)
+            self._result = self._call(arguments, named)
+            check_on_gpu("the result", self._result)
             if any(id(b) not in known for one, *_ in seen.steps for b in _buffers_of(one)):
                 raise RuntimeError(
                     "graphed: an optimizer made buffers while its step was recorded, which every "
@@ -396,23 +426,27 @@ class graphed:
         for key, (leaf, touched, anew) in seen.leaves.items():
             then = gradients.get(key, touched)
             anew = anew or (then is not None and touched is None)  # the step has dropped it
+            anew = anew or (key in seen.made and key not in made_before)  # or made the leaf
             self._gradients.append(_Gradient(leaf, anew, then, leaf.grad))
-        self._recorded_at = before
-        self._draws = _core.random_state()[1] - before[1]
+        self._recorded_at, after = states
+        self._draws = max(0, after[1] - self._recorded_at[1])
 
     def _rehearse(self) -> None:
         """What the host does in a step: optimizers count and compute their settings."""
         assert self._graph is not None
-        for leaf, anew, before, _ in self._gradients:
-            if not anew and leaf.grad is not before:
+        for leaf, anew, before, after in self._gradients:
+            if anew or leaf.grad is before:
+                continue
+            if before is None or after is before:
                 raise RuntimeError(
                     f"graphed: the gradient of a tensor of shape {leaf.shape} has to be "
                     f"{'None' if before is None else 'the same tensor'} before each call, as when the "
                     "step was recorded, which adds to it; call zero_grad() within the step, or before "
                     f"each call{'' if before is None else ' with set_to_none=False'}"
                 )
-        module, random = cuda_module(), _core.random_state()
-        later = [(now - then) % 2**64 for now, then in zip(random, self._recorded_at, strict=True)]
+            # The step adds to it, and then drops it: it may be any.
+            before.zero_() if leaf.grad is None else before.copy_(leaf.grad)
+        module = cuda_module()
         module.begin_rehearsal(self._graph._graph)
         try:
             for one, gradients, _ in self._seen.steps:
@@ -423,88 +457,13 @@ class graphed:
                 for p, gradient in held:
                     p.grad = gradient
         finally:
-            same = module.end_rehearsal(*later)
+            same = module.end_rehearsal()
         if not same or _memory_of(self._seen.steps) != self._memory:
             raise RuntimeError(
                 "graphed: an optimizer takes other steps than when it was recorded; parameters, "
                 "their gradients and the optimizer's buffers have to stay the same, or the step has "
                 "to be graphed anew"
             )
-        _core.set_random_state(random[0], random[1] + self._draws)
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """The keys and values of a dict, the positions and values of a list or tuple, else None."""
-    if isinstance(value, dict):
-        return value.items()
-    return enumerate(value) if isinstance(value, (list, tuple)) else None
-
-
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What is in lists, tuples and dicts, by name."""
-    items = _items(value)
-    if items is None:
-        yield name, value
-    for key, part in items or ():
-        yield from _parts(f"{name}[{key!r}]", part)
-
-
-def _check_on_gpu(name: str, value: Any) -> None:
-    for where, part in _parts(name, value):
-        if (isinstance(part, Tensor) and not part.is_cuda) or isinstance(part, np.ndarray):
-            raise ValueError(
-                f"graphed: {where} expects tensors on the GPU, got {type(part).__name__} of shape "
-                f"{tuple(part.shape)} on the CPU, which replays neither read nor write; move it with "
-                ".to('cuda')"
-            )
-
-
-def _check_argument(name: str, value: Any) -> None:
-    _check_on_gpu(name, value)
-    for where, part in _parts(name, value):
-        if autograd.is_grad_enabled() and isinstance(part, Tensor) and part.requires_grad:
-            raise ValueError(
-                f"graphed: {where} requires a gradient, and a graph, which works on a copy, would "
-                "give it none; pass .detach() of it, or let the function use the tensor itself"
-            )
-
-
-def _copied(value: Any) -> Any:
-    """The same arguments, with tensors in memory of the graph's own."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        same = copy.copy(value)
-        same.update((key, _copied(part)) for key, part in value.items())
-        return same
-    if isinstance(value, (list, tuple)):
-        parts = [_copied(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
-
-
-def _renew(name: str, kept: Any, value: Any) -> None:
-    """Copies the tensors of an argument to where the first call's are; the rest is to be equal."""
-    if isinstance(kept, Tensor) and isinstance(value, Tensor):
-        if value.shape != kept.shape or value.dtype is not kept.dtype:
-            raise ValueError(
-                f"graphed: {name} expects shape {kept.shape} and dtype {kept.dtype} as before, got "
-                f"{value.shape} and {value.dtype}"
-            )
-        kept.copy_(value)
-        return
-    known, given = _items(kept), _items(value)
-    if known is not None and given is not None:
-        parts, others = dict(known), dict(given)
-        if type(kept) is type(value) and parts.keys() == others.keys():
-            for key, part in parts.items():
-                _renew(f"{name}[{key!r}]", part, others[key])
-            return
-    elif kept is value or (type(kept) is type(value) and kept == value):
-        return
-    elif isinstance(kept, float) and isinstance(value, float) and kept != kept and value != value:
-        return  # NaN
-    raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
 
 
 def _buffers_of(one: optimizer.Optimizer) -> Iterator[Tensor]:
@@ -529,6 +488,21 @@ def _memory_of(steps: list[optimizer.Step]) -> list[int]:
 
 
 @contextmanager
+def _drawn_apart() -> Iterator[list[tuple[int, int]]]:
+    """What this thread draws within the block, it draws from a copy of the generator's state: replays
+    draw it from the generator.
+
+    Yields:
+        A list of that copy before, and, when the block has ended, after.
+    """
+    states = [_core.begin_random_apart()]
+    try:
+        yield states
+    finally:
+        states.append(_core.end_random_apart())
+
+
+@contextmanager
 def _taken_back_on_failure(known: autograd.Watched) -> Iterator[list[autograd.Watched]]:
     """What the host does in a step: without the device's part it has to be as if it had not been.
 
@@ -538,7 +512,6 @@ def _taken_back_on_failure(known: autograd.Watched) -> Iterator[list[autograd.Wa
     Yields:
         A list for what a recording does: it may come to other steps and leaves.
     """
-    random = _core.random_state()
     gradients = {id(p): (p, p.grad) for _, moved, _ in known.steps for p, _ in moved}
     gradients |= {key: (leaf, leaf.grad) for key, (leaf, *_) in known.leaves.items()}
     states = {id(one): (one, one._state_now()) for one, *_ in known.steps}
@@ -555,7 +528,6 @@ def _taken_back_on_failure(known: autograd.Watched) -> Iterator[list[autograd.Wa
             p.grad = gradient
         for one, state in states.values():
             one.state = state
-        _core.set_random_state(*random)
         raise
 
 

@@ -81,7 +81,8 @@ def set_current(index: int) -> None:
 
 
 def index_of(device: Any) -> int:
-    """The index of a device by its name, -1 for the CPU; a CUDA device's module is loaded.
+    """The index of a device by its name, -1 for the CPU, or, as in PyTorch, a CUDA device's index; a
+    CUDA device's module is loaded.
 
     Raises:
         RuntimeError: it is a CUDA device and there is none, or not that many.
@@ -89,6 +90,7 @@ def index_of(device: Any) -> int:
     """
     if device is None or device == "cpu":
         return CPU
+    device = f"cuda:{device}" if isinstance(device, int) else device
     kind, _, number = str(device).partition(":")
     if kind != "cuda" or (number and not (number.isascii() and number.isdigit())):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
@@ -98,6 +100,18 @@ def index_of(device: Any) -> int:
         raise RuntimeError(f"device {device!r} is not available: this machine has {count} GPUs")
     if index not in _asked:
         _ask(index)
+    return index
+
+
+def gpu_index_of(device: Any) -> int:
+    """The same of a GPU, the current one if left out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    index = index_of("cuda" if device is None else device)
+    if index == CPU:
+        raise ValueError(f"device: expected 'cuda', 'cuda:0' or an index, got {device!r}")
     return index
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fastnn.autograd import no_grad
-from fastnn.tensor import Tensor, from_numpy, tensor
+from fastnn.tensor import Tensor, tensor
 
 
 def gradcheck(
@@ -40,18 +40,22 @@ def gradcheck(
     """
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     rng = np.random.default_rng(seed)
-    values = [t.detach().numpy().astype(np.float32) for t in inputs]
-    live = [tensor(v, requires_grad=t.requires_grad) if t.dtype.is_floating_point else t
-            for v, t in zip(values, inputs, strict=True)]  # fmt: skip
+    values = [np.asarray(t).astype(np.float32) for t in inputs]
+    live = [
+        tensor(v, requires_grad=t.requires_grad, device=t.device)
+        if t.dtype.is_floating_point
+        else t
+        for v, t in zip(values, inputs, strict=True)
+    ]
     output = function(*live)
     weight = rng.standard_normal(output.shape).astype(np.float32)
-    output.backward(from_numpy(weight))
+    output.backward(tensor(weight, device=output.device))
 
     def objective(index: int, at: tuple[int, ...], step: float) -> float:
         moved = values[index].copy()
         moved[at] += np.float32(step)
         arguments = list(live)
-        arguments[index] = from_numpy(moved)
+        arguments[index] = tensor(moved, device=live[index].device)
         with no_grad():
             result = np.asarray(function(*arguments)).astype(np.float64)
         return float((result * weight).sum())
@@ -59,7 +63,7 @@ def gradcheck(
     for index, t in enumerate(live):
         if not t.requires_grad:
             continue
-        analytic = np.zeros(t.shape) if t.grad is None else t.grad.numpy()
+        analytic = np.zeros(t.shape) if t.grad is None else np.asarray(t.grad)
         for flat in rng.permutation(t.numel())[:samples]:
             at = tuple(int(i) for i in np.unravel_index(flat, t.shape))
             numeric = (objective(index, at, eps) - objective(index, at, -eps)) / (2 * eps)

@@ -136,9 +136,10 @@ def summary(model: Module, input_shape: Sequence[int]) -> Summary:
     modes = [module.training for _, module in modules]
     # Vectors may be float32 in a bfloat16 network (norms); matrices and kernels are of its dtype.
     dtype = next((p.dtype for p in model.parameters() if p.ndim > 1), float32)
+    device = next((p.device for p in model.parameters()), "cpu")
     try:
         with no_grad():
-            model.eval()(zeros(1, *input_shape, dtype=dtype))
+            model.eval()(zeros(1, *input_shape, dtype=dtype, device=device))
     finally:
         for (_, module), mode in zip(modules, modes, strict=True):
             module.training = mode

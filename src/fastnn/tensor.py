@@ -85,12 +85,12 @@ class Tensor:
         raise TypeError("Tensor: make one with fastnn.tensor(data) or fastnn.from_numpy(array)")
 
     @classmethod
-    def _wrap(cls, array: Any, requires_grad: bool = False) -> Tensor:
+    def _wrap(cls, array: Any) -> Tensor:
         self = object.__new__(cls)
         self._array = array
         self._node = None
         self._index = 0
-        self._requires_grad = requires_grad
+        self._requires_grad = False
         self._hooks = None
         self.grad = None
         return self
@@ -135,6 +135,8 @@ class Tensor:
             )
         if not value and self._node is not None:
             raise RuntimeError("requires_grad: only leaf tensors can be set; use .detach()")
+        if value and not self._requires_grad:
+            _autograd.note_leaf(self)
         self._requires_grad = bool(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -266,24 +268,26 @@ class Tensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """The tensor for another library, without a copy.
+        """The tensor for another library, without a copy unless one is asked for.
 
         Args:
             stream: on a GPU, the consumer's stream, which is made to wait for what is queued here:
                 1 or None for the legacy default stream, 2 for the per-thread one, -1 not to wait.
 
         Raises:
-            BufferError: the tensor requires a gradient or has negative strides, or another device or a
-                copy is asked for.
+            BufferError: the tensor requires a gradient, or has negative strides and no copy is asked
+                for, or another device is.
             ValueError: stream 0, which is ambiguous, or another number that is no stream's.
             RuntimeError: this thread is recording a graph, for which no other stream can wait.
         """
         if self._requires_grad:
             raise BufferError("__dlpack__: the tensor requires a gradient; export .detach()")
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError("__dlpack__: exports where the tensor is; move it with .to(device)")
+        if copy:
+            return self.clone().__dlpack__(stream=stream)
         if any(step < 0 for step in self._array.strides):  # they would end PyTorch's process
             raise BufferError("__dlpack__: the tensor has negative strides; export .clone()")
-        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
-            raise BufferError("__dlpack__: exports where the tensor is; .to(device) or .clone() it")
         settle()  # the consumer can write to it
         if self.is_cuda and stream != -1:
             stream = 1 if stream is None else stream
@@ -438,7 +442,7 @@ def _rebuilt(
 ) -> Tensor:
     """The tensor that :meth:`Tensor.__reduce__` took apart."""
     array = _core.clone(_core.from_numpy(bits, dtype == "bfloat16"))
-    return cls._wrap(_core.to_device(array, _device.index_of(device)), requires_grad)
+    return cls._wrap(_core.to_device(array, _device.index_of(device))).requires_grad_(requires_grad)
 
 
 def _values(array: Any) -> np.ndarray:

@@ -194,6 +194,18 @@ cudaError_t wait_for(const Progress& all) {
   return broken();
 }
 
+// Whether it is done. If not, a piece of it is now: one may ask until it is.
+cudaError_t query(const Progress& all) {
+  if (const cudaError_t result = unsafe()) return result;
+  for (const auto& [stream, piece] : all) {
+    const uint64_t done = stream->queued - stream->waiting.size();
+    if (done >= piece) continue;
+    work_until(*const_cast<EmulatedStream*>(stream), done + 1);
+    return cudaErrorNotReady;
+  }
+  return cudaSuccess;
+}
+
 constexpr uint64_t kMostWaiting = 256;  // what a stream holds before it begins by itself
 void queue(EmulatedStream& stream, Work work) {
   Lock lock(runtime().mutex);
@@ -476,6 +488,12 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   s->valid = false;
   return cudaErrorStreamCaptureUnsupported;
 }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  Lock lock(runtime().mutex);
+  EmulatedStream* const s = known(stream);
+  if (!s || s->capture) return cudaErrorInvalidResourceHandle;
+  return query(progress(*s));
+}
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = captures(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return known(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle;
@@ -533,10 +551,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   Lock lock(runtime().mutex);
-  const cudaError_t result = unsafe();
-  for (const auto& [stream, piece] : event->after)
-    if (stream->queued - stream->waiting.size() < piece) return result ? result : cudaErrorNotReady;
-  return result;
+  return query(event->after);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from->device != to->device) return cudaErrorInvalidResourceHandle;

@@ -10,7 +10,8 @@ over memory, in whatever way the network is written, with gradients and without:
 
 So it is with SiLU, GELU and the like (``activation.CURVES``) after a batch norm on a CPU.
 
-Nobody can tell but by the time (and, of a sum, by one rounding less). Whoever reads the values of a
+Nobody can tell but by the time (and, of a sum, or of a SiLU and the like in bfloat16, by one rounding
+less). Whoever reads the values of a
 waiting tensor has them computed, and so has whoever is about to change one of its operands in place,
 or drops it unused (whoever times a call alone times its work). Whoever asks for its place on the tape,
 a hook, a gradient with respect to it, or another operator, finds it there: what was joined before is

@@ -6,6 +6,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import record
+from fastnn.device import cuda_module
 from fastnn.tensor import Tensor
 
 __all__ = ["drop_path", "dropout", "dropout2d"]
@@ -80,12 +81,22 @@ def _apply(kind: str, input: Tensor, p: float, training: bool) -> Tensor:
         return input
     seed, offset = _core.next_random()
     output = _core.dropout(kind, input._array, p, seed, offset)
-    return record(kind, output, (input,), (kind, p, seed, offset), _dropout_backward)
+    saved = (kind, p, seed, offset, _mark(input))
+    return record(kind, output, (input,), saved, _dropout_backward)
+
+
+def _mark(input: Tensor) -> Any:
+    """In place of the mask, which is in no array: a byte of the graph that is being recorded, which
+    its replays change as they do the mask. None where none is."""
+    if not input.is_cuda or not cuda_module().recording():
+        return None
+    byte = _core.canonical(_core.new_empty(input._array, (), "uint8"))
+    return byte.as_strided(input.shape, [0] * input.ndim, 0)
 
 
 def _dropout_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    kind, *settings = saved
-    return _core.dropout(kind, grad_output, *settings)
+    kind, p, seed, offset, _ = saved
+    return _core.dropout(kind, grad_output, p, seed, offset)
 
 
 TENSOR_METHODS: dict[str, Any] = {}

@@ -92,17 +92,14 @@ def _classes(
     for argument, value in (("target", target), ("weight", weight)):
         if value is not None and value.requires_grad and is_grad_enabled():
             raise NotImplementedError(f"{name}: no gradient with respect to {argument}; detach it")
-    settings = (
-        None if weight is None else weight._array, ignore_index, reduction, smoothing, logs,
-    )  # fmt: skip
-    output = _core.cross_entropy(input._array, target._array, *settings)
-    saved = (input._array, target._array, settings)
+    weights = None if weight is None else weight._array
+    saved = (input._array, target._array, weights, ignore_index, reduction, smoothing, logs)
+    output = _core.cross_entropy(*saved)
     return record(name, output, (input,), saved, _classes_backward)
 
 
 def _classes_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    x, target, settings = saved
-    return _core.cross_entropy_backward(grad_output, x, target, *settings)
+    return _core.cross_entropy_backward(grad_output, *saved)
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

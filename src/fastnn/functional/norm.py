@@ -52,7 +52,7 @@ def batch_norm(
         passes over chunks that are merged by Chan's formula; no cancellation for far-off means.
         The values are computed when first used, so that a :func:`relu`, or a sum and a ``relu``,
         right after it takes no pass of its own (nor, where ``activation`` takes them, a ``silu`` and
-        the like).
+        the like). In bfloat16 these then see the values before they are rounded.
 
     Raises:
         ValueError: shapes do not fit, one value per channel when training, or no running

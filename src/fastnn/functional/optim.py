@@ -189,7 +189,9 @@ def clip_grad_norm(grads: Tensors, max_norm: float) -> Tensor:
     """Scales gradients in place so that their Euclidean norm together is at most ``max_norm``.
 
     Returns:
-        The norm before, a float32 scalar; summed in a fixed order in double.
+        The norm before, a float32 scalar. Short runs of squares are summed in float32, and the runs
+        in double, in a fixed order: values beyond about 1e19, whose squares float32 does not hold,
+        make the norm infinite and the gradients zero.
 
     Raises:
         ValueError: ``max_norm`` is negative.

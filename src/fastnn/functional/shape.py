@@ -396,9 +396,12 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
 
 def _assign(view: Tensor, value: Any) -> None:
     """``view[...] = value`` as NumPy has it: first dimensions of size 1 may be too many."""
-    if not isinstance(value, Tensor) and not view.dtype.is_floating_point:
-        value = np.asarray(value).astype(view.dtype.name)  # not by way of float32
-    values = value if isinstance(value, Tensor) else tensor(value)
+    if isinstance(value, Tensor):
+        values = value
+    else:
+        there = np.empty(np.shape(value), view.dtype.numpy())
+        there[...] = value  # which refuses what it refuses on the CPU
+        values = tensor(there)
     more = max(0, values.ndim - view.ndim)
     if more and all(size == 1 for size in values.shape[:more]):
         values = values.reshape(values.shape[more:])

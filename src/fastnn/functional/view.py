@@ -8,7 +8,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import is_autocast_enabled, record
-from fastnn.device import cuda_module, index_of
+from fastnn.device import cuda_module, gpu_index_of, index_of
 from fastnn.dtypes import DType, as_dtype
 from fastnn.functional.elementwise import sum_to
 from fastnn.tensor import Tensor
@@ -174,7 +174,8 @@ def to(
 ) -> Tensor:
     """The tensor in another dtype and on another device; itself if nothing changes.
 
-    ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` and ``to(other)`` as in PyTorch. With
+    ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` and ``to(other)`` as in PyTorch, and a last
+    ``non_blocking``; a device's name or the index of a GPU. With
     ``non_blocking`` a copy from pinned memory (:meth:`Tensor.pin_memory`) to a GPU, or from a GPU, is
     only queued: synchronize before the values are read on the CPU.
 
@@ -184,7 +185,11 @@ def to(
     for arg in args:
         if isinstance(arg, Tensor):
             device, dtype = arg.device, arg.dtype
-        elif isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda"):
+        elif isinstance(arg, bool):
+            non_blocking = arg
+        elif isinstance(arg, int) or (
+            isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda")
+        ):
             device = arg
         else:
             dtype = arg
@@ -200,6 +205,11 @@ def to(
         (input._array.dtype,),
         _to_backward,
     )
+
+
+def cuda(input: Tensor, device: int | str | None = None, non_blocking: bool = False) -> Tensor:
+    """:func:`to` a GPU, the current one if left out."""
+    return _moved(input, gpu_index_of(device), non_blocking)
 
 
 def operands(input: Tensor, weight: Tensor) -> tuple[Tensor, Any]:
@@ -257,7 +267,7 @@ TENSOR_METHODS = {
     "int": lambda input: to(input, "int32"),
     "bool": lambda input: to(input, "bool"),
     "cpu": lambda input: to(input, "cpu"),
-    "cuda": lambda input: to(input, "cuda"),
+    "cuda": cuda,
     "T": property(lambda input: permute(input, *reversed(range(input.ndim)))),
     "mT": property(lambda input: transpose(input, -1, -2)),
     "t": lambda input: transpose(input, 0, 1) if input.ndim == 2 else input,

@@ -10,6 +10,7 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import RemovableHandle, forget_gradients, no_grad
+from fastnn.device import gpu_index_of
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
 from fastnn.tensor import Tensor, settle, tensor
@@ -37,7 +38,7 @@ class Parameter(Tensor):
                 f"Parameter: expected dtype float32 or bfloat16, got {values.dtype.name}; "
                 "pass requires_grad=False"
             )
-        return cls._wrap(values._array, requires_grad)  # type: ignore[return-value]
+        return cls._wrap(values._array).requires_grad_(requires_grad)  # type: ignore[return-value]
 
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
         pass
@@ -295,11 +296,13 @@ class Module:
         """Forgets the gradients of every parameter, or overwrites them with zeros."""
         forget_gradients(self.parameters(), set_to_none)
 
-    def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
+    def to(
+        self: M, *args: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False
+    ) -> M:
         """Floating parameters and buffers in another dtype or on another device, in place.
 
-        ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch; gradients are dropped if
-        the dtype changes. Norms (:attr:`float32_state`) stay float32.
+        ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch, ``non_blocking`` as of
+        tensors; gradients of what changes are dropped. Norms (:attr:`float32_state`) stay float32.
 
         Raises:
             RuntimeError: the device is not available.
@@ -308,7 +311,9 @@ class Module:
             for module in self.modules():
                 own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
                 for value in own:
-                    moved = to(value.detach(), *args, dtype=dtype, device=device)
+                    moved = to(
+                        value.detach(), *args, dtype=dtype, device=device, non_blocking=non_blocking
+                    )
                     if not value.dtype.is_floating_point:
                         moved = to(value.detach(), device=moved.device)
                     elif module.float32_state and moved.dtype is not float32:
@@ -318,9 +323,9 @@ class Module:
                         value.grad = None
         return self
 
-    def cuda(self: M, device: Any = "cuda") -> M:
+    def cuda(self: M, device: int | str | None = None) -> M:
         """:meth:`to` a GPU, the current one if left out."""
-        return self.to(device=device)
+        return self.to(device=gpu_index_of(device))
 
     def cpu(self: M) -> M:
         """:meth:`to` the CPU."""

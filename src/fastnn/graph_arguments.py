@@ -1,0 +1,94 @@
+"""The arguments of graphed functions (:class:`fastnn.cuda.graphed`): tensors, also in lists, tuples and
+dicts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fastnn import autograd
+from fastnn.tensor import Tensor
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """The keys and values of a dict, the positions and values of a list or tuple, else None."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else None
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in lists, tuples and dicts, by name."""
+    items = _items(value)
+    if items is None:
+        yield name, value
+    for key, part in items or ():
+        yield from _parts(f"{name}[{key!r}]", part)
+
+
+def check_on_gpu(name: str, value: Any) -> None:
+    """Refuses, with ValueError, tensors and arrays on the CPU."""
+    for where, part in _parts(name, value):
+        if (isinstance(part, Tensor) and not part.is_cuda) or isinstance(part, np.ndarray):
+            raise ValueError(
+                f"graphed: {where} expects tensors on the GPU, got {type(part).__name__} of shape "
+                f"{tuple(part.shape)} on the CPU, which replays neither read nor write; move it with "
+                ".to('cuda')"
+            )
+
+
+def check_argument(name: str, value: Any) -> None:
+    """Refuses, with ValueError, what is on the CPU or would be given a gradient."""
+    check_on_gpu(name, value)
+    for where, part in _parts(name, value):
+        if autograd.is_grad_enabled() and isinstance(part, Tensor) and part.requires_grad:
+            raise ValueError(
+                f"graphed: {where} requires a gradient, and a graph, which works on a copy, would "
+                "give it none; pass .detach() of it, or let the function use the tensor itself"
+            )
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """In memory of the graph's own."""
+    return tensor.detach().clone()
+
+
+def with_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same lists, tuples and dicts with what the function gives for each tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        same = copy.copy(value)
+        same.update((key, with_tensors(part, function)) for key, part in value.items())
+        return same
+    if isinstance(value, (list, tuple)):
+        parts = [with_tensors(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def renew(name: str, kept: Any, value: Any) -> None:
+    """Copies the tensors of an argument to where the first call's are; the rest is to be equal."""
+    if isinstance(kept, Tensor) and isinstance(value, Tensor):
+        if value.shape != kept.shape or value.dtype is not kept.dtype:
+            raise ValueError(
+                f"graphed: {name} expects shape {kept.shape} and dtype {kept.dtype} as before, got "
+                f"{value.shape} and {value.dtype}"
+            )
+        kept.copy_(value)
+        return
+    known, given = _items(kept), _items(value)
+    if known is not None and given is not None:
+        parts, others = dict(known), dict(given)
+        if type(kept) is type(value) and parts.keys() == others.keys():
+            for key, part in parts.items():
+                renew(f"{name}[{key!r}]", part, others[key])
+            return
+    elif kept is value or (type(kept) is type(value) and kept == value):
+        return
+    elif isinstance(kept, float) and isinstance(value, float) and kept != kept and value != value:
+        return  # NaN
+    raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
