@@ -17,6 +17,8 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
+constexpr int kHeld = 16 * LANES;
+
 // y[i] = sum over r, tap, k of (k of the group in) in[r][i * S + start + tap * gap] * w[r][tap][k],
 // inputs outside [0, width) counted as zero.
 template <class T, class P = float>
@@ -30,6 +32,7 @@ struct ChannelRow {
   T* y;
   Route route;
   int64_t at, step;  // of output 0 in y; distance of the next
+  float* held;       // kHeld floats: half lines that wait for the other half
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows, new_next_row;
   const T* next;
@@ -80,7 +83,23 @@ FASTNN_INLINE void finish_row(vfloat (&sum)[N][V], const ChannelRow<T, P>& d, in
     each([&](vfloat& value, int64_t) FASTNN_INLINED { value = vclamp(value, vfloat{}, ceiling); });
   }
   T* const y = d.y;
-  if (n == LANES && step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route))
+  const bool around =
+      n == LANES && step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
+  if constexpr (V * LANES * sizeof(T) == 32 && kSame<T, float>)
+    if (around && d.C % (2 * LANES) == 0) {
+      // Lines written half by half around the caches cost twice as much: channels come in order.
+      float* held = d.held;
+      if (c & LANES)
+        each([&](vfloat value, int64_t to) FASTNN_INLINED {
+          stream(y + to - LANES, load(held));
+          stream(y + to, value);
+          held += LANES;
+        });
+      else
+        each([&](vfloat value, int64_t) FASTNN_INLINED { store(held, value), held += LANES; });
+      return;
+    }
+  if (around)
     each([&](vfloat value, int64_t to) FASTNN_INLINED { stream(y + to, value); });
   else
     each([&](vfloat value, int64_t to) FASTNN_INLINED { store_any(y + to, value, n); });
@@ -149,6 +168,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   each_strip(p.N, p.OH, [&](int64_t n, int64_t begin, int64_t end) {
     const T* const image = x + n * p.H * p.W * C;
     ChannelRow<T, P> rows[kTurns];
+    alignas(64) float held[kHeld];
     int count = 0;
     for (int64_t oh = begin; oh < end; ++oh) {
       const int64_t top = oh * p.stride_h - p.pad_top;
@@ -165,6 +185,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       d.outputs = p.OW;
       d.C = C;
       d.e = e;
+      d.held = held;
       d.y = y;
       d.route = route;
       d.at = (n * p.OH + oh) * p.OW * C;
@@ -271,6 +292,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
       const int64_t kernel_row = across.count * G * LANES;
       taps_before += p.KH * across.count;
       ChannelRow<T, P> rows[kTurns];
+      alignas(64) float held[kHeld];
       int count = 0;
       for (int64_t h = begin; h < end; ++h) {
         const PhaseTaps down(h % p.stride_h, p.KH, p.pad_top, p.dilation_h, p.stride_h);
@@ -286,6 +308,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         d.outputs = (p.W - phase + S - 1) / S;
         d.C = C;
         d.e = e;
+        d.held = held;
         d.y = grad_input;
         d.route = route;
         d.at = ((n * p.H + h) * p.W + phase) * C;
