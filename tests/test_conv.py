@@ -146,6 +146,30 @@ def test_depthwise_conv2d(line):
     check_everywhere("conv2d", line)
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride"),
+    [(80, 80, 5, 1), (48, 48, 3, 1), (24, 24, 3, 2), (128, 32, 3, 1)],
+)
+def test_rows_written_around_the_caches_are_those_written_through_them(
+    isa, channels, groups, kernel, stride
+):
+    def passes(x):
+        x = x.detach().requires_grad_()
+        y = F.conv2d(x, weight, bias, stride, kernel // 2, groups=groups)
+        y.backward(fastnn.ones_like(y))
+        return y.detach().numpy(), x.grad.numpy()
+
+    weight = fastnn.randn(channels, channels // groups, kernel, kernel)
+    bias = fastnn.randn(channels)
+    side = int((14e6 / (2 * 4 * channels)) ** 0.5) * stride
+    images = fastnn.randn(2, channels, side, side)  # outputs of 14 MB, 7 each
+    y, grad = passes(images)
+    for i in range(2):
+        y_alone, grad_alone = passes(images[i : i + 1])
+        assert np.array_equal(y[i], y_alone[0])
+        assert np.array_equal(grad[i], grad_alone[0])
+
+
 def test_identity_kernel_returns_the_input(isa):
     x = fastnn.randn(2, 19, 5, 7)
     weight = fastnn.tensor(np.eye(19, dtype=np.float32).reshape(19, 19, 1, 1))
