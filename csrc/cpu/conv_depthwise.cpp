@@ -4,10 +4,11 @@
 // Tasks are output (or input) rows (conv_rows.h), worked through seven or eight outputs at a time,
 // all their channels before the next: every input loaded serves all outputs it reaches (3.8 loads
 // for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
-// columns. Vectors of bfloat16 go in twos, a cache line. Taps of wide kernels are added four at a
-// time; of a dilated one, outputs that share inputs make rows of their own, without gaps. Strides
-// above 2 take a loop with a load for every multiply-add. The weight's gradient walks the channels
-// of a strip of rows, its sums in registers; chunks of rows are added in order.
+// columns. Vectors of half a cache line go in twos: bfloat16's, and AVX2's by four outputs. Taps
+// of wide kernels are added four at a time; of a dilated one, outputs that share inputs make rows
+// of their own, without gaps. Strides above 2 take a loop with a load for every multiply-add. The
+// weight's gradient walks the channels of a strip of rows, its sums in registers; chunks of rows
+// are added in order.
 #include "core/allocator.h"
 #include "cpu/conv_rows.h"
 #include "cpu/conv_weight.h"
@@ -16,11 +17,11 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-// Vectors of channels at a time, so that cache lines are written whole, where registers allow it:
-// on AVX2 those of four outputs, where all channels are pairs of vectors (32 channels at 112 x 112
-// in half the time).
+// Vectors of channels at a time, so that cache lines are written whole.
 template <class T>
 constexpr int kLine = LANES == 16 && sizeof(T) == 2 ? 2 : 1;
+// Whether there are registers for two by four outputs on AVX2 (32 channels at 112 x 112 take half
+// the time); if all channels are such pairs.
 template <int KW>
 constexpr bool kPairs = LANES == 8 && KW > 0 && KW < 5;
 // Of a weight's gradient: what a strip of rows may take, and pixels to a chunk at least.
