@@ -28,12 +28,13 @@ def ratio(row: Row) -> float | None:
 
 
 def networks(rows: list[Row]) -> Iterator[str]:
-    """Training and inference: every row."""
+    """Training and inference: every row, if there are any."""
+    rows = [row for row in rows if row["suite"] in ("train", "infer")]
+    if not rows:
+        return
     yield "| network | batch | type | ours | fastest peer | its time / ours |"
     yield "| --- | --- | --- | ---: | --- | ---: |"
     for row in rows:
-        if row["suite"] not in ("train", "infer"):
-            continue
         what = f"{row['name']} {'training step' if row['suite'] == 'train' else 'inference'}"
         best = min(row["peers"], key=row["peers"].get, default=None)
         images = row["extra"]["images per second"]
@@ -41,6 +42,7 @@ def networks(rows: list[Row]) -> Iterator[str]:
             f"| {what} | `{row['case']}` | {TYPES[row['dtype']]} | {images:.1f} images/s "
             f"| {best or '-'} | {f'{ratio(row):.2f}' if best else '-'} |"
         )
+    yield ""
 
 
 def suites(rows: list[Row]) -> Iterator[str]:
@@ -94,7 +96,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"#### {about['cores']} cores of {about['processor']}, level {about['instruction set in use']}",
         "",
-        *networks(result["rows"]), "",
+        *networks(result["rows"]),
         "Operators and layers against PyTorch, its time over ours (above 1: we are faster):", "",
         *suites(result["rows"]), "",
         f"Measured peaks {peaks['float32']:.0f} GFLOP/s in float32, {peaks['bfloat16']:.0f} in bfloat16, "

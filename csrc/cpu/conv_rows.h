@@ -140,9 +140,9 @@ void turn_channels(const T* w, int64_t C, int64_t rows, P* turned) {
 // Calls body(image, begin, end) for strips of rows of images, in parallel: rows one below the other
 // whose blocks of outputs take turns, so that the inputs that they share are still in L1; single
 // ones where there are few for each thread. (There, to give each thread the channels whose weights
-// it has turned costs up to four times as much: prefetchers fetch the lines of both.) With AVX2,
-// whose processors' first caches hold fewer lines of a set, rows one after the other are up to
-// twice as fast where a pixel has few channels, and as fast elsewhere.
+// it has turned costs up to four times as much: prefetchers fetch the lines of both.) On AVX2 (Zen
+// 3), rows one after the other are up to twice as fast where a pixel has few channels, and as fast
+// elsewhere.
 constexpr int64_t kTurns = LANES == 16 ? 4 : 1, kNearBytes = 4 << 20;
 template <class Body>
 void each_strip(int64_t images, int64_t H, const Body& body) {
