@@ -18,6 +18,14 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 
+// Emulations are for tests: they have to be asked for.
+#ifndef FASTNN_AVX512_EMULATE
+#define FASTNN_AVX512_EMULATE 0
+#endif
+#ifndef FASTNN_AMX_EMULATE
+#define FASTNN_AMX_EMULATE 0
+#endif
+
 // One per source in csrc/cpu, each defining fill_<stem>().
 #define FASTNN_STEMS(X)   \
   X(activation)           \
@@ -131,17 +139,17 @@ bool has_half_vectors() {
 bool has_bfloat16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBfloat16 = 1u << 5;
+  if (FASTNN_AVX512_EMULATE) return true;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBfloat16);
 }
 #endif
-#if FASTNN_HAVE_amx && FASTNN_AMX_EMULATE
-bool has_amx() { return true; }
-#elif FASTNN_HAVE_amx
+#if FASTNN_HAVE_amx
 // Whether the processor has bfloat16 tiles, and Linux grants this process the tile registers: they
 // are 8 KB more to save per thread, so a process has to ask for them, once.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kTiles = 1u << 24, kTilesBfloat16 = 1u << 22;
+  if (FASTNN_AMX_EMULATE) return true;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kTilesBfloat16))
     return false;
   constexpr long kAskPermission = 0x1023, kTileData = 18;
@@ -156,13 +164,8 @@ struct Level {
   double (*multiply_adds)(DType, int64_t);
   int per_cycle;  // multiply-adds of float32
   double bfloat16_rate;
-  bool fast;  // not an emulation, which has to be asked for
+  bool fast;  // not an emulation
 };
-#if FASTNN_AMX_EMULATE
-constexpr bool kFastTiles = false;
-#else
-constexpr bool kFastTiles = true;
-#endif
 
 const std::vector<Level>& levels() {
   static const std::vector<Level> table = [] {
@@ -180,21 +183,23 @@ const std::vector<Level>& levels() {
         cpu::avx2::multiply_adds, 16);
 #endif
 #if FASTNN_HAVE_avx512
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (FASTNN_AVX512_EMULATE) avx512 = out.back().available;  // AVX2's
     const int wide = has_half_vectors() ? 16 : 32;
-    add("avx512", avx512, cpu::avx512::fill, cpu::avx512::multiply_adds, wide);
+    add("avx512", avx512, cpu::avx512::fill, cpu::avx512::multiply_adds, wide, 1,
+        !FASTNN_AVX512_EMULATE);
 #endif
 #if FASTNN_HAVE_avx512_bf16
     const bool bfloat16 = avx512 && has_bfloat16();
     // Intel's processors add products of pairs half as often as they add products.
     const double rate = __builtin_cpu_is("intel") ? 1 : 2;
     add("avx512_bf16", bfloat16, cpu::avx512_bf16::fill, cpu::avx512_bf16::multiply_adds, wide,
-        rate);
+        rate, !FASTNN_AVX512_EMULATE);
 #endif
 #if FASTNN_HAVE_amx
     add("amx", bfloat16 && has_amx(), cpu::amx::fill, cpu::amx::multiply_adds, wide, 16,
-        kFastTiles);
+        !FASTNN_AMX_EMULATE);
 #endif
     return out;
   }();

@@ -26,6 +26,9 @@
 #if defined(FASTNN_ISA_avx2) || defined(FASTNN_ISA_avx512)
 #include <immintrin.h>
 #endif
+#if defined(FASTNN_ISA_avx512) && defined(FASTNN_AVX512_EMULATE)
+#include "cpu/simd/emulated_avx512.h"
+#endif
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
