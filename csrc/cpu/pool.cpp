@@ -48,9 +48,12 @@ struct Window {
   // body(tap, where its channel 0 lies)
   template <class Body>
   FASTNN_INLINED inline void each(const Body& body) const {
-    for (int64_t i = rows.begin; i < rows.end; ++i)
-      for (int64_t j = cols.begin; j < cols.end; ++j)
-        body(static_cast<int32_t>(i * extent + j), corner + i * row + j * col);
+    const T* first = corner + rows.begin * row + cols.begin * col;
+    for (int64_t i = rows.begin; i < rows.end; ++i, first += row) {
+      const T* from = first;
+      auto tap = static_cast<int32_t>(i * extent + cols.begin);
+      for (int64_t j = cols.begin; j < cols.end; ++j, ++tap, from += col) body(tap, from);
+    }
   }
 };
 
@@ -120,37 +123,59 @@ void max_typed(const PoolParams& p, const T* x, T* y, I* indices) {
   });
 }
 
-// The gradient of an input pixel: sums of add(where, n, tap, oh, ow) over the windows it is in,
-// output (oh, ow) of which lies at `where`.
-template <class T, class Add>
-FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Add& add) {
-  const Route route = route_to(grad_x, p.C);
+// A window that an input pixel is in: where its output lies, which of its taps the pixel is, and
+// what its average divides by.
+struct Hit {
+  int64_t output;
+  int32_t tap;
+  float divisor;
+};
+FASTNN_INLINE int64_t most_hits(const PoolAxis& a) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < a.in; ++i)
+    if (a.first[i + 1] - a.first[i] > most) most = a.first[i + 1] - a.first[i];
+  return most;
+}
+
+// The gradient of an input pixel: sums of part(hit, c, n), channels c to c + n - 1, over the
+// windows that it is in.
+template <class T, class Part>
+FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Part& part) {
+  const int64_t C = p.C, most = most_hits(p.h) * most_hits(p.w);
+  const Route route = route_to(grad_x, C);
   parallel_for(p.N * p.h.in, [&](int64_t task) {
+    auto* const hits = static_cast<Hit*>(thread_scratch(most * int64_t{sizeof(Hit)}));
     const int64_t h = task % p.h.in, image = task / p.h.in;
-    for (int64_t w = 0; w < p.w.in; ++w)
-      vectors_loop<4>(0, p.C, [&](int64_t c, auto vectors, int n) FASTNN_INLINED {
+    for (int64_t w = 0; w < p.w.in; ++w) {
+      int64_t count = 0;
+      for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
+        for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
+          const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
+          const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
+          hits[count++] = {((image * p.h.out + oh) * p.w.out + ow) * C, static_cast<int32_t>(tap),
+                           p.h.divisor[oh] * p.w.divisor[ow]};
+        }
+      T* const to = grad_x + (task * p.w.in + w) * C;
+      vectors_loop<4>(0, C, [&](int64_t c, auto vectors, int n) FASTNN_INLINED {
         constexpr int V = decltype(vectors)::count;
         vfloat sums[V] = {};
-        for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a)
-          for (int64_t b = p.w.first[w]; b < p.w.first[w + 1]; ++b) {
-            const int64_t oh = p.h.hits[2 * a], ow = p.w.hits[2 * b];
-            const int64_t tap = p.h.hits[2 * a + 1] * p.w.extent + p.w.hits[2 * b + 1];
-            const int64_t at = ((image * p.h.out + oh) * p.w.out + ow) * p.C + c;
+        for (int64_t i = 0; i < count; ++i) {
+          const Hit hit = hits[i];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v)
-              sums[v] += add(at + v * LANES, n, static_cast<int32_t>(tap), oh, ow);
-          }
-        for (int v = 0; v < V; ++v)
-          store_any(grad_x + (task * p.w.in + w) * p.C + c + v * LANES, sums[v], n, route);
+          for (int v = 0; v < V; ++v) sums[v] += part(hit, c + v * LANES, n);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store_any(to + c + v * LANES, sums[v], n, route);
       });
+    }
   });
 }
 
 template <class T, class I>
 void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
-  sum_windows(p, grad_x, [&](int64_t at, int n, int32_t tap, int64_t, int64_t) FASTNN_INLINED {
-    const vint mine = load_index(indices + at, n) == tap;
-    return select(mine, load_any(g + at, n), vfloat{});
+  sum_windows(p, grad_x, [=](const Hit& hit, int64_t c, int n) FASTNN_INLINED {
+    const vint mine = load_index(indices + hit.output + c, n) == hit.tap;
+    return select(mine, load_any(g + hit.output + c, n), vfloat{});
   });
 }
 
@@ -189,8 +214,8 @@ void average_typed(const PoolParams& p, const T* x, T* y) {
 
 template <class T>
 void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
-  sum_windows(p, grad_x, [&](int64_t at, int n, int32_t, int64_t oh, int64_t ow) FASTNN_INLINED {
-    return load_any(g + at, n) / (p.h.divisor[oh] * p.w.divisor[ow]);
+  sum_windows(p, grad_x, [=](const Hit& hit, int64_t c, int n) FASTNN_INLINED {
+    return load_any(g + hit.output + c, n) / hit.divisor;
   });
 }
 
