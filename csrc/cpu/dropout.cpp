@@ -11,48 +11,71 @@ namespace {
 constexpr int64_t kWords = 1024;  // generated at a time, into L1
 
 // Words first .. first + kWords - 1 of the stream; first is a multiple of 4.
-#if defined(FASTNN_ISA_avx512)
-// Eight blocks at a time, one counter word per 64-bit lane: the multiplication reads the lower
+#if defined(FASTNN_ISA_avx2) || defined(FASTNN_ISA_avx512)
+// LANES / 2 blocks at a time, one counter word per 64-bit lane: the multiplication reads the lower
 // halves only, so that what the shifts leave in the upper ones does no harm. 6 instructions per
-// round, each of which waits for the one before: kTurns times eight blocks take turns.
+// round (AVX2: 8), each of which waits for the one before: kTurns times as many blocks take turns.
+typedef uint64_t vlong __attribute__((vector_size(4 * LANES)));
+#if defined(FASTNN_ISA_avx512)
 constexpr int kTurns = 4;
+FASTNN_INLINE vlong multiply_lower(vlong a, vlong b) {
+  return reinterpret_cast<vlong>(
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+FASTNN_INLINE vlong exclusive_or(vlong a, vlong b, vlong c) {
+  return reinterpret_cast<vlong>(_mm512_ternarylogic_epi64(reinterpret_cast<__m512i>(a),
+                                                           reinterpret_cast<__m512i>(b),
+                                                           reinterpret_cast<__m512i>(c), 0x96));
+}
+#else
+constexpr int kTurns = 2;  // of 16 registers
+FASTNN_INLINE vlong multiply_lower(vlong a, vlong b) {
+  return reinterpret_cast<vlong>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+FASTNN_INLINE vlong exclusive_or(vlong a, vlong b, vlong c) { return a ^ b ^ c; }
+#endif
+// Words 0 and 1 of the blocks, and their words 2 and 3, as they follow each other in the stream.
+FASTNN_INLINE void store_blocks(uint32_t* to, vlong first_two, vlong last_two) {
+#if defined(FASTNN_ISA_avx512)
+  const vlong low = __builtin_shufflevector(first_two, last_two, 0, 8, 1, 9, 2, 10, 3, 11);
+  const vlong high = __builtin_shufflevector(first_two, last_two, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  const vlong low = __builtin_shufflevector(first_two, last_two, 0, 4, 1, 5);
+  const vlong high = __builtin_shufflevector(first_two, last_two, 2, 6, 3, 7);
+#endif
+  __builtin_memcpy(to, &low, sizeof(low));
+  __builtin_memcpy(to + LANES, &high, sizeof(high));
+}
+
 void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
-  const auto all = [](uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); };
-  const __m512i m0 = all(0xD2511F53u), m1 = all(0xCD9E8D57u), low = all(0xffffffffu);
-  const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m512i start = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-  const __m512i end = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-  const auto high = [](__m512i x) { return _mm512_maskz_srli_epi64(0xff, x, 32); };
-  const auto pair = [&](__m512i x, __m512i y) {
-    return _mm512_or_si512(_mm512_and_si512(x, low), _mm512_maskz_slli_epi64(0xff, y, 32));
-  };
-  for (int64_t b = 0; b < kWords / 4; b += 8 * kTurns) {
-    __m512i c0[kTurns], c1[kTurns], c2[kTurns], c3[kTurns];
+  constexpr int kBlocks = LANES / 2;
+  const vlong m0 = vlong{} + 0xD2511F53u, m1 = vlong{} + 0xCD9E8D57u;
+  vlong lane;
+  for (int i = 0; i < kBlocks; ++i) lane[i] = static_cast<uint64_t>(i);
+  for (int64_t b = 0; b < kWords / 4; b += kBlocks * kTurns) {
+    vlong c0[kTurns], c1[kTurns], c2[kTurns], c3[kTurns];
 #pragma GCC unroll 4
     for (int t = 0; t < kTurns; ++t) {
-      c0[t] = _mm512_add_epi64(all(static_cast<uint64_t>(first / 4 + b + 8 * t)), lane);
-      c1[t] = high(c0[t]), c2[t] = all(offset), c3[t] = high(c2[t]);
+      c0[t] = lane + static_cast<uint64_t>(first / 4 + b + kBlocks * t);
+      c1[t] = c0[t] >> 32, c2[t] = vlong{} + offset, c3[t] = c2[t] >> 32;
     }
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      const __m512i key0 = all(k0), key1 = all(k1);
+      const vlong key0 = vlong{} + k0, key1 = vlong{} + k1;
 #pragma GCC unroll 4
       for (int t = 0; t < kTurns; ++t) {
-        const __m512i p0 = _mm512_maskz_mul_epu32(0xff, m0, c0[t]);
-        const __m512i p1 = _mm512_maskz_mul_epu32(0xff, m1, c2[t]);
-        c0[t] = _mm512_ternarylogic_epi64(high(p1), c1[t], key0, 0x96);  // exclusive or of three
+        const vlong p0 = multiply_lower(m0, c0[t]), p1 = multiply_lower(m1, c2[t]);
+        c0[t] = exclusive_or(p1 >> 32, c1[t], key0);
         c1[t] = p1;
-        c2[t] = _mm512_ternarylogic_epi64(high(p0), c3[t], key1, 0x96);
+        c2[t] = exclusive_or(p0 >> 32, c3[t], key1);
         c3[t] = p0;
       }
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < kTurns; ++t) {
-      const __m512i first_two = pair(c0[t], c1[t]), last_two = pair(c2[t], c3[t]);
-      uint32_t* const to = out + 4 * b + 32 * t;
-      _mm512_storeu_si512(to, _mm512_permutex2var_epi64(first_two, start, last_two));
-      _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(first_two, end, last_two));
-    }
+    for (int t = 0; t < kTurns; ++t)
+      store_blocks(out + 4 * b + 2 * LANES * t, (c0[t] & 0xffffffffu) | c1[t] << 32,
+                   (c2[t] & 0xffffffffu) | c3[t] << 32);
   }
 }
 #else
@@ -66,25 +89,47 @@ void words(uint64_t seed, uint64_t offset, int64_t first, uint32_t* out) {
 #endif
 
 // Halves i to i + LANES - 1 of the words.
-FASTNN_INLINE vuint load_halves(const uint32_t* words, int64_t i) {
+FASTNN_INLINE vint load_halves(const uint32_t* words, int64_t i) {
   vhalf v;
   __builtin_memcpy(&v, reinterpret_cast<const uint16_t*>(words) + i, sizeof(v));
-  return from_halves(v);
+  return reinterpret_cast<vint>(from_halves(v));
+}
+// As many more, in the order of load_mixed() for values of T.
+struct TwoHalves {
+  vint first, second;
+};
+template <class T>
+FASTNN_INLINE TwoHalves load_mixed_halves(const uint32_t* words, int64_t i) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return {load_halves(words, i), load_halves(words, i + LANES)};
+  } else {
+    vuint both;
+    __builtin_memcpy(&both, words + i / 2, sizeof(both));
+    return {reinterpret_cast<vint>(both & 0xffffu), reinterpret_cast<vint>(both >> 16)};
+  }
 }
 
 template <class T>
 void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t offset,
                     uint32_t threshold, float scale) {
   const Route route = route_to(y, count);
+  const auto least = static_cast<int32_t>(threshold);
+  const auto kept = [=](vint half, vfloat v)
+                        FASTNN_INLINED { return select(half >= least, v * scale, vfloat{}); };
   parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     uint32_t buffer[kWords + LANES] = {};
     for (int64_t first = begin; first < end; first += 2 * kWords) {
       const int64_t last = first + 2 * kWords < end ? first + 2 * kWords : end;
       for (int64_t i = first; i < last; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(x + i);
       words(seed, offset, first / 2, buffer);
-      vector_loop(first, last, [&](int64_t i, int n) {
-        const vint keep = load_halves(buffer, i - first) >= threshold;
-        store_any(y + i, select(keep, load_any(x + i, n) * scale, vfloat{}), n, route);
+      vectors_loop<2>(first, last, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+        if constexpr (decltype(vectors)::count == 2) {
+          const TwoHalves half = load_mixed_halves<T>(buffer, i - first);
+          const TwoVectors v = load_mixed(x + i);
+          store_mixed(y + i, {kept(half.first, v.first), kept(half.second, v.second)}, route);
+        } else {
+          store_any(y + i, kept(load_halves(buffer, i - first), load_any(x + i, n)), n, route);
+        }
       });
     }
   });
