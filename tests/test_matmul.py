@@ -58,6 +58,28 @@ def test_some_rows_by_a_very_large_matrix(case):
     check_everywhere("linear", case)
 
 
+@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("size", ["i64o33", "i150o16", "i16o1"])
+def test_weight_gradients_of_a_few_rows_around_the_caches(around_the_caches, n, size):
+    """Rows of whole vectors go there, others do not."""
+    for dtype in ("f32", "bf16"):
+        check_everywhere("linear", f"n{n}{size}_{dtype}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weight_gradients_of_a_few_rows_are_those_of_many(isa, dtype):
+    """Rows of zeros change nothing: of eight rows, another kernel's sums are these."""
+    x, weight = fastnn.randn(8, 130, dtype=dtype), fastnn.randn(50, 130, dtype=dtype)
+    grad = fastnn.randn(8, 50, dtype=dtype)
+    found = []
+    for zeros in (0, 1):
+        w = weight.detach().requires_grad_()
+        rows = [fastnn.cat([t, fastnn.zeros(zeros, t.shape[1], dtype=dtype)]) for t in (x, grad)]
+        F.linear(rows[0], w).backward(rows[1])
+        found.append(w.grad.float().numpy())
+    np.testing.assert_allclose(*found, rtol=1e-2 if dtype == "bfloat16" else 1e-5, atol=1e-5)
+
+
 def test_weight_gradient_in_several_rounds():
     """More rows than the partial sums of a large weight take in one go."""
     check_everywhere("linear", "n1100i600o610_f32")

@@ -8,8 +8,9 @@
 //                        which fetch the next meanwhile.
 //   out = a w            a task owns some columns, whose sums stay in L1; it adds eight rows of w
 //                        at a time.
+//   out = a^T g          a row of the output is a sum of a few rows of g, which stay in L1.
 //
-// Floor: w over the bandwidth of memory.
+// Floor: w, or the output of the last, over the bandwidth of memory.
 #include "core/allocator.h"
 #include "cpu/matmul_rows.h"
 #include "cpu/simd/transpose.h"
@@ -21,6 +22,7 @@ constexpr int64_t kPieceSteps = 512;      // of a w^T, where pieces are used mor
 constexpr int64_t kTaskRows = 2 * LANES;  // of w, of a w^T
 constexpr int kDeep = 8;                  // rows of w at a time, of a w
 constexpr int64_t kSums = 8192;           // of a task, of a w
+constexpr int64_t kWork = 32 << 10;       // multiply-adds that are worth another thread
 
 // sums[r][s] += a piece of row r of a times that of row s of w, for R of the one and LANES / R of
 // the other; `first`: = instead. Brings as much of F rows from `next` on.
@@ -138,7 +140,9 @@ void columns_typed(const MatmulParams& p, const T* a, const T* w, T* out) {
                    there ? to_float(a[r * p.inner + d * kDeep + k]) : 0.0f);
       }
   // Where they end changes no result.
-  const int64_t share = ceil_div(p.columns, 4 * get_num_threads() * LANES) * LANES;
+  const int64_t least = ceil_div(kWork, depth * kDeep * p.rows * LANES) * LANES;
+  const int64_t even = ceil_div(p.columns, 4 * get_num_threads() * LANES) * LANES;
+  const int64_t share = even > least ? even : least;
   const int64_t pitch = at_most(share, kSums / p.rows / LANES * LANES);
   parallel_ranges(p.columns, pitch, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kSums] = {};
@@ -158,6 +162,26 @@ void columns_typed(const MatmulParams& p, const T* a, const T* w, T* out) {
   });
 }
 
+template <class T, class D>
+void outer_typed(const MatmulParams& p, const T* a, const T* g, D* out) {
+  const Route route = route_to(out, p.columns);
+  parallel_ranges(p.inner, ceil_div(kWork, p.rows * p.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      vectors_loop<4>(0, p.columns, [&](int64_t i, auto vectors, int n) FASTNN_INLINED {
+        constexpr int V = decltype(vectors)::count;
+        vfloat sums[V] = {};
+        for (int64_t r = 0; r < p.rows; ++r)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v)
+            sums[v] +=
+                to_float(a[r * p.inner + k]) * load_any(g + r * p.columns + i + v * LANES, n);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+          store_any(out + k * p.columns + i + v * LANES, sums[v], n, route);
+      });
+  });
+}
+
 template <class T>
 void rows_of(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
   const auto kernel = p.rows == 1   ? rows_typed<1, T>
@@ -170,6 +194,13 @@ void columns_of(const MatmulParams& p, const void* a, const void* w, void* out) 
   columns_typed(p, static_cast<const T*>(a), static_cast<const T*>(w), static_cast<T*>(out));
 }
 
+template <class T>
+void outer_of(const MatmulParams& p, const void* a, const void* g, DType dtype, void* out) {
+  const auto *const left = static_cast<const T*>(a), *const grad = static_cast<const T*>(g);
+  dtype == DType::float32 ? outer_typed(p, left, grad, static_cast<float*>(out))
+                          : outer_typed(p, left, grad, static_cast<bfloat16*>(out));
+}
+
 }  // namespace
 
 void few_rows(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out) {
@@ -178,6 +209,10 @@ void few_rows(const MatmulParams& p, const void* a, const void* w, const float* 
 
 void few_rows_turned(const MatmulParams& p, const void* a, const void* w, void* out) {
   (p.dtype == DType::float32 ? columns_of<float> : columns_of<bfloat16>)(p, a, w, out);
+}
+
+void few_rows_outer(const MatmulParams& p, const void* a, const void* g, DType dtype, void* out) {
+  (p.dtype == DType::float32 ? outer_of<float> : outer_of<bfloat16>)(p, a, g, dtype, out);
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

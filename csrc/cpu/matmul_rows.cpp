@@ -157,7 +157,9 @@ bool takes(const MatmulParams& p, bool turned) {
   const int64_t size = p.inner * p.columns;
   if (p.columns < LANES) return false;
   if (!turned && p.inner % 2 != 0 && !is_few(p, turned)) return false;  // pairs are turned whole
-  if (p.rows <= (turned ? kVeryFewRows / 2 : kVeryFewRows)) return true;
+  // On AVX2 packing takes twice as many vectors, and these kernels win for longer.
+  const int64_t few = LANES == 8 ? 2 * kVeryFewRows : turned ? kVeryFewRows / 2 : kVeryFewRows;
+  if (p.rows <= few) return true;
   if (p.rows <= kFewRows) return size >= kLarge;
   return p.rows <= kSomeRows && size >= (turned ? 2 * kLarge : kVeryLarge);
 }
@@ -173,6 +175,6 @@ void rows_turned(const MatmulParams& p, const void* a, const void* w, void* out)
 
 }  // namespace
 
-void fill_matmul_rows(Slots& slots) { slots.matmul = {takes, rows, rows_turned}; }
+void fill_matmul_rows(Slots& slots) { slots.matmul = {takes, rows, rows_turned, few_rows_outer}; }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -11,6 +11,7 @@ namespace fastnn::cpu::FASTNN_ISA {
 constexpr int64_t kFewRows = 32;
 void few_rows(const MatmulParams& p, const void* a, const void* w, const float* bias, void* out);
 void few_rows_turned(const MatmulParams& p, const void* a, const void* w, void* out);
+void few_rows_outer(const MatmulParams& p, const void* a, const void* g, DType dtype, void* out);
 
 namespace {
 

@@ -101,7 +101,9 @@ static Array weight_gradient(const Array& grad_output, const Array& a, DType dty
   Array out = matrices(a, k, n, dtype);
   ConvParams p = pointwise(m, n, k, a.dtype());
   p.grad_dtype = dtype;
+  const bool by_rows = current_device() == kCpu && m <= kOuterRows;
   each(g, x, out, [&, &use = kernels()](const void* grad, const void* left, void* to) {
+    if (by_rows) return use.matmul.outer({m, k, n, a.dtype()}, left, grad, dtype, to);
     use.conv.backward_weight(p, grad, left, to);
   });
   return out;

@@ -11,6 +11,9 @@ struct MatmulParams {
   DType dtype;                   // of all three matrices; sums are float32
 };
 
+// Of a, for which MatmulSlots::outer writes the gradient of the other operand.
+constexpr int64_t kOuterRows = 8;
+
 struct MatmulSlots {  // on a CPU alone
   // Whether a serves so few rows that these are faster than a convolution, whose weights are packed
   // first. `turned`: which of the two.
@@ -19,6 +22,9 @@ struct MatmulSlots {  // on a CPU alone
   void (*rows)(const MatmulParams&, const void* a, const void* w, const float* bias, void* out);
   // out = a w, w (inner, columns).
   void (*rows_turned)(const MatmulParams&, const void* a, const void* w, void* out);
+  // out (inner, columns), of `dtype`, = a^T g for the product's gradient g and up to kOuterRows
+  // rows.
+  void (*outer)(const MatmulParams&, const void* a, const void* g, DType dtype, void* out);
 };
 
 namespace ops {

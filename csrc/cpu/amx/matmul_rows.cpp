@@ -214,7 +214,7 @@ bool takes(const MatmulParams& p, bool turned) {
 
 void fill_matmul_rows(Slots& slots) {
   wide = slots.matmul;
-  slots.matmul = {takes, rows, rows_turned};
+  slots.matmul = {takes, rows, rows_turned, wide.outer};
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA
