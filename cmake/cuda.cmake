@@ -22,8 +22,8 @@ function(fastnn_find_nvcc)
 endfunction()
 
 # Sets FASTNN_NO_CUDA to why there can be no CUDA module, empty if there can be: nvcc has to be there,
-# new enough, and to compile for every GPU that is asked for. check_language() would take a compiler
-# that is named for one that works.
+# new enough, and to compile for every GPU that is asked for: FASTNN_CUDA_TARGETS, its options.
+# check_language() would take a compiler that is named for one that works.
 function(fastnn_try_nvcc)
   set(FASTNN_NO_CUDA "" PARENT_SCOPE)
   if(NOT FASTNN_NVCC)
@@ -69,6 +69,7 @@ function(fastnn_try_nvcc)
       COMMAND "${FASTNN_NVCC}" ${host} ${flags} ${targets} -std=c++17 -c "${probe}.cu" -o "${probe}.o"
       RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE said)
   endif()
+  set(FASTNN_CUDA_TARGETS "${targets}" PARENT_SCOPE)
   if(NOT failed EQUAL 0)
     string(REGEX MATCH "[^\n]*(error|fatal)[^\n]*" said "${said}")
     string(REGEX REPLACE "[\"\\\\;]" "'" said "${said}")  # it becomes a string of C++
@@ -94,7 +95,7 @@ else()
     if(EXISTS "${FASTNN_CUDA_ROOT}/lib" AND NOT EXISTS "${FASTNN_CUDA_ROOT}/lib64")
       set(ENV{CUDAFLAGS} "$ENV{CUDAFLAGS} -L${FASTNN_CUDA_ROOT}/lib")
     endif()
-    set(CMAKE_CUDA_ARCHITECTURES "${FASTNN_CUDA_ARCHITECTURES}")
+    set(CMAKE_CUDA_ARCHITECTURES OFF)  # CMake 3.23 and 3.24 refuse 90a: FASTNN_CUDA_TARGETS instead
     set(CMAKE_CUDA_STANDARD 17)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     enable_language(CUDA)
@@ -114,8 +115,8 @@ if(FASTNN_BUILD_CUDA)
   add_library(cuda_kernels OBJECT ${FASTNN_CUDA_SOURCES})
   target_include_directories(cuda_kernels PRIVATE csrc)
   target_compile_options(
-    cuda_kernels PRIVATE -lineinfo --expt-relaxed-constexpr -O3 -Xcompiler=-fvisibility=hidden
-                         -Xfatbin=-compress-all)
+    cuda_kernels PRIVATE ${FASTNN_CUDA_TARGETS} -lineinfo --expt-relaxed-constexpr -O3
+                         -Xcompiler=-fvisibility=hidden -Xfatbin=-compress-all)
   if(FASTNN_WERROR)
     target_compile_options(cuda_kernels PRIVATE -Werror=all-warnings)
   endif()
