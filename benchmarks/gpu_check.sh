@@ -28,6 +28,7 @@ most=570
 mkdir -p "$out" && log=$out/gpu-check.log && : >"$log" || exit
 export FASTNN_CUDA_EMULATE=0 PYTHONUNBUFFERED=1
 export PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH:/usr/local/cuda/bin
+export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}  # where there is no ninja, make takes one core
 known=(build primitives tests sanitizer layers-bfloat16 layers-tf32 layers-float32 wgmma-bfloat16 wgmma-tf32
   operators-float32 operators-bfloat16 networks-bfloat16 networks-tf32)
 stages=("$@")

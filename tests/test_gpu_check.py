@@ -22,7 +22,9 @@ case "$*" in
   *submodule_search_locations*) [ -d "$SITE/fastnn" ] && echo "$SITE/fastnn" || exit 1 ;;
   *compute_cap*) echo 9.0 ;;
   *query-gpu=name*) echo "NVIDIA H200" ;;
-  *"pip install"*) mkdir -p "$SITE" && cp -r src/fastnn "$SITE" && echo binary >"$SITE/fastnn/_cuda.so" ;;
+  *"pip install"*)
+    echo "by $CMAKE_BUILD_PARALLEL_LEVEL" >>"$CALLS"
+    mkdir -p "$SITE" && cp -r src/fastnn "$SITE" && echo binary >"$SITE/fastnn/_cuda.so" ;;
   *verify*) echo "$SAID" ;;
 esac
 while IFS='|' read -r part code; do
@@ -112,6 +114,7 @@ def test_a_source_is_built_once_and_without_network(check):
     )
     _, results, _, calls = check("build")
     assert results == {"build": "passed"} and offline in calls and "ARCHITECTURES=90a-real" in calls
+    assert re.search("^by [1-9]", calls, re.MULTILINE), "make is to use all cores"
     assert "pip install" not in check("build")[3]
     for changed in (check.tree / "csrc/kernel.cu", check.site / "fastnn/_cuda.so"):
         changed.write_text("changed")
