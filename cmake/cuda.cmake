@@ -9,7 +9,7 @@ if(NOT FASTNN_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "FASTNN_CUDA: expected AUTO, ON or OFF, got ${FASTNN_CUDA}")
 endif()
 
-# nvcc of a toolkit (PATH, CUDA_HOME, CUDA_PATH), or of NVIDIA's wheels in the Python that builds.
+# nvcc of a toolkit (CUDACXX, CUDA_HOME, CUDA_PATH, PATH), or of NVIDIA's wheels in the Python that builds.
 # The wheels have lib where nvcc's own settings say lib64, and no unversioned libcudart.so: the
 # linker is told where to look, and the static runtime is used.
 function(fastnn_find_nvcc)
@@ -17,7 +17,8 @@ function(fastnn_find_nvcc)
     COMMAND "${Python_EXECUTABLE}" -c
             "import nvidia, os; print(*[os.path.join(p, d) for p in nvidia.__path__ for d in ('cu13', 'cu12', 'cuda_nvcc')], sep=';')"
     OUTPUT_VARIABLE wheels ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
-  find_program(FASTNN_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH ${wheels}
+  get_filename_component(folder "$ENV{CUDACXX}" DIRECTORY)
+  find_program(FASTNN_NVCC nvcc HINTS "${folder}" ENV CUDA_HOME ENV CUDA_PATH ${wheels}
                PATH_SUFFIXES bin DOC "The CUDA compiler")
 endfunction()
 

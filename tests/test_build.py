@@ -30,6 +30,22 @@ exit 1
 """
 
 
+def test_the_compiler_of_cudacxx_is_taken(tmp_path):
+    """CMake's own variable: a path, not a folder. Before any other that is there."""
+    pybind11 = pytest.importorskip("pybind11")
+    if not (ROOT / "CMakeLists.txt").exists() or shutil.which("cmake") is None:
+        pytest.skip("the package's source is not here, or no cmake")
+    stub = tmp_path / "nvcc"
+    stub.write_text(OLD)
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "tree"), "-DFASTNN_CUDA=AUTO",
+         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "CUDACXX": str(stub)},
+    )  # fmt: skip
+    assert "CUDA not built: nvcc 11.8 is older than 12.0" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory):
     """Configures the package with a stand-in for nvcc, None for none; exit code and all that was said."""
