@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_the_memory_layout_of_a_parameter_changes_nothing(cls, options):
         descend(cls([p], **options), p, 3)
         ends.append(np.ascontiguousarray(p.detach().numpy()))
     assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_a_copied_optimizer_goes_on_with_the_copied_parameters(copied):
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        (net(fastnn.ones(2, 3)) ** 2).sum().backward()
+        optimizer.step()
+        return [p.tolist() for p in net.parameters()]
+
+    net = nn.Linear(3, 2)
+    optimizer = optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        step(net, optimizer)
+    other = copied((net, optimizer))
+    assert step(*other) == step(net, optimizer)
+    assert [held["step"] for held in other[1].state.values()] == [4, 4]
 
 
 def test_loading_does_not_share_buffers():

@@ -108,6 +108,16 @@ class Optimizer:
 
     # State.
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: the state beside its parameters, whose copies are others."""
+        order = [p for group in self.param_groups for p in group["params"]]
+        state = [(p, self.state[id(p)]) for p in order if id(p) in self.state]
+        return {**self.__dict__, "state": state}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.state = {id(p): held for p, held in values["state"]}
+
     def _state_now(self) -> State:
         return {key: dict(held) for key, held in self.state.items()}
 
