@@ -1310,6 +1310,39 @@ def test_lenets_step_is_graphed():
     assert losses[0] == losses[1] and len(set(losses[0])) == 5
 
 
+class Scaled(nn.Module):
+    """A convolution whose weight is computed: once, where it is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = (
+            nn.Parameter(fastnn.randn(4, 3, 3, 3)),
+            nn.Parameter(fastnn.rand(4, 1, 1, 1)),
+        )
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.scale)
+
+
+def test_a_compiled_network_serves_all_streams():
+    """And no graph alone: what a program starts from is there before another stream, or nobody, comes."""
+    net, x = Scaled().to("cuda"), on_cuda(3, 3, 6, 6)
+    want = net(x).detach().cpu().numpy()
+    for recorded in (False, True):
+        compiled = fastnn.compile(net, x[:1])
+        if recorded:
+            with fastnn.cuda.graph() as graph:
+                y = compiled(x)
+        else:
+            with fastnn.cuda.stream(fastnn.cuda.Stream()):
+                y = compiled(x)
+        with fastnn.cuda.stream(fastnn.cuda.Stream()):
+            assert np.allclose(compiled(x).cpu().numpy(), want, atol=1e-5)
+        fastnn.cuda.synchronize()
+    graph.replay()
+    assert np.allclose(y.cpu().numpy(), want, atol=1e-5)
+
+
 def test_rows_at_new_positions_are_taken_by_replays():
     x, at = on_cuda(5, 3), fastnn.tensor([0, 1], device="cuda")
     with fastnn.cuda.graph() as recorded:

@@ -17,6 +17,7 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import autocast, no_grad, no_waiting, tracing
+from fastnn.device import cuda_module
 from fastnn.functional.activation import CURVES
 from fastnn.nn.module import Module
 from fastnn.program import Program, Tracer
@@ -69,9 +70,18 @@ class CompiledModel:
     def _program(self, inputs: list[Any]) -> tuple[Program, Any]:
         shapes = tuple(a.shape for a in inputs)
         with self._lock:
-            if shapes not in self._programs:
-                self._programs[shapes] = self._trace(inputs)
-            return self._programs[shapes]
+            if shapes in self._programs:
+                return self._programs[shapes]
+            program, device = self._trace(inputs), inputs[0].device
+            if device >= 0:
+                module = cuda_module()
+                if module.recording():  # what the program starts from is the graph's to compute
+                    return program
+                # Other streams may come next.
+                module.synchronize_stream(device, module.current_stream(device))
+                module.check()
+            self._programs[shapes] = program
+            return program
 
     def _trace(self, inputs: list[Any]) -> tuple[Program, Any]:
         arrays = [_core.clone(a) for a in inputs]  # of their own, whatever else they are
