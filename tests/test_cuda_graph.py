@@ -1074,6 +1074,17 @@ def dropping_step(p, optimizer, x):
     add_gradient(p, optimizer, x)
 
 
+def assigning_step(p, optimizer, x):
+    (p.grad,) = fastnn.grad((p * p * x).sum(), p)
+
+
+def reading_step(p, optimizer, x):
+    before = 0.0 if p.grad is None else p.grad.sum()
+    p.grad = None
+    (p * p * x + before).sum().backward()
+    p.grad.add_(before)
+
+
 def last_zero(p, optimizer, x):
     add_gradient(p, optimizer, x)
     optimizer.step()
@@ -1106,6 +1117,8 @@ def sometimes_drop(p, optimizer, i):
         (whole_step, nothing), (whole_step, sometimes_drop), (last_zero, nothing),
         (zeroing_step, nothing), (zeroing_step, sometimes_drop),
         (dropping_step, nothing), (dropping_step, step_and_zero),
+        (assigning_step, nothing), (assigning_step, step_and_forget), (assigning_step, step_and_zero),
+        (reading_step, nothing), (reading_step, step_and_zero),
     ],
 )  # fmt: skip
 def test_a_graphed_step_gives_the_gradients_of_the_step(step, between):
@@ -1159,6 +1172,44 @@ def test_a_graphed_step_notices_gradients_that_it_would_not_add_to():
     for calls, which in (((4,), "the same tensor .* set_to_none=False"), ((1, 2), "None")):
         with pytest.raises(RuntimeError, match=f"graphed: the gradient .* has to be {which}"):
             gradients_of(add_gradient, forget_at(*calls), how=fastnn.cuda.graphed)
+
+
+@pytest.mark.parametrize("what", ["step", "clip_grad_norm_", "mul_"])
+def test_a_graphed_step_notices_gradients_that_it_would_not_read(what):
+    """An optimizer's step alone, say: of gradients that the backward before it makes anew."""
+    p = nn.Parameter(fastnn.ones(3, device="cuda"))
+    optimizer = optim.SGD([p], lr=0.25)
+
+    def function():
+        if what == "step":
+            optimizer.step()
+        elif what == "clip_grad_norm_":
+            nn.clip_grad_norm_([p], 0.5)
+        else:
+            p.grad.mul_(0.5)
+
+    run = fastnn.cuda.graphed(function, warmup=1)
+    for _ in range(4):
+        optimizer.zero_grad(set_to_none=False)
+        (p * p).sum().backward()
+        run()
+    before = p.tolist(), dict(optimizer.state.get(id(p), {}))
+    optimizer.zero_grad()
+    (p * p).sum().backward()
+    with pytest.raises(RuntimeError, match="graphed: the gradient .* the same tensor .* reads it"):
+        run()
+    assert (p.tolist(), dict(optimizer.state.get(id(p), {}))) == before
+
+
+def test_a_graphed_step_notices_that_a_model_has_moved():
+    """Its gradients would be those of the parameters that were there before."""
+    net, x = nn.Linear(4, 3).to("cuda"), on_cuda(2, 4)
+    run = fastnn.cuda.graphed(lambda x: (net(x) ** 2).sum().backward(), warmup=1)
+    for _ in range(3):
+        run(x)
+    net.cpu(), net.cuda()
+    with pytest.raises(RuntimeError, match=r"graphed: a tensor of shape \(3, 4\) has other memory"):
+        run(x)
 
 
 def test_a_failed_recording_leaves_gradients_and_steps_as_they_were():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastnn.tensor import Tensor
 
 Backward = Callable[..., Any]
-#: A leaf whose ``.grad`` becomes another, what that was before, and whether it is begun anew.
+#: A leaf whose ``.grad`` is read or becomes another, what that was before, and whether it is begun anew.
 Touched = tuple["Tensor", "Tensor | None", bool]
 
 
@@ -38,7 +38,7 @@ class Watched:
 
     Attributes:
         steps: of optimizers, in order.
-        leaves: whose ``.grad`` became another, by identity.
+        leaves: whose ``.grad`` was read or became another, by identity.
         made: that began to want gradients, by identity.
     """
 
@@ -152,9 +152,22 @@ def watcher() -> Watched | None:
 
 
 def touch(leaf: Tensor, anew: bool = False) -> None:
-    """Notes, for :func:`watched`, that the leaf's ``.grad`` is about to become another, or None."""
-    if _state.seen is not None:
-        _state.seen.leaves.setdefault(id(leaf), (leaf, leaf.grad, anew))
+    """Notes, for :func:`watched`, that the leaf's ``.grad`` is read or about to become another, or None."""
+    if _state.seen is not None and leaf.is_leaf:
+        _state.seen.leaves.setdefault(id(leaf), (leaf, leaf._grad, anew))
+
+
+def _gradient(tensor: Tensor) -> Tensor | None:
+    touch(tensor)
+    return tensor._grad
+
+
+def _set_gradient(tensor: Tensor, gradient: Tensor | None) -> None:
+    touch(tensor, anew=True)
+    tensor._grad = gradient
+
+
+gradient_property = property(_gradient, _set_gradient)
 
 
 def note_leaf(leaf: Tensor) -> None:
@@ -168,9 +181,9 @@ def forget_gradients(leaves: Iterable[Tensor], set_to_none: bool) -> None:
     for leaf in leaves:
         touch(leaf, anew=True)
         if set_to_none:
-            leaf.grad = None
-        elif leaf.grad is not None:
-            leaf.grad.zero_()
+            leaf._grad = None
+        elif leaf._grad is not None:
+            leaf._grad.zero_()
 
 
 def is_traced() -> bool:
@@ -479,13 +492,13 @@ def _reach_leaf(leaf: Tensor, total: _Sum, targets: dict[int, Any] | None) -> No
             targets[id(leaf)] = total.own()
         return
     touch(leaf)
-    if leaf.grad is None:
-        leaf.grad = Tensor._wrap(total.own())
+    if leaf._grad is None:
+        leaf._grad = Tensor._wrap(total.own())
     else:
         # Out of place where the user's own view of .grad is not in canonical layout.
-        if not leaf.grad._array.is_canonical():
-            leaf.grad = Tensor._wrap(_core.clone(leaf.grad._array))
-        _core.accumulate(leaf.grad._array, total.array)
+        if not leaf._grad._array.is_canonical():
+            leaf._grad = Tensor._wrap(_core.clone(leaf._grad._array))
+        _core.accumulate(leaf._grad._array, total.array)
 
 
 def grad(

@@ -295,12 +295,14 @@ class graph:
 
 
 class _Gradient(NamedTuple):
-    """The ``.grad`` of a leaf in a recorded step: begun anew by it or not, before it and after it."""
+    """The ``.grad`` of a leaf in a recorded step: begun anew by it or not, before it and after it; and
+    the memory of the leaf."""
 
     leaf: Tensor
     anew: bool
     before: Tensor | None
     after: Tensor | None
+    array: Any
 
 
 class graphed:
@@ -309,10 +311,10 @@ class graphed:
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
     masks go on as without a graph, also after another seed, for they live in device memory. The tensors
-    that were given gradients while it was recorded, or lost theirs to ``zero_grad()``, have the same ones
-    after every call; those of tensors that the function makes into leaves itself, also of its arguments,
-    begin anew. Whatever else the function does on the host, such as a scheduler's step, a count or a
-    print, happens while it is recorded and not again: do that outside.
+    that were given gradients while it was recorded, or lost theirs, have the same ones after every call;
+    those of tensors that the function makes into leaves itself, also of its arguments, begin anew.
+    Whatever else the function does on the host, such as a scheduler's step, a count or a print, happens
+    while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
@@ -330,7 +332,8 @@ class graphed:
             argument would be given a gradient.
         RuntimeError: the function waits for the device, or works on another GPU than the current one,
             or an optimizer takes other steps than when it was recorded, or a gradient that the step adds
-            to is another one. Step counts and gradients are then as they were before the call.
+            to or reads is another one, or a tensor that has one has been moved. Step counts and gradients
+            are then as they were before the call.
     """
 
     def __init__(self, function: Callable[..., Any], warmup: int = 2) -> None:
@@ -408,7 +411,6 @@ class graphed:
     ) -> None:
         recorded = graph()
         known = {id(b) for one, *_ in self._seen.steps for b in _buffers_of(one)}
-        gradients = {key: leaf.grad for key, (leaf, *_) in self._seen.leaves.items()}
         made_before = self._seen.made
         with autograd.watched() as seen, recorded, _drawn_apart() as states:
             came_to.append(seen)
@@ -423,26 +425,30 @@ class graphed:
                 )
         self._graph, self._seen = recorded, seen
         self._memory = _memory_of(seen.steps)
-        for key, (leaf, touched, anew) in seen.leaves.items():
-            then = gradients.get(key, touched)
-            anew = anew or (then is not None and touched is None)  # the step has dropped it
-            anew = anew or (key in seen.made and key not in made_before)  # or made the leaf
-            self._gradients.append(_Gradient(leaf, anew, then, leaf.grad))
+        for key, (leaf, before, anew) in seen.leaves.items():
+            anew = anew or (key in seen.made and key not in made_before)
+            self._gradients.append(_Gradient(leaf, anew, before, leaf.grad, leaf._array))
         self._recorded_at, after = states
         self._draws = max(0, after[1] - self._recorded_at[1])
 
     def _rehearse(self) -> None:
         """What the host does in a step: optimizers count and compute their settings."""
         assert self._graph is not None
-        for leaf, anew, before, after in self._gradients:
+        for leaf, anew, before, after, array in self._gradients:
+            if leaf._array is not array:
+                raise RuntimeError(
+                    f"graphed: a tensor of shape {leaf.shape} has other memory than when the step "
+                    "was recorded, which goes on with that; graph the step anew after .to()"
+                )
             if anew or leaf.grad is before:
                 continue
             if before is None or after is before:
                 raise RuntimeError(
                     f"graphed: the gradient of a tensor of shape {leaf.shape} has to be "
                     f"{'None' if before is None else 'the same tensor'} before each call, as when the "
-                    "step was recorded, which adds to it; call zero_grad() within the step, or before "
-                    f"each call{'' if before is None else ' with set_to_none=False'}"
+                    "step was recorded, which reads it or adds to it; call zero_grad() within the "
+                    "step, or before each call"
+                    f"{'' if before is None else ' with set_to_none=False'}"
                 )
             # The step adds to it, and then drops it: it may be any.
             before.zero_() if leaf.grad is None else before.copy_(leaf.grad)

@@ -45,13 +45,14 @@ class Tensor:
         grad: gradient accumulated by :meth:`backward` (leaf tensors only), or None.
     """
 
-    __slots__ = ("_array", "_node", "_index", "_requires_grad", "_hooks", "grad", "__weakref__")
+    __slots__ = ("_array", "_node", "_index", "_requires_grad", "_hooks", "_grad", "__weakref__")
     _array: Any
     _node: Any
     _index: int
     _requires_grad: bool
     _hooks: list[Callable[[Tensor], Tensor | None]] | None
-    grad: Tensor | None
+    _grad: Tensor | None
+    grad = _autograd.gradient_property
 
     if TYPE_CHECKING:  # what attach_methods() adds when fastnn is imported
 
@@ -92,7 +93,7 @@ class Tensor:
         self._index = 0
         self._requires_grad = False
         self._hooks = None
-        self.grad = None
+        self._grad = None
         return self
 
     # What it is.
@@ -386,7 +387,7 @@ class Tensor:
         if self._node is not None:
 
             def keep(gradient: Tensor) -> None:
-                self.grad = gradient.clone() if self.grad is None else self.grad + gradient
+                self._grad = gradient.clone() if self._grad is None else self._grad + gradient
 
             self.register_hook(keep)
 

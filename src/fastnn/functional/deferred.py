@@ -86,7 +86,7 @@ class Deferred(Tensor):
     )  # fmt: skip
 
     def __init__(self, operator: Operator, inputs: Inputs, shape: tuple[int, ...]) -> None:
-        self._index, self._hooks, self.grad = 0, None, None
+        self._index, self._hooks, self._grad = 0, None, None
         self._operator, self._inputs, self._shape = operator, inputs, shape
         self._requires_grad = is_recorded(inputs)
         if self._requires_grad:
