@@ -252,6 +252,10 @@ def test_streams_and_events():
         start.record()
     end.record()
     start.elapsed_time(end)  # waits for both
+    untimed = main.record_event()
+    for one, other in ((start, untimed), (untimed, end)):
+        with pytest.raises(RuntimeError, match="elapsed_time: .* made with enable_timing=True"):
+            one.elapsed_time(other)
 
 
 def test_streams_and_events_are_asked_and_compared():

@@ -425,6 +425,16 @@ def test_facts():
     assert x.device == "cpu" and x.is_leaf and not x.requires_grad
 
 
+def test_a_scalar_is_formatted_as_its_number():
+    for device in ("cpu", "cuda") if fastnn.cuda.is_available() else ("cpu",):
+        loss, count = fastnn.tensor(0.125, device=device), fastnn.tensor(7, device=device)
+        assert f"{loss:.2f}|{count:3d}" == "0.12|  7"
+    vector = fastnn.tensor([1.0])
+    assert f"{fastnn.tensor(1.5)} {vector}" == f"1.5 {vector!r}"
+    with pytest.raises(TypeError, match="unsupported format string"):
+        f"{vector:.2f}"
+
+
 def test_repr():
     assert repr(fastnn.tensor([1.0, 2.5])) == "tensor([1. , 2.5])"
     assert repr(fastnn.tensor([1, 2])) == "tensor([1, 2], dtype=fastnn.int64)"

@@ -126,6 +126,8 @@ class Event:
         """Milliseconds from this event to ``end``; both are to have timing and be recorded."""
         if not (self.cuda_event and end.cuda_event):
             raise RuntimeError("elapsed_time: both events have to be recorded first")
+        if not (self._timing and end._timing):
+            raise RuntimeError("elapsed_time: both events have to be made with enable_timing=True")
         self.synchronize()  # it may be another stream's
         end.synchronize()
         return self._module.elapsed(self.cuda_event, end.cuda_event)

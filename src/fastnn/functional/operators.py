@@ -114,6 +114,11 @@ def _augmented(function: Callable[..., Tensor], in_place: Callable[..., Tensor])
     return method
 
 
+def _format(self: Tensor, spec: str) -> str:
+    """``f"{loss:.3f}"``: a scalar's number."""
+    return format(self.item(), spec) if self.ndim == 0 else object.__format__(self, spec)
+
+
 def _needs_grad(*values: Any) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in values)
 
@@ -143,6 +148,7 @@ TENSOR_METHODS: dict[str, Any] = {
     "__rpow__": _operator(_ops.pow, reflected=True),
     "__neg__": _ops.neg,
     "__abs__": _ops.abs,
+    "__format__": _format,
     "__eq__": _operator(_ops.eq),
     "__ne__": _operator(_ops.ne),
     "__lt__": _operator(_ops.lt),
