@@ -785,6 +785,10 @@ def test_pinned_memory():
     back = (there * 2).to("cpu", non_blocking=True)
     fastnn.cuda.synchronize()
     assert back.is_pinned() and np.array_equal(back.numpy(), x.numpy() * 2)
+    there.zero_().copy_(pinned, non_blocking=True)
+    assert np.array_equal(there.cpu().numpy(), x.numpy())
+    back.zero_().copy_(there, non_blocking=True)  # waits
+    assert np.array_equal(back.numpy(), x.numpy())
     turned = there.permute(1, 3, 0, 2).to("cpu", non_blocking=True)
     fastnn.cuda.synchronize()
     assert turned.is_pinned() and np.array_equal(turned.numpy(), x.numpy().transpose(1, 3, 0, 2))

@@ -393,13 +393,14 @@ class Tensor:
 
     # In-place changes of the values, outside the tape.
 
-    def copy_(self, source: Any) -> Tensor:
-        """Overwrites the values with ``source``'s, converting the dtype."""
+    def copy_(self, source: Any, non_blocking: bool = False) -> Tensor:
+        """Overwrites the values with ``source``, in its own dtype; on a GPU ``non_blocking`` as ``to``."""
         values = source if isinstance(source, Tensor) else tensor(source)
         self._check_in_place("copy_")
         if values.shape != self.shape:
             values = values.expand(*self.shape)
-        _core.copy_into(self._array, _core.to_device(values._array, self._array.device))
+        later = non_blocking and self.is_cuda
+        _core.copy_into(self._array, _core.to_device(values._array, self._array.device, later))
         return self
 
     def fill_(self, value: float | Tensor) -> Tensor:
