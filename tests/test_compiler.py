@@ -244,6 +244,25 @@ def test_every_run_starts_from_the_constants_of_the_model():
     assert all(np.array_equal(program(x).numpy(), x.numpy()) for _ in range(3))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_results_may_be_changed(device):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(fastnn.ones(3))
+
+        def forward(self, x):
+            return x * self.scale, self.scale, self.scale * 2
+
+    x = fastnn.ones(1, 3).to(device)
+    program = fastnn.compile(Scaled().to(device), x)
+    for _ in range(2):
+        results = program(x)
+        assert [y.reshape(3).tolist() for y in results] == [[1.0] * 3, [1.0] * 3, [2.0] * 3]
+        for y in results:
+            y.zero_()
+
+
 def test_assignments_that_cannot_be_noted_are_refused():
     def how(net, x):
         x[[0, 1], [1, 2]] = 0.0

@@ -395,7 +395,8 @@ class Program:
             values[i] = step.call(*args, **step.keep)
             for dead in self.dead[i]:
                 values[dead] = None
-        return [value(o) for o in self.outputs]
+        # What does not depend on the inputs is the program's own.
+        return [_core.clone(o) if isinstance(o, _core.Array) else value(o) for o in self.outputs]
 
     def __str__(self) -> str:
         lines = []
