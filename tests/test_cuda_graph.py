@@ -10,8 +10,9 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -807,6 +808,26 @@ def test_a_graphed_function_takes_tensors_in_all_places():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
             run(*arguments, **named)
+
+
+@dataclass
+class Batch:
+    images: fastnn.Tensor
+    labels: list[fastnn.Tensor]
+
+
+def test_a_graphed_function_refuses_tensors_that_it_would_not_renew():
+    """Those of an object that is the same in every call, and has other tensors."""
+    run = fastnn.cuda.graphed(lambda batch, net: net(batch["x"][0]), warmup=1)
+    x, net = on_cuda(2, 3), nn.Linear(3, 2).to("cuda")
+    hidden = (Batch(x, []), Batch(None, [x]), UserDict(x=x), deque([x]), {net.weight})
+    for argument in hidden:
+        with pytest.raises(
+            ValueError, match=r"graphed: argument 0\[0\] expects tensors, also in lists"
+        ):
+            run([argument], net)
+    for _ in range(3):
+        run({"x": [x], "none": None, "text": "a", "size": 3}, net)
 
 
 def test_a_graphed_function_refuses_what_is_on_the_cpu():

@@ -319,11 +319,11 @@ class graphed:
     while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
-    all calls need the same shapes; other arguments have to stay the same. Results are overwritten by
-    the next call, which is as if they had been changed in place. A call follows the one before, also on
-    another stream. The function must always do the same work, on tensors that are on the current GPU
-    (:func:`set_device`) and stay the same ones (``net.to(dtype)`` makes others), and must not wait for
-    the device: return the loss, and read it outside.
+    all calls need the same shapes; other arguments have to stay the same and hold none. Results are
+    overwritten by the next call, which is as if they had been changed in place. A call follows the one
+    before, also on another stream. The function must always do the same work, on tensors that are on
+    the current GPU (:func:`set_device`) and stay the same ones (``net.to(dtype)`` makes others), and must
+    not wait for the device: return the loss, and read it outside.
 
     Args:
         function: called with the arguments of each call.
@@ -331,7 +331,7 @@ class graphed:
 
     Raises:
         ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU, or an
-            argument would be given a gradient.
+            argument would be given a gradient, or has tensors in an object of another class.
         RuntimeError: the function waits for the device, or works on another GPU than the current one,
             or an optimizer takes other steps than when it was recorded, or a gradient that the step adds
             to or reads is another one, or a tensor that has one has been moved. Step counts and gradients

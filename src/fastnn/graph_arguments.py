@@ -4,12 +4,16 @@ dicts."""
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fastnn import autograd
+from fastnn.nn.module import Module
+from fastnn.optim.optimizer import Optimizer
 from fastnn.tensor import Tensor
 
 
@@ -40,10 +44,28 @@ def check_on_gpu(name: str, value: Any) -> None:
             )
 
 
+def _hides_tensors(value: Any) -> bool:
+    """Whether an object has tensors where they are not looked for; those of modules and optimizers stay."""
+    if isinstance(value, (Tensor, Module, Optimizer)):
+        return False
+    held = list(getattr(value, "__dict__", {}).values())
+    if dataclasses.is_dataclass(value):
+        held += [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, (set, frozenset, deque)):
+        held += value
+    return any(isinstance(part, Tensor) for one in held for _, part in _parts("", one))
+
+
 def check_argument(name: str, value: Any) -> None:
-    """Refuses, with ValueError, what is on the CPU or would be given a gradient."""
+    """Refuses, with ValueError, what is on the CPU, would be given a gradient, or would not be renewed."""
     check_on_gpu(name, value)
     for where, part in _parts(name, value):
+        if _hides_tensors(part):
+            raise ValueError(
+                f"graphed: {where} expects tensors, also in lists, tuples and dicts, got "
+                f"{type(part).__name__} with tensors in it, which replays would not see change; pass them "
+                "by themselves, or let the function use what stays the same"
+            )
         if autograd.is_grad_enabled() and isinstance(part, Tensor) and part.requires_grad:
             raise ValueError(
                 f"graphed: {where} requires a gradient, and a graph, which works on a copy, would "
