@@ -237,6 +237,8 @@ def test_streams_and_events():
     side.wait_stream(main)
     with fastnn.cuda.stream(side):
         assert fastnn.cuda.current_stream().cuda_stream == side.cuda_stream
+        with fastnn.cuda.stream(None):
+            assert fastnn.cuda.current_stream() == side
         y = x @ x
         done = fastnn.cuda.Event()
         done.record()

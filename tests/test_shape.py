@@ -134,6 +134,17 @@ def test_assigned_values_may_be_of_the_same_memory(device):
         x[6] = 0.0
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_one_number_is_assigned_from_a_tensor_of_one(device):
+    x = fastnn.zeros(2, 3, device=device)
+    for number, shape in enumerate([(), (1,), (1, 1)], 1):
+        x[1, number - 1] = fastnn.full(shape, number, device=device)
+    x[0, 0] = np.full((1, 1), 4.0)
+    assert x.tolist() == [[4, 0, 0], [1, 2, 3]]
+    with pytest.raises(ValueError):
+        x[1, 2] = fastnn.ones(2, device=device)
+
+
 @pytest.mark.gpu
 def test_assigning_to_a_slice_moves_no_other_values(monkeypatch):
     x, moved, to_device = fastnn.zeros(50, 40, device="cuda"), [], _core.to_device

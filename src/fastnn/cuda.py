@@ -213,12 +213,16 @@ def current_stream(device: int | str | None = None) -> Stream:
 
 
 @contextmanager
-def stream(stream: Stream) -> Iterator[None]:
-    """Queues the work of a block on another stream, whose device is the current one meanwhile.
+def stream(stream: Stream | None) -> Iterator[None]:
+    """Queues the work of a block on another stream, whose device is the current one meanwhile; on the
+    same as before with None.
 
     Raises:
         RuntimeError: this thread is recording a graph, of which that work would be no part.
     """
+    if stream is None:
+        yield
+        return
     module, device = cuda_module(), stream.device
     before, ours, drivers = current_stream(device), current_device(), module.current_device()
     settle()  # what was made on a stream is queued there by the time that it is left
