@@ -55,6 +55,24 @@ def test_every_parameter_gets_a_gradient_and_forgets_it():
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_go_where_their_parameters_go(device, dtype):
+    net = Net()
+    net(fastnn.randn(3, 2, 5, 5)).sum().backward()
+    before = [p.grad.clone() for p in net.parameters()]
+    net.scale.grad = None
+    net.to(device, dtype)
+    for p, grad in zip(net.parameters(), before, strict=True):
+        if p is net.scale:
+            assert p.grad is None
+            continue
+        assert p.grad.dtype is p.dtype and p.grad.device == p.device
+        rounded = grad.to(p.dtype).float().numpy()
+        np.testing.assert_array_equal(p.grad.cpu().float().numpy(), rounded)
+    fastnn.optim.SGD(net.parameters(), lr=0.1).step()
+
+
 def test_train_and_eval_reach_every_module():
     net = Net().eval()
     assert not any(m.training for m in net.modules())

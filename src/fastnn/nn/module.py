@@ -302,7 +302,7 @@ class Module:
         """Floating parameters and buffers in another dtype or on another device, in place.
 
         ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch, ``non_blocking`` as of
-        tensors; gradients of what changes are dropped. Norms (:attr:`float32_state`) stay float32.
+        tensors; gradients go with their parameters. Norms (:attr:`float32_state`) stay float32.
 
         Raises:
             RuntimeError: the device is not available.
@@ -320,7 +320,8 @@ class Module:
                         moved = to(value.detach(), "float32", device=moved.device)
                     if moved._array is not value._array:
                         value._array = moved._array
-                        value.grad = None
+                        if value.grad is not None:
+                            value.grad = to(value.grad, moved.dtype, device=moved.device)
         return self
 
     def cuda(self: M, device: int | str | None = None) -> M:
