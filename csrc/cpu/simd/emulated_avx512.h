@@ -141,12 +141,10 @@ FASTNN_APART V permuted(uint64_t mask, __m512i order, const V& v) {
   return lanes_of<V, Lane>(
       mask, [&](int i) { return lane<Lane>(v, static_cast<int>(lane<Lane>(order, i) % kLanes)); });
 }
-template <class Lane>
 FASTNN_APART __m512i permuted_two(__m512i a, __m512i order, __m512i b) {
-  constexpr int kLanes = 64 / sizeof(Lane);
-  return lanes_of<__m512i, Lane>([&](int i) {
-    const auto at = static_cast<int>(lane<Lane>(order, i) % (2 * kLanes));
-    return lane<Lane>(at < kLanes ? a : b, at % kLanes);
+  return lanes_of<__m512i, uint16_t>([&](int i) {
+    const int at = lane<uint16_t>(order, i) % 64;
+    return lane<uint16_t>(at < 32 ? a : b, at % 32);
   });
 }
 // Of every 16 bytes the lower or upper half, a and b in turns.
@@ -158,12 +156,6 @@ template <class Half, class Lane, class V>
 FASTNN_INLINE Half half(uint64_t mask, const V& v, int which) {
   constexpr int kLanes = sizeof(Half) / sizeof(Lane);
   return lanes_of<Half, Lane>(mask, [&](int i) { return lane<Lane>(v, kLanes * which + i); });
-}
-FASTNN_APART __m512i shifted(uint64_t mask, __m512i a, int left) {
-  return lanes_of<__m512i, uint64_t>(mask, [&](int i) {
-    const auto x = lane<uint64_t>(a, i);
-    return left < 0 ? x >> -left : x << left;
-  });
 }
 FASTNN_APART __m512i products(uint64_t mask, __m512i a, __m512i b) {
   return lanes_of<__m512i, uint64_t>(
@@ -207,17 +199,7 @@ FASTNN_INLINE __m512i exclusive_or(__m512i a, __m512i b, __m512i c, int table) {
 // Integers, and lanes of anything.
 #define _mm512_setzero_si512() (__m512i{})
 #define _mm512_set1_epi32(x) FASTNN_EMULATED lanes_of<__m512i, int32_t>([&](int) { return x; })
-#define _mm512_set1_epi64(x) (__m512i{} + (x))
-#undef _mm512_setr_epi64
-#define _mm512_setr_epi64(...) (__m512i{__VA_ARGS__})
-#define _mm512_and_si512(a, b) ((a) & (b))
-#define _mm512_or_si512(a, b) ((a) | (b))
-#define _mm512_add_epi64(a, b) ((a) + (b))
 #define _mm512_maskz_mul_epu32 FASTNN_EMULATED products
-#undef _mm512_maskz_slli_epi64
-#define _mm512_maskz_slli_epi64 FASTNN_EMULATED shifted
-#undef _mm512_maskz_srli_epi64
-#define _mm512_maskz_srli_epi64(mask, a, bits) FASTNN_EMULATED shifted(mask, a, -(bits))
 #undef _mm512_ternarylogic_epi64
 #define _mm512_ternarylogic_epi64 FASTNN_EMULATED exclusive_or
 #define _mm512_maskz_cvtepu8_epi32 FASTNN_EMULATED converted<__m512i, int32_t, uint8_t>
@@ -226,8 +208,7 @@ FASTNN_INLINE __m512i exclusive_or(__m512i a, __m512i b, __m512i c, int table) {
 #define _mm512_maskz_cvtepi32_epi16 FASTNN_EMULATED converted<__m256i, uint16_t, uint32_t>
 #define _mm512_maskz_permutexvar_ps FASTNN_EMULATED permuted<uint32_t>
 #define _mm512_maskz_permutexvar_epi16 FASTNN_EMULATED permuted<uint16_t>
-#define _mm512_permutex2var_epi16 FASTNN_EMULATED permuted_two<uint16_t>
-#define _mm512_permutex2var_epi64 FASTNN_EMULATED permuted_two<uint64_t>
+#define _mm512_permutex2var_epi16 FASTNN_EMULATED permuted_two
 #define _mm512_unpacklo_epi16(a, b) FASTNN_EMULATED interleaved(a, b, 0)
 #define _mm512_unpackhi_epi16(a, b) FASTNN_EMULATED interleaved(a, b, 1)
 #undef _mm512_maskz_extractf32x8_ps
