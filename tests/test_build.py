@@ -30,43 +30,41 @@ exit 1
 """
 
 
+def cmake(folder, *options, **environment):
+    """Configures the package in a folder; what the process said and its exit code."""
+    if not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("the package's source is not here")
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not here")
+    pybind11 = pytest.importorskip("pybind11")
+    return subprocess.run(
+        ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}",
+         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options],
+        capture_output=True, text=True, timeout=600, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def stand_in(folder, nvcc):
+    path = folder / "nvcc"
+    path.write_text(nvcc)
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_the_compiler_of_cudacxx_is_taken(tmp_path):
     """CMake's own variable: a path, not a folder. Before any other that is there."""
-    pybind11 = pytest.importorskip("pybind11")
-    if not (ROOT / "CMakeLists.txt").exists() or shutil.which("cmake") is None:
-        pytest.skip("the package's source is not here, or no cmake")
-    stub = tmp_path / "nvcc"
-    stub.write_text(OLD)
-    stub.chmod(0o755)
-    done = subprocess.run(
-        ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "tree"), "-DFASTNN_CUDA=AUTO",
-         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "CUDACXX": str(stub)},
-    )  # fmt: skip
+    done = cmake(tmp_path / "tree", "-DFASTNN_CUDA=AUTO", CUDACXX=stand_in(tmp_path, OLD))
     assert "CUDA not built: nvcc 11.8 is older than 12.0" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory):
     """Configures the package with a stand-in for nvcc, None for none; exit code and all that was said."""
-    if not (ROOT / "CMakeLists.txt").exists():
-        pytest.skip("the package's source is not here")
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not here")
-    pybind11 = pytest.importorskip("pybind11")
     folder = tmp_path_factory.mktemp("build")
 
     def run(option, nvcc, *more):
-        stub = folder / "nvcc"
-        if nvcc is not None:
-            stub.write_text(nvcc)
-            stub.chmod(0o755)
-        done = subprocess.run(
-            ["cmake", "-S", str(ROOT), "-B", str(folder / "tree"), f"-DFASTNN_CUDA={option}",
-             f"-DFASTNN_NVCC={stub if nvcc is not None else ''}", f"-DPython_EXECUTABLE={sys.executable}",
-             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *more],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        compiler = stand_in(folder, nvcc) if nvcc is not None else ""
+        done = cmake(folder / "tree", f"-DFASTNN_CUDA={option}", f"-DFASTNN_NVCC={compiler}", *more)
         return done.returncode, " ".join((done.stdout + done.stderr).split())
 
     return run
@@ -106,15 +104,7 @@ def test_options_that_mean_nothing_are_refused(configure):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
 def test_kernels_are_compiled_for_the_gpus_that_are_listed(tmp_path):
     """By options of our own: CMake 3.23 and 3.24 refuse 90a in a list of theirs."""
-    pybind11 = pytest.importorskip("pybind11")
-    if not (ROOT / "CMakeLists.txt").exists() or shutil.which("cmake") is None:
-        pytest.skip("the package's source is not here, or no cmake")
-    done = subprocess.run(
-        ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-DFASTNN_CUDA=ON",
-         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DPython_EXECUTABLE={sys.executable}",
-         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    done = cmake(tmp_path, "-DFASTNN_CUDA=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
     assert done.returncode == 0, done.stdout + done.stderr
     commands = json.loads((tmp_path / "compile_commands.json").read_text())
     kernels = [c["command"] for c in commands if c["file"].endswith(".cu")]

@@ -390,11 +390,8 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
         _to_numpy(changed)[parts] = value
         _core.copy_into(input._array, _core.to_device(changed, input._array.device))
         return
-    if plain and not any(part is Ellipsis for part in parts):
-        parts = (
-            *parts,
-            Ellipsis,
-        )  # a view where NumPy has a number, which takes a value of shape (1,)
+    if plain and Ellipsis not in parts:  # a view also of one number: it takes a value of shape (1,)
+        parts = (*parts, Ellipsis)
     _to_numpy(input._array)[parts] = value
     input._array.bump_version()
 
