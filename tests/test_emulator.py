@@ -204,7 +204,7 @@ def test_no_kernel_leaves_its_memory(tmp_path):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", EVERY_CASE, str(module)],
-        capture_output=True, text=True, timeout=900, env=environment,
+        capture_output=True, text=True, timeout=1800, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert done.stdout.startswith("cases")
