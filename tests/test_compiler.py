@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -361,6 +362,178 @@ def test_calls_from_many_threads_agree():
     for thread in threads:
         thread.join()
     assert all(np.array_equal(f, want) for f in found)
+
+
+class Held(nn.Module):
+    """how(net, x) with a buffer of three numbers."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("held", fastnn.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def read_between_writes(net, x):
+    total, outs = fastnn.zeros(3), []
+    for i in range(3):
+        outs.append(x + total)
+        total[i] = 1.0
+    return fastnn.stack(outs)
+
+
+def changed_and_put_back(net, x):
+    net.held.add_(1)
+    y = x * net.held
+    net.held.sub_(1)
+    return y
+
+
+def computed_and_cleared(net, x):
+    twice = net.held * 2
+    y = x * twice
+    twice.zero_()
+    return y + twice
+
+
+def views_of_a_buffer(net, x):
+    first, y = net.held[:2], x * net.held
+    first.add_(1.0)
+    z = x * net.held
+    net.held.mul_(2.0)
+    first.sub_(3.0)
+    u = x * net.held
+    net.held.copy_(fastnn.tensor([1.0, 2.0, 3.0]))
+    return fastnn.stack([y, z, u, x * net.held])
+
+
+def buffer_with_values_of_the_input(net, x):
+    y = x * net.held
+    net.held[0] = x.sum()
+    z = x * net.held
+    net.held[0] = 1.0
+    return fastnn.stack([y, z, x * net.held])
+
+
+def view_before_its_memory_is_the_inputs(net, x):
+    twice = net.held * 2
+    first = twice[:1]
+    y = x * first
+    twice.copy_(x[0])
+    return y + first
+
+
+HELD = [
+    read_between_writes, changed_and_put_back, computed_and_cleared, views_of_a_buffer,
+    buffer_with_values_of_the_input, view_before_its_memory_is_the_inputs,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HELD, ids=lambda f: f.__name__)
+def test_constants_that_are_changed_in_place(how):
+    model = Held(how).eval()
+    program = fastnn.compile(model, fastnn.ones(1, 3))
+    for x in (fastnn.tensor([[3.0, -1.0, 2.0]]), fastnn.tensor([[0.5, 4.0, 1.0]])):
+        assert np.array_equal(program(x).numpy(), model(x).numpy())
+    assert model.held.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net, y: F.batch_norm(y, net.mean, net.var, 1 + net.scale, net.shift),
+        lambda net, y: F.batch_norm(y, net.mean, net.var, net.scale, net.shift * 3),
+        lambda net, y: F.batch_norm(y, net.mean, net.var, net.scale * y.mean(), net.shift),
+        lambda net, y: F.batch_norm(y, net.mean + 1, net.var, net.scale, None),
+        lambda net, y: F.batch_norm(y, y.mean((0, 2, 3)), net.var, None, net.shift),
+    ],
+    ids=["weight", "bias", "weight_of_the_input", "mean", "mean_of_the_input"],
+)
+def test_norms_with_computed_settings(how):
+    def forward(net, x):
+        return how(net, net.conv(x))
+
+    model = Held(forward).eval()
+    model.conv = nn.Conv2d(3, 4, 3)
+    for name, value in (("mean", 0.5), ("var", 2.0), ("scale", 3.0), ("shift", -1.0)):
+        setattr(model, name, nn.Parameter(fastnn.full((4,), value)))
+    x = fastnn.randn(2, 3, 6, 6)
+    with fastnn.no_grad():
+        assert spread(fastnn.compile(model, x)(x), model(x)) < 2e-5
+
+
+def test_every_run_draws_its_own_mask():
+    model = Held(lambda net, x: F.dropout(x, 0.5, training=True))
+    x = fastnn.ones(1, 64)
+    program = fastnn.compile(model, x)
+    found = []
+    for call in (program, model):
+        fastnn.manual_seed(3)
+        found.append([call(x).tolist() for _ in range(3)])
+    assert found[0] == found[1] and found[0][0] != found[0][1]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net, x: net.held[x.argmax(1)],
+        lambda net, x: x if x.sum() > 0 else -x,
+        lambda net, x: x * float(x.max()),
+        lambda net, x: x[x > 0],
+        lambda net, x: fastnn.from_numpy(x.numpy() * 2),
+    ],
+    ids=["index", "condition", "number", "mask", "numpy"],
+)
+def test_values_of_the_input_are_not_read_on_the_host(how):
+    with pytest.raises(RuntimeError, match="depend on the input are read in forward"):
+        fastnn.compile(Held(how), fastnn.ones(1, 3))
+
+
+def test_constants_may_be_read_on_the_host():
+    model = Held(lambda net, x: x[:, [2, 1, 0]] * float(net.held.sum()) + net.held.numpy()[1])
+    x = fastnn.randn(2, 3)
+    assert np.array_equal(fastnn.compile(model, x)(x).numpy(), model(x).numpy())
+
+
+def test_results_of_chunks_have_to_be_one_per_image():
+    for how in (lambda net, x: (x, net.held * 2), lambda net, x: x.mean(0), lambda net, x: x.sum()):
+        with pytest.raises(ValueError, match="chunk expects the batch as the first dimension"):
+            fastnn.compile(Held(how), fastnn.ones(5, 3), chunk=2)
+
+
+def test_named_tuples():
+    Pair = namedtuple("Pair", "once twice")
+    model = Held(lambda net, x: Pair(x, [x * 2]))
+    found = fastnn.compile(model, fastnn.ones(1, 3))(fastnn.ones(2, 3))
+    assert type(found) is Pair and found.twice[0].tolist() == [[2.0] * 3] * 2
+
+
+def test_programs_are_made_by_one_thread_after_another():
+    kernels = dict(vars(fastnn._core))
+    nets = [
+        nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(8)])
+        for _ in range(2)
+    ]
+    programs = [fastnn.compile(net, fastnn.randn(1, 4, 8, 8)) for net in nets]
+    wrong = []
+
+    def serve(net, program):
+        for batch in range(2, 30):  # each is noted when it first comes
+            x = fastnn.randn(batch, 4, 8, 8)
+            got = program(x)
+            with fastnn.no_grad():
+                wrong.append(spread(got, net(x)) > 2e-5)
+
+    pairs = zip(nets, programs, strict=True)
+    threads = [threading.Thread(target=serve, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 56 and not any(wrong)
+    assert dict(vars(fastnn._core)) == kernels
 
 
 def test_bad_calls():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,10 +16,11 @@ from typing import Any
 
 import fastnn._core as _core
 from fastnn.autograd import autocast, no_grad, no_waiting, tracing
+from fastnn.creation import zeros
 from fastnn.device import cuda_module
 from fastnn.functional.activation import CURVES
 from fastnn.nn.module import Module
-from fastnn.program import Program, Tracer
+from fastnn.program import TRACING, Program, Tracer
 from fastnn.tensor import Tensor
 
 
@@ -32,7 +32,7 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _flatten(v, leaves) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_flatten(v, leaves) for v in value)
+        return _like(value, [_flatten(v, leaves) for v in value])
     raise TypeError(
         f"compile: the model's result expects tensors in tuples, lists or dicts, got "
         f"{type(value).__name__}"
@@ -43,8 +43,13 @@ def _unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
     if isinstance(structure, dict):
         return {k: _unflatten(v, leaves) for k, v in structure.items()}
     if isinstance(structure, (list, tuple)):
-        return type(structure)(_unflatten(v, leaves) for v in structure)
+        return _like(structure, [_unflatten(v, leaves) for v in structure])
     return leaves[structure]
+
+
+def _like(value: Any, parts: list[Any]) -> Any:
+    """Parts in a list or tuple, also a named one, of the same class."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 class CompiledModel:
@@ -63,20 +68,45 @@ class CompiledModel:
         self._dtype, self._chunk = dtype, chunk
         self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
         self._programs: dict[tuple[Any, ...], tuple[Program, Any]] = {}
-        self._lock = threading.Lock()
         self._pool: tuple[ThreadPoolExecutor, int, int] | None = None
         self._first = self._program([t._array for t in example])[0]
+        if self._chunk and len({t.shape[0] for t in example}) == 1:
+            self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        """Refuses, with ValueError, results that are not one per image: those of chunks are joined."""
+        shapes = []
+        for count in (self._chunk, self._chunk + 1):
+            inputs = [zeros(count, *shape, dtype=dtype)._array for shape, dtype in self._inputs]
+            shapes.append([a.shape for a in self._trace(inputs)[0].run(inputs)])
+        for fewer, more in zip(*shapes, strict=True):
+            if fewer[:1] != (self._chunk,) or more[:1] != (self._chunk + 1,):
+                raise ValueError(
+                    f"compile: chunk expects the batch as the first dimension of every result, got "
+                    f"shape {fewer} for {self._chunk} images; leave chunk at 0"
+                )
 
     def _program(self, inputs: list[Any]) -> tuple[Program, Any]:
         shapes = tuple(a.shape for a in inputs)
-        with self._lock:
+        if (known := self._programs.get(shapes)) is not None:
+            return known
+        with TRACING:
             if shapes in self._programs:
                 return self._programs[shapes]
-            program, device = self._trace(inputs), inputs[0].device
+            device = inputs[0].device
+            if device >= 0 and cuda_module().recording():
+                # What the program starts from is the graph's to compute.
+                try:
+                    return self._trace(inputs)
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"compiled model: inputs of shapes {[*map(tuple, shapes)]} are new, and the "
+                        "program for them cannot be made while a graph is recorded; call the model "
+                        "with such inputs once before"
+                    ) from error
+            program = self._trace(inputs)
             if device >= 0:
                 module = cuda_module()
-                if module.recording():  # what the program starts from is the graph's to compute
-                    return program
                 # Other streams may come next.
                 module.synchronize_stream(device, module.current_stream(device))
                 module.check()
@@ -142,7 +172,7 @@ class CompiledModel:
     def _workers(self) -> ThreadPoolExecutor:
         """One thread per core, on which kernels run alone; anew after a fork."""
         state = (_core.get_num_threads(), os.getpid())
-        with self._lock:
+        with TRACING:
             if self._pool is None or self._pool[1:] != state:
                 pool = ThreadPoolExecutor(
                     state[0], "fastnn-compiled", initializer=lambda: _core.set_serial(True)
@@ -168,8 +198,9 @@ def compile(
     """A model made ready for inference: batch norms folded, epilogues fused, weights packed once.
 
     The model runs once on ``example`` in evaluation mode, on a copy: later changes of its weights
-    are not seen. What it does to tensors is noted; Python control flow that depends on their values
-    is not. Other batch sizes are traced when they first come.
+    are not seen. What it does to tensors is noted, not what Python does with their values; what it
+    changes in place, of its own buffers too, begins anew in every run. Random numbers and masks
+    are drawn in every run. Other batch sizes are traced when they first come.
 
     Args:
         model: any :class:`fastnn.nn.Module`.
@@ -186,7 +217,9 @@ def compile(
     Raises:
         TypeError: ``model`` is no module, ``example`` holds something other than tensors, or the
             model returns something other than tensors.
-        ValueError: an unknown ``dtype``, or ``chunk`` below 0.
+        ValueError: an unknown ``dtype``, ``chunk`` below 0, or with chunks a result that is not one
+            per image.
+        RuntimeError: the model reads values that depend on the input on the host.
     """
     if not isinstance(model, Module):
         raise TypeError(f"compile: model expects a fastnn.nn.Module, got {type(model).__name__}")

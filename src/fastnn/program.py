@@ -13,6 +13,7 @@ allocator gives the next operator warm memory; weights are packed for the kernel
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,12 @@ class _Step:
                     yield value
 
 
+# Of the module's functions while they are replaced, one thread after another.
+TRACING = threading.RLock()
+# Steps whose results are views of their first argument (or copies of it).
+_VIEWS = ("as_strided", "reshape")
+
+
 class Tracer:
     """Notes the calls of this thread while :meth:`watching`."""
 
@@ -63,9 +70,12 @@ class Tracer:
         self.steps = [_Step("input", _core.clone, [], a.shape, str(a.dtype)) for a in inputs]
         self.arrays: list[Any] = list(inputs)  # that steps made
         self.alive: list[Any] = []  # what else they had: addresses must not be used twice
-        self.copy_into = _core.copy_into
+        self.copy_into, self.clone = _core.copy_into, _core.clone
         self.known = {self.key(a): _Ref(i) for i, a in enumerate(inputs)}
         self.thread = threading.get_ident()
+        self.depends = set(range(len(inputs)))  # steps whose values are not those of the example
+        self.drawn = 0  # the step that last drew random numbers
+        self.changed: list[Any] = []  # constants that the program changes: a copy of its own
 
     @staticmethod
     def key(array: Any) -> tuple[Any, ...]:
@@ -73,14 +83,29 @@ class Tracer:
 
     def encode(self, value: Any) -> Any:
         if isinstance(value, _core.Array):
-            return self.known.get(self.key(value), value)
+            found = self.known.get(self.key(value), value)
+            if found is value and self.is_changed(value):
+                raise RuntimeError(
+                    "compile: a tensor that is not the model's input is changed in place and used "
+                    "by another view of its memory; make the views in forward()"
+                )
+            return found
         if isinstance(value, (list, tuple)) and any(isinstance(v, _core.Array) for v in value):
             return [self.encode(v) for v in value]
         return value
 
+    def is_changed(self, array: Any) -> bool:
+        """Whether it is a constant's memory, which stays as it is, and the program has other values."""
+        return any(constant.shares_storage(array) for constant in self.changed)
+
     def note(self, name: str, call: Callable[..., Any], args: Sequence[Any]) -> Any:
+        target = args[0] if name in ("copy_into", "accumulate") else None
+        if target is not None:
+            self.make_own(target)
         encoded = [self.encode(a) for a in args]
-        result = call(*args)
+        if name == "dropout":  # of a mask that every run draws
+            encoded[3:5] = _Ref(self.drawn, 0), _Ref(self.drawn, 1)
+        result = None if target is not None and self.is_changed(target) else call(*args)
         parts: list[tuple[str | int | None, Any]] = [(None, result)]
         if isinstance(result, _core.Normed):
             parts = [(part, getattr(result, part)) for part in ("y", "mean", "invstd")]
@@ -90,26 +115,78 @@ class Tracer:
         if arrays or name in _IMPURE:
             first = arrays[0][1] if arrays else None
             kind = (first.shape, str(first.dtype)) if first is not None else ((), "")
-            self.steps.append(_Step(name, call, encoded, *kind))
+            self.add(_Step(name, call, encoded, *kind))
             self.alive += [result, *args]
             for part, array in arrays:
                 self.arrays.append(array)
                 self.known.setdefault(self.key(array), _Ref(len(self.steps) - 1, part))
+        if name == "next_random":
+            self.drawn = len(self.steps) - 1
         return result
 
+    def add(self, step: _Step) -> _Ref:
+        self.steps.append(step)
+        at = len(self.steps) - 1
+        if reads_any(self.steps, step, self.depends):
+            self.depends.add(at)
+            if step.name in ("copy_into", "accumulate"):
+                self.depends.update(roots_of(self.steps, step.args[0])[0])
+        return _Ref(at)
+
+    def make_own(self, target: Any) -> None:
+        """A constant that is about to be changed becomes a copy that every run makes, and views of it
+        become views of that."""
+        _, constant = roots_of(self.steps, self.encode(target))
+        if constant is None:
+            return
+        if not constant.is_canonical():
+            raise RuntimeError(
+                "compile: a tensor that is not the model's input is changed in place, and its "
+                "elements are not dense; register a .contiguous() one"
+            )
+        mine = self.add(_Step("clone", self.clone, [constant], constant.shape, str(constant.dtype)))
+        key, renewed = self.key(constant), dict[int, _Ref]()
+        for i, step in enumerate(self.steps[: mine.step]):
+            base = step.args[0] if step.name in _VIEWS else None
+            own = renewed.get(base.step) if isinstance(base, _Ref) else None
+            if isinstance(base, _core.Array) and self.key(base) == key:
+                own = mine
+            if own is not None:
+                again = copy.copy(step)
+                again.args = [own, *step.args[1:]]
+                renewed[i] = self.add(again)
+        for name, ref in self.known.items():
+            self.known[name] = renewed.get(ref.step, ref)
+        self.known[key] = mine
+        self.depends.add(mine.step)
+        self.changed.append(constant)
+
     def note_in_place(self, target: Any, result: Any) -> Any:
-        """``target`` becomes ``result``: another value under its name, or, where other steps made views
-        of its memory, a copy into it."""
+        """``target`` becomes ``result``: another value under its name, or, where it is a view or other
+        steps made views of its memory, a copy into it."""
         if result.dtype != target.dtype:
             result = _core.astype(result, str(target.dtype))
-        key = self.key(target)
-        if any(self.key(a) != key and a.shares_storage(target) for a in self.arrays):
+        key, value = self.key(target), self.encode(target)
+        is_view = isinstance(value, _Ref) and self.steps[value.step].name in _VIEWS
+        if is_view or any(self.key(a) != key and a.shares_storage(target) for a in self.arrays):
             return _core.copy_into(target, result)
-        if isinstance(self.encode(target), _Ref):  # a constant stays what every run starts from
+        self.known[key] = self.encode(result)
+        if not isinstance(value, _Ref):  # a constant stays what every run starts from
+            self.changed.append(target)
+            self.depends.add(self.known[key].step)
+        if not self.is_changed(target):
             self.copy_into(target, result)
         self.alive.append(target)
-        self.known[key] = self.encode(result)
         return None
+
+    def check_known(self, array: Any) -> None:
+        """Refuses, with RuntimeError, that Python sees what the inputs decide."""
+        if any(at in self.depends for at in roots_of(self.steps, self.encode(array))[0]):
+            raise RuntimeError(
+                f"compile: values of shape {array.shape} that depend on the input are read in "
+                "forward() (by item(), numpy(), an index, or a condition), and the program would "
+                "keep those of the example; use where() or other operators"
+            )
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -132,13 +209,39 @@ class Tracer:
         for name, value in list(vars(_core).items()):
             if callable(value) and not isinstance(value, type) and not name.startswith("_"):
                 replace(_core, name)
-        for name in ("as_strided", "reshape"):
+        for name in _VIEWS:
             replace(_core.Array, name)
+        read = _core.Array.numpy
+
+        def checked(array: Any) -> Any:
+            if threading.get_ident() == self.thread:
+                self.check_known(array)
+            return read(array)
+
+        originals.append((_core.Array, "numpy", read))
+        _core.Array.numpy = checked
         try:
             yield
         finally:
             for owner, name, call in originals:
                 setattr(owner, name, call)
+
+
+def roots_of(steps: Sequence[_Step], value: Any) -> tuple[list[int], Any]:
+    """The steps of views that lead to the memory of a value, and the step or constant that it is; the
+    latter is None if it is a step's."""
+    found: list[int] = []
+    while isinstance(value, _Ref):
+        found.append(value.step)
+        if steps[value.step].name not in _VIEWS:
+            return found, None
+        value = steps[value.step].args[0]
+    return found, value if isinstance(value, _core.Array) else None
+
+
+def reads_any(steps: Sequence[_Step], step: _Step, some: set[int]) -> bool:
+    """Whether a step uses the memory of some others."""
+    return any(at in some for ref in step.refs() for at in roots_of(steps, ref)[0])
 
 
 # Steps that change the dtype alone: their first argument is what they start from.
@@ -197,9 +300,8 @@ class Program:
 
     def _root(self, value: Any) -> Any:
         """The step, or the constant, whose memory a value is."""
-        while isinstance(value, _Ref) and self.steps[value.step].name in ("as_strided", "reshape"):
-            value = self.steps[value.step].args[0]
-        return value.step if isinstance(value, _Ref) else value
+        steps, constant = roots_of(self.steps, value)
+        return steps[-1] if constant is None and steps else constant
 
     def _may_move(self, i: int, to: int) -> bool:
         """Whether nothing that step i reads is written between it and step ``to``."""
@@ -240,22 +342,22 @@ class Program:
             conv = self._open(step.args[0], uses, i)
             if conv is None or conv.name != "conv2d" or conv.args[_RESIDUAL] is not None:
                 continue
-            constants = [None if a is None else self._constant(a) for a in step.args[1:5]]
-            weight = self._constant(conv.args[_WEIGHT])
-            bias = conv.args[_BIAS]
-            if (
-                constants[1] is None
-                or weight is None
-                or (bias is not None and self._constant(bias) is None)
-            ):
+            weight, bias = self._constant(conv.args[_WEIGHT]), conv.args[_BIAS]
+            given = [*step.args[1:5], bias]
+            constants = [None if a is None else self._constant(a) for a in given]
+            computed = any(
+                a is not None and c is None for a, c in zip(given, constants, strict=True)
+            )
+            if computed or weight is None:
                 continue
-            mean, var, gamma, beta = (
+            mean, var, gamma, beta, offset = (
                 None if c is None else _values(c).astype(np.float64) for c in constants
             )
             assert mean is not None and var is not None
             scale = (1.0 if gamma is None else gamma) / np.sqrt(var + step.args[7])
-            start = 0.0 if bias is None else _values(self._constant(bias)).astype(np.float64)
-            shift = (start - mean) * scale + (0.0 if beta is None else beta)
+            shift = ((0.0 if offset is None else offset) - mean) * scale + (
+                0.0 if beta is None else beta
+            )
             folded = _values(weight) * scale[:, None, None, None]
             original = conv.args[_WEIGHT]
             kind = original.dtype if isinstance(original, _core.Array) else "bfloat16"
@@ -324,19 +426,24 @@ class Program:
         self.outputs = [_resolved(o, values) for o in self.outputs]
 
     def _written_when_running(self) -> set[int]:
-        """Arrays, and the views they are written through, whose contents depend on the inputs."""
+        """Arrays, and the views they are written through, whose contents depend on the inputs, or are
+        read by what does and then written again."""
         depends = set(range(self.inputs))
         written: set[int] = set()
-        for i, step in enumerate(self.steps):
-            if any(ref.step in depends for ref in step.refs()):
-                depends.add(i)
-                target = step.args[0] if step.name in ("copy_into", "accumulate") else None
-                while isinstance(target, _Ref):
-                    written.add(target.step)
-                    depends.add(target.step)
-                    earlier = self.steps[target.step]
-                    viewed = earlier.name in ("as_strided", "reshape")
-                    target = earlier.args[0] if viewed else None
+        before = -1
+        while len(depends) != before:  # what is written when running makes more of that
+            before = len(depends)
+            read: set[int] = set()  # memory that running steps have read so far
+            for i, step in enumerate(self.steps):
+                fills = step.name in ("copy_into", "accumulate")
+                targets = roots_of(self.steps, step.args[0])[0] if fills else []
+                runs = reads_any(self.steps, step, depends)
+                runs = runs or (step.name in _IMPURE and not fills)
+                if runs or any(at in read for at in targets[-1:]):
+                    depends.add(i)
+                    depends.update(targets)
+                    written.update(targets)
+                    read.update(self._root(ref) for ref in step.refs())
         return written
 
     def _drop_unused(self) -> None:
