@@ -803,6 +803,7 @@ def test_a_graphed_function_takes_tensors_in_all_places():
         (([a, a], 4), {"named": {"a": (a, 1)}, "off": a}, "argument 1 expects 3 as before, got 4"),
         (([a, a], 3), {"named": {"a": (a, 2)}, "off": a}, r"argument 'named'\['a'\]\[1\] expects 1"),
         (([a, a], 3), {"named": {"a": (a, 1)}, "off": 1}, "argument 'off' expects .* got 1"),
+        (([a, a], 3), {"named": {"b": (a, 1)}, "off": a}, "argument 'named' expects .* as before"),
         (([a, a], 3), {"named": {"a": (a, 1)}}, r"keywords \['named', 'off'\] as before"),
         (([a, a], 3), {"named": {"a": (a, 1)}, "off": a[:1]}, r"'off' expects shape \(2,\)"),
     ):  # fmt: skip
@@ -816,11 +817,20 @@ class Batch:
     labels: list[fastnn.Tensor]
 
 
+class Slotted:
+    __slots__ = ("held",)
+
+
 def test_a_graphed_function_refuses_tensors_that_it_would_not_renew():
     """Those of an object that is the same in every call, and has other tensors."""
     run = fastnn.cuda.graphed(lambda batch, net: net(batch["x"][0]), warmup=1)
     x, net = on_cuda(2, 3), nn.Linear(3, 2).to("cuda")
-    hidden = (Batch(x, []), Batch(None, [x]), UserDict(x=x), deque([x]), {net.weight})
+    deep = Slotted()
+    deep.held = Batch(None, [{"x": x}])
+    hidden = (
+        Batch(x, []), Batch(None, [x]), UserDict(x=x), deque([x]), {net.weight}, deep, Batch(deep, []),
+        iter([x]),
+    )  # fmt: skip
     for argument in hidden:
         with pytest.raises(
             ValueError, match=r"graphed: argument 0\[0\] expects tensors, also in lists"
@@ -1309,11 +1319,111 @@ def test_what_a_replay_writes_has_been_changed_in_place():
 @pytest.mark.parametrize("operator", [F.dropout, F.dropout2d, F.drop_path])
 def test_a_replay_changes_masks(operator):
     w, x = on_cuda(4, 8, 3, 3).requires_grad_(), on_cuda(4, 8, 3, 3)
-    run = fastnn.cuda.graphed(lambda x: operator(w + x, 0.5), warmup=1)
-    run(x).sum().backward()  # in the warm-up
+    with fastnn.cuda.graph() as recorded:
+        y = operator(w + x, 0.5)
+    recorded.replay()
+    with pytest.raises(RuntimeError, match=rf"{operator.__name__}: a tensor of shape \(4, 8"):
+        y.sum().backward()
+
+
+def both_ways(function, calls):
+    """What ``calls`` finds with the function, and with it graphed."""
+    return [calls(function), calls(fastnn.cuda.graphed(function))]
+
+
+def test_results_may_be_arguments_in_other_places():
+    def calls(step):
+        now = before = fastnn.ones(1, device="cuda")
+        found = []
+        for _ in range(7):
+            now, before = step(now, before)
+            found.append(now.item())
+        return found
+
+    plain, graphed = both_ways(lambda now, before: (now + before, now), calls)
+    assert plain == graphed == [2, 3, 5, 8, 13, 21, 34]
+
+
+def test_lists_and_dicts_of_results_are_the_callers():
+    def calls(step):
+        found = []
+        for i in range(6):
+            metrics = step(fastnn.full((2,), float(i), device="cuda"))
+            metrics["loss"] = metrics["loss"].item()
+            metrics["all"].append(i)
+            found.append(metrics)
+        return [(m["loss"], len(m["all"])) for m in found]
+
+    plain, graphed = both_ways(lambda x: {"loss": (x * x).sum(), "all": [x]}, calls)
+    assert plain == graphed
+
+
+def test_a_graphed_function_changes_no_argument():
+    average, x = fastnn.ones(1, device="cuda"), fastnn.ones(1, device="cuda")
+    run = fastnn.cuda.graphed(lambda average, x: average.mul_(0.5).add_(x))
+    with pytest.raises(RuntimeError, match=r"changes an argument of shape \(1,\) in place"):
+        run(average, x)
+    assert average.item() == 1
+    run = fastnn.cuda.graphed(lambda x: average.mul_(0.5).add_(x).clone())
+    assert [run(x).item() for _ in range(4)] == [1.5, 1.75, 1.875, 1.9375]
+
+
+def test_a_graphed_step_notices_what_is_frozen():
+    p, q = (fastnn.ones(1, device="cuda").requires_grad_() for _ in range(2))
+    optimizer = optim.SGD([p, q], lr=0.125)
+
+    def step():
+        optimizer.zero_grad()
+        q.requires_grad_(False)  # within the step it is part of the recording
+        (p + q).sum().backward()
+        q.requires_grad_(True)
+        optimizer.step()
+
+    run = fastnn.cuda.graphed(step)
+    for _ in range(4):
+        run()
+    p.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"expects requires_grad=True as when the step was rec"):
+        run()
+    p.requires_grad_(True)
+    run()
+    assert (p.item(), q.item()) == (1 - 5 * 0.125, 1)
+    with fastnn.autocast(), pytest.raises(RuntimeError, match="expected autocast off as when"):
+        run()
+
+
+def test_ones_own_optimizer_keeps_its_settings():
+    class Own(optim.Optimizer):
+        def _update(self, group, params, grads, step):
+            with fastnn.no_grad():
+                for p, g in zip(params, grads, strict=True):
+                    p.sub_(g * group["lr"])
+
+    p = fastnn.ones(1, device="cuda").requires_grad_()
+    optimizer = Own([p], {"lr": 0.125})
+
+    def step():
+        optimizer.zero_grad()
+        p.sum().backward()
+        optimizer.step()
+
+    run = fastnn.cuda.graphed(step)
+    for _ in range(4):
+        run()
+    assert p.item() == 0.5
+    optimizer.param_groups[0]["lr"] = 0.25
+    with pytest.raises(RuntimeError, match="an optimizer takes other steps"):
+        run()
+
+
+def test_backward_belongs_into_a_graphed_step():
+    w = fastnn.ones(2, device="cuda").requires_grad_()
+    run = fastnn.cuda.graphed(lambda x: (w * x).sum(), warmup=1)
+    x = fastnn.ones(2, device="cuda")
+    run(x).backward()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=rf"{operator.__name__}: a tensor of shape \(4, 8"):
-            run(x).sum().backward()
+        with pytest.raises(RuntimeError, match=r"call backward\(\) in the function"):
+            run(x).backward(retain_graph=True)
 
 
 def test_graphs_and_events_are_not_copied():
@@ -1413,6 +1523,16 @@ def test_a_compiled_network_serves_all_streams():
         fastnn.cuda.synchronize()
     graph.replay()
     assert np.allclose(y.cpu().numpy(), want, atol=1e-5)
+
+
+def test_a_compiled_network_is_called_with_new_inputs_before_a_recording():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to("cuda")
+    program, x = fastnn.compile(net, on_cuda(1, 3, 6, 6)), on_cuda(2, 3, 6, 6)
+    with (
+        pytest.raises(RuntimeError, match="call the model with such inputs once before"),
+        fastnn.cuda.graph(),
+    ):
+        program(x)
 
 
 def test_rows_at_new_positions_are_taken_by_replays():

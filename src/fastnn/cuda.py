@@ -9,14 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import fastnn._core as _core
 from fastnn import autograd
 from fastnn import device as _device
 from fastnn.device import cuda_module, gpu_index_of
-from fastnn.graph_arguments import check_argument, check_on_gpu, copied, renew, with_tensors
-from fastnn.optim import optimizer
+from fastnn.graph_arguments import (
+    check_argument,
+    check_on_gpu,
+    copied,
+    matched,
+    renew,
+    tensors_of,
+    with_tensors,
+)
+from fastnn.graph_steps import (
+    Gradient,
+    buffers_of,
+    drawn_apart,
+    memory_of,
+    taken_back_on_failure,
+    without_tape,
+)
 from fastnn.tensor import Tensor, settle
 
 
@@ -300,23 +315,13 @@ class graph:
             self.reset()
 
 
-class _Gradient(NamedTuple):
-    """The ``.grad`` of a leaf in a recorded step: begun anew by it or not, before it and after it; and
-    the memory of the leaf."""
-
-    leaf: Tensor
-    anew: bool
-    before: Tensor | None
-    after: Tensor | None
-    array: Any
-
-
 class graphed:
     """A training step (or any function of tensors) as a CUDA graph: ``step = graphed(step)``.
 
     The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
     ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, also after another seed, for they live in device memory. The tensors
+    masks go on as without a graph, also after another seed, for they live in device memory (those of
+    optimizers of one's own stay as recorded). The tensors
     that were given gradients while it was recorded, or lost theirs, have the same ones after every call;
     those of tensors that the function makes into leaves itself, also of its arguments, begin anew.
     Whatever else the function does on the host, such as a scheduler's step, a count or a print, happens
@@ -337,7 +342,8 @@ class graphed:
         ValueError: an argument's shape or dtype changes, or an argument or result is on the CPU, or an
             argument would be given a gradient, or has tensors in an object of another class.
         RuntimeError: the function waits for the device, or works on another GPU than the current one,
-            or an optimizer takes other steps than when it was recorded, or a gradient that the step adds
+            or changes an argument in place, or a parameter is frozen or autocast on where it was not, or
+            an optimizer takes other steps than when it was recorded, or a gradient that the step adds
             to or reads is another one, or a tensor that has one has been moved. Step counts and gradients
             are then as they were before the call.
     """
@@ -351,10 +357,11 @@ class graphed:
         self._arguments: tuple[list[Any], dict[str, Any]] | None = None
         self._stream: Stream | None = None  # of the call before
         self._seen = autograd.Watched()  # in the last call that was not a replay
-        self._gradients: list[_Gradient] = []
-        self._memory: list[int] = []
+        self._gradients: list[Gradient] = []
+        self._memory: list[Any] = []
         self._result: Any = None
         self._recorded_at, self._draws = (0, 0), 0
+        self._autocast = False
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         self._follow()
@@ -366,7 +373,7 @@ class graphed:
             self._arguments = given, keywords
             self._warmup -= 1
             return result
-        with _taken_back_on_failure(self._seen) as recorded:
+        with taken_back_on_failure(self._seen) as recorded:
             if self._graph is None:
                 self._record(given, keywords, recorded)
             else:
@@ -376,7 +383,7 @@ class graphed:
             self._graph._replay((seed - recorded_at[0]) % 2**64, (offset - recorded_at[1]) % 2**64)
         for one in self._gradients:
             one.leaf.grad = one.after
-        return self._result
+        return with_tensors(self._result, lambda t: t)  # its lists and dicts are the caller's
 
     def _follow(self) -> None:
         """The call before may have been on another stream, and this one writes to its arguments."""
@@ -401,28 +408,42 @@ class graphed:
             raise ValueError(
                 f"graphed: expected keywords {sorted(keywords)} as before, got {sorted(named)}"
             )
+        pairs: list[tuple[Tensor, Tensor]] = []
         for i, value in enumerate(arguments):
-            renew(f"argument {i}", known[i], value)
+            pairs += matched(f"argument {i}", known[i], value)
         for name, value in named.items():
-            renew(f"argument {name!r}", keywords[name], value)
+            pairs += matched(f"argument {name!r}", keywords[name], value)
+        renew(pairs)
         return self._arguments
 
     def _call(self, arguments: list[Any], named: dict[str, Any]) -> Any:
         """With tensors of the function's own, which it may make into leaves, over the same memory."""
         own, keywords = (with_tensors(given, Tensor.detach) for given in (arguments, named))
-        return self._function(*own, **keywords)
+        given = list(tensors_of((arguments, named)))
+        versions = [t._array.version for t in given]
+        result = self._function(*own, **keywords)
+        for t, version in zip(given, versions, strict=True):
+            if t._array.version != version:
+                raise RuntimeError(
+                    f"graphed: the function changes an argument of shape {t.shape} in place, which is "
+                    "a copy of the caller's; return the new values, or let the function use the "
+                    "tensor itself"
+                )
+        return result
 
     def _record(
         self, arguments: list[Any], named: dict[str, Any], came_to: list[autograd.Watched]
     ) -> None:
         recorded = graph()
-        known = {id(b) for one, *_ in self._seen.steps for b in _buffers_of(one)}
+        known = {id(b) for one, *_ in self._seen.steps for b in buffers_of(one)}
         made_before = self._seen.made
-        with autograd.watched() as seen, recorded, _drawn_apart() as states:
+        wanted = {key: leaf.requires_grad for key, (leaf, *_) in self._seen.leaves.items()}
+        self._autocast = autograd.is_autocast_enabled()
+        with autograd.watched() as seen, recorded, drawn_apart() as states:
             came_to.append(seen)
-            self._result = self._call(arguments, named)
+            self._result = with_tensors(self._call(arguments, named), without_tape)
             check_on_gpu("the result", self._result)
-            if any(id(b) not in known for one, *_ in seen.steps for b in _buffers_of(one)):
+            if any(id(b) not in known for one, *_ in seen.steps for b in buffers_of(one)):
                 raise RuntimeError(
                     "graphed: an optimizer made buffers while its step was recorded, which every "
                     "replay would make anew; it has to take such a step in the warm-up before (has "
@@ -430,17 +451,28 @@ class graphed:
                     "time?)"
                 )
         self._graph, self._seen = recorded, seen
-        self._memory = _memory_of(seen.steps)
+        self._memory = memory_of(seen.steps)
         for key, (leaf, before, anew) in seen.leaves.items():
             anew = anew or (key in seen.made and key not in made_before)
-            self._gradients.append(_Gradient(leaf, anew, before, leaf.grad, leaf._array))
+            more = leaf.grad, leaf._array, wanted.get(key)
+            self._gradients.append(Gradient(leaf, anew, before, *more))
         self._recorded_at, after = states
-        self._draws = max(0, after[1] - self._recorded_at[1])
+        self._draws = (after[1] - self._recorded_at[1]) % 2**64
 
     def _rehearse(self) -> None:
         """What the host does in a step: optimizers count and compute their settings."""
         assert self._graph is not None
-        for leaf, anew, before, after, array in self._gradients:
+        if autograd.is_autocast_enabled() != self._autocast:
+            raise RuntimeError(
+                f"graphed: expected autocast {'on' if self._autocast else 'off'} as when the step was "
+                "recorded, which goes on so"
+            )
+        for leaf, anew, before, after, array, wanted in self._gradients:
+            if wanted is not None and leaf.requires_grad is not wanted:
+                raise RuntimeError(
+                    f"graphed: a tensor of shape {leaf.shape} expects requires_grad={wanted} as when "
+                    "the step was recorded, which goes on so; graph the step anew"
+                )
             if leaf._array is not array:
                 raise RuntimeError(
                     f"graphed: a tensor of shape {leaf.shape} has other memory than when the step "
@@ -470,77 +502,12 @@ class graphed:
                     p.grad = gradient
         finally:
             same = module.end_rehearsal()
-        if not same or _memory_of(self._seen.steps) != self._memory:
+        if not same or memory_of(self._seen.steps) != self._memory:
             raise RuntimeError(
                 "graphed: an optimizer takes other steps than when it was recorded; parameters, "
                 "their gradients and the optimizer's buffers have to stay the same, or the step has "
                 "to be graphed anew"
             )
-
-
-def _buffers_of(one: optimizer.Optimizer) -> Iterator[Tensor]:
-    for held in one.state.values():
-        yield from (b for b in held.values() if isinstance(b, Tensor))
-
-
-def _memory_of(steps: list[optimizer.Step]) -> list[int]:
-    """Where the parameters that were moved, and their optimizers' buffers, are; and which of a group
-    have made as many steps, for these are moved together."""
-    found = []
-    for one, gradients, _ in steps:
-        counts: dict[tuple[int | None, int], int] = {}
-        group_of = {id(p): i for i, group in enumerate(one.param_groups) for p in group["params"]}
-        for p in (p for p, gradient in gradients if gradient is not None):
-            held = one.state[id(p)]
-            buffers = [b for b in held.values() if isinstance(b, Tensor)]
-            found += [t._array.pointer for t in (p, *buffers)]
-            together = group_of.get(id(p)), held["step"]
-            found.append(counts.setdefault(together, len(counts)))
-    return found
-
-
-@contextmanager
-def _drawn_apart() -> Iterator[list[tuple[int, int]]]:
-    """What this thread draws within the block, it draws from a copy of the generator's state: replays
-    draw it from the generator.
-
-    Yields:
-        A list of that copy before, and, when the block has ended, after.
-    """
-    states = [_core.begin_random_apart()]
-    try:
-        yield states
-    finally:
-        states.append(_core.end_random_apart())
-
-
-@contextmanager
-def _taken_back_on_failure(known: autograd.Watched) -> Iterator[list[autograd.Watched]]:
-    """What the host does in a step: without the device's part it has to be as if it had not been.
-
-    Args:
-        known: what the call before did.
-
-    Yields:
-        A list for what a recording does: it may come to other steps and leaves.
-    """
-    gradients = {id(p): (p, p.grad) for _, moved, _ in known.steps for p, _ in moved}
-    gradients |= {key: (leaf, leaf.grad) for key, (leaf, *_) in known.leaves.items()}
-    states = {id(one): (one, one._state_now()) for one, *_ in known.steps}
-    came_to: list[autograd.Watched] = []
-    try:
-        yield came_to
-    except BaseException:
-        for seen in came_to:
-            for key, (leaf, gradient, _) in seen.leaves.items():
-                gradients.setdefault(key, (leaf, gradient))
-            for one, _, state in seen.steps:
-                states.setdefault(id(one), (one, state))
-        for p, gradient in gradients.values():
-            p.grad = gradient
-        for one, state in states.values():
-            one.state = state
-        raise
 
 
 def time_ms(function: Callable[[], Any]) -> float:

@@ -4,9 +4,8 @@ dicts."""
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,11 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _parts(f"{name}[{key!r}]", part)
 
 
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dicts."""
+    return (part for _, part in _parts("", value) if isinstance(part, Tensor))
+
+
 def check_on_gpu(name: str, value: Any) -> None:
     """Refuses, with ValueError, tensors and arrays on the CPU."""
     for where, part in _parts(name, value):
@@ -45,15 +49,27 @@ def check_on_gpu(name: str, value: Any) -> None:
 
 
 def _hides_tensors(value: Any) -> bool:
-    """Whether an object has tensors where they are not looked for; those of modules and optimizers stay."""
-    if isinstance(value, (Tensor, Module, Optimizer)):
-        return False
-    held = list(getattr(value, "__dict__", {}).values())
-    if dataclasses.is_dataclass(value):
-        held += [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, (set, frozenset, deque)):
-        held += value
-    return any(isinstance(part, Tensor) for one in held for _, part in _parts("", one))
+    """Whether an object has tensors, or what may give some, where they are not looked for; those of
+    modules and optimizers stay."""
+    seen, waiting = {id(value)}, [value]
+    while waiting:
+        one = waiting.pop()
+        if one is not value and isinstance(one, Tensor):
+            return True
+        if isinstance(one, (Tensor, Module, Optimizer, type, str, bytes, int, float, type(None))):
+            continue
+        if isinstance(one, Iterator) or hasattr(one, "__dlpack__"):
+            return True
+        held = list(getattr(one, "__dict__", {}).values())
+        for kind in type(one).__mro__:
+            names = kind.__dict__.get("__slots__", ())
+            held += [getattr(one, n, None) for n in ([names] if isinstance(names, str) else names)]
+        if isinstance(one, (set, frozenset, deque)):
+            held += one
+        parts = [part for some in held for _, part in _parts("", some)]
+        waiting += [part for part in parts if id(part) not in seen]
+        seen.update(map(id, parts))
+    return False
 
 
 def check_argument(name: str, value: Any) -> None:
@@ -92,25 +108,40 @@ def with_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def renew(name: str, kept: Any, value: Any) -> None:
-    """Copies the tensors of an argument to where the first call's are; the rest is to be equal."""
+def matched(name: str, kept: Any, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensors of the first call's argument, each with that of this call; the rest is to be equal."""
     if isinstance(kept, Tensor) and isinstance(value, Tensor):
         if value.shape != kept.shape or value.dtype is not kept.dtype:
             raise ValueError(
                 f"graphed: {name} expects shape {kept.shape} and dtype {kept.dtype} as before, got "
                 f"{value.shape} and {value.dtype}"
             )
-        kept.copy_(value)
+        yield kept, value
         return
     known, given = _items(kept), _items(value)
     if known is not None and given is not None:
-        parts, others = dict(known), dict(given)
-        if type(kept) is type(value) and parts.keys() == others.keys():
-            for key, part in parts.items():
-                renew(f"{name}[{key!r}]", part, others[key])
+        parts, others = list(known), list(given)
+        if type(kept) is type(value) and [k for k, _ in parts] == [k for k, _ in others]:
+            for (key, part), (_, other) in zip(parts, others, strict=True):
+                yield from matched(f"{name}[{key!r}]", part, other)
             return
     elif kept is value or (type(kept) is type(value) and kept == value):
         return
     elif isinstance(kept, float) and isinstance(value, float) and kept != kept and value != value:
         return  # NaN
     raise ValueError(f"graphed: {name} expects {kept!r} as before, got {value!r}")
+
+
+def renew(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copies values to where the first call's are: those that lie where others come, being results of
+    the call before, by way of a copy."""
+    apart = [
+        value.clone()
+        if any(
+            other is not kept and other._array.shares_storage(value._array) for other, _ in pairs
+        )
+        else value
+        for kept, value in pairs
+    ]
+    for (kept, _), value in zip(pairs, apart, strict=True):
+        kept.copy_(value)
