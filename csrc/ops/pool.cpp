@@ -69,10 +69,10 @@ Axis fixed_axis(const char* op, const Dims& input, int dim, int64_t kernel, int6
   a.in = input[dim];
   a.dilation = dilation;
   const int64_t span = dilation * (kernel - 1) + 1;
-  const int64_t room = a.in + 2 * padding - span;
+  const int64_t room = a.in + 2 * padding - span + (ceil_mode ? stride - 1 : 0);
   check(a.in > 0 && room >= 0, op, ": kernel of ", kernel, " (dilation ", dilation,
         ") is larger than the padded input, shape ", input, ", padding ", padding);
-  int64_t out = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  int64_t out = room / stride + 1;
   // A window that starts in the padding after the image is left out.
   if (ceil_mode && (out - 1) * stride >= a.in + padding) --out;
   for (int64_t o = 0; o < out; ++o) {
