@@ -201,6 +201,13 @@ def test_the_gradient_of_a_norm_at_zero_is_zero():
     assert x.grad.tolist() == fastnn.zeros(3, 4).tolist()
 
 
+@pytest.mark.parametrize("correction", [0, 1])
+def test_the_gradient_of_a_deviation_of_equal_values_is_zero(correction):
+    x = fastnn.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    x.std(1, correction).sum().backward()
+    assert x.grad[0].tolist() == [0, 0, 0] and x.grad[1, 1].item() == 0 < x.grad[1, 2].item()
+
+
 def test_every_operator_is_a_method_too():
     for name in OPS:
         assert callable(getattr(fastnn.Tensor, name)), name

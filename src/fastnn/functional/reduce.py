@@ -171,9 +171,10 @@ def std(input: Tensor, dim: Dim = None, correction: float = 1, keepdim: bool = F
 
 
 def _std_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    """d std = d var / (2 std)."""
+    """d std = d var / (2 std), and 0 where all elements are equal."""
     x, mean_kept, deviation, dims, correction = saved
     grad_variance = _core.div(grad_output.reshape(deviation.shape), deviation)
+    grad_variance = _core.where(_core.eq(deviation, 0.0), 0.0, grad_variance)
     return _var_backward((x, mean_kept, dims, correction), _core.mul(grad_variance, 0.5), needs)
 
 
