@@ -1032,9 +1032,12 @@ def test_what_others_say_of_their_memory_is_checked():
         ({"shape": (2, -3)}, r"expected sizes >= 0, got \(2, -3\)"),
         ({"data": (address + 2, False)}, f"a multiple of 4, got {address + 2}"),
         ({"stream": 0}, "stream expects 1, 2 or the address .*, got 0"),
+        ({"data": (0, False)}, r"the address of an array of shape \(2, 3\), got 0"),
+        ({"mask": x}, "no mask .*, got one"),
     ):
         with pytest.raises(ValueError, match=f"__cuda_array_interface__: .*{error}"):
             fastnn.as_tensor(Foreign(x, **changes))
+    assert fastnn.as_tensor(Foreign(x, data=(0, False), shape=(0, 3))).shape == (0, 3)
 
     class Elsewhere:
         def __dlpack__(self, stream=None):

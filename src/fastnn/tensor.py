@@ -526,7 +526,7 @@ def _from_cuda_array(source: Any) -> Tensor:
     """
     face = source.__cuda_array_interface__
     names = {text: name for name, text in _TYPE_STRINGS.items()}
-    if face["typestr"] not in names or face.get("mask") is not None:
+    if face["typestr"] not in names:
         raise TypeError(f"as_tensor: expected an array of fastnn's dtypes, got {face['typestr']}")
     module, (address, read_only) = _device.cuda_module(), face["data"]
     device = module.device_of(address) if address else _device.current()
@@ -542,6 +542,8 @@ def _from_cuda_array(source: Any) -> Tensor:
         (len(strides) != len(shape), f"strides of {len(shape)} dimensions", strides),
         (any(s % item for s in strides), f"strides in bytes, of items of {item} bytes", strides),
         (address % item, f"an address that is a multiple of {item}", address),
+        (not address and 0 not in shape, f"the address of an array of shape {shape}", address),
+        (face.get("mask") is not None, "no mask (fill what it hides first)", "one"),
     ):
         if wrong:
             raise ValueError(f"__cuda_array_interface__: expected {expected}, got {got}")
