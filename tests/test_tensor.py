@@ -459,6 +459,30 @@ def test_copy_fill_and_zero():
     assert whole.fill_(2**62 + 1).tolist() == [2**62 + 1] * 2, "no detour through a double"
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_values_are_not_written_to_elements_that_overlap(device):
+    x = fastnn.zeros(2, 1, 3, device=device)
+    wide = x.expand(2, 4, 3)
+    windows = x.reshape(6)._array.as_strided((3, 3), (1, 1), 0)
+    values = fastnn.arange(24).reshape(2, 4, 3).float()
+
+    def assign(key, value):
+        wide[key] = value
+
+    for change in (
+        lambda: wide.copy_(values), lambda: wide.T.copy_(values.T), wide.normal_, wide.uniform_,
+        lambda: assign(slice(None), values), lambda: assign((0, [1]), 5.0),
+        fastnn.Tensor._wrap(windows).normal_,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"elements overlap in memory .* change a \.clone\(\)"):
+            change()
+    assert wide.fill_(2.0).tolist() == [[[2] * 3] * 4] * 2
+    wide[:, 2] = values[:, 0]
+    wide[..., 0] = 7
+    assert x.tolist() == [[[7, 1, 2]], [[7, 13, 14]]]
+    x.T.copy_(x.T + 1), x.flip(0).copy_(x), x.expand(2, 4, 3)[:0].copy_(values[:0])
+
+
 def test_tensors_are_hashable_by_identity():
     a, b = fastnn.ones(2), fastnn.ones(2)
     assert len({a, b, a}) == 2 and {a: 1}[a] == 1

@@ -13,6 +13,7 @@ from fastnn.autograd import is_grad_enabled, is_traced, record
 from fastnn.device import CPU
 from fastnn.functional.elementwise import where
 from fastnn.functional.view import _dim, to, unsqueeze
+from fastnn.memory import check_apart, overlaps_itself
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
 __all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
@@ -365,10 +366,14 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
     Raises:
         RuntimeError: the tensor requires a gradient and recording is on.
         IndexError: out of range.
-        ValueError: the tensor views read-only memory, or the shapes do not fit.
+        ValueError: the tensor views read-only memory, or the shapes do not fit, or values are assigned
+            to elements that overlap in memory.
     """
-    input._check_in_place("index assignment")
+    name = "index assignment"
+    input._check_in_place(name, one_value=True)
     parts, plain = _normal_key(input, key)
+    if overlaps_itself(input._array) and not (plain and np.ndim(value) == 0):
+        check_apart(name, (_basic(input, parts) if plain else input)._array)
     if is_traced() and not plain:
         raise RuntimeError(
             "compile: an assignment to positions that a tensor or list names cannot be part of a "
