@@ -187,6 +187,18 @@ def test_to_changes_floating_values_only():
         net.to(device="tpu")
 
 
+@pytest.mark.parametrize("where", ["bfloat16", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_to_leaves_the_callers_tensors_alone(where):
+    weight = fastnn.tensor([1.0, 3.0])
+    losses = nn.ModuleList([nn.CrossEntropyLoss(weight=weight), nn.NLLLoss(weight=weight)])
+    assert losses.to("cpu")[0].weight is weight
+    losses.to(where)
+    assert weight.dtype is fastnn.float32 and weight.device == "cpu"
+    assert losses[0].weight is losses[1].weight is not weight, "still shared"
+    assert losses[0].weight.tolist() == [1, 3] and len(losses.state_dict()) == 2
+    assert where in (losses[0].weight.dtype.name, losses[0].weight.device.split(":")[0])
+
+
 def test_buffers_can_be_transient_and_removed():
     module = nn.Module()
     module.register_buffer("kept", fastnn.ones(1))

@@ -303,25 +303,35 @@ class Module:
 
         ``to(dtype)``, ``to(device)`` and ``to(device, dtype)`` as in PyTorch, ``non_blocking`` as of
         tensors; gradients go with their parameters. Norms (:attr:`float32_state`) stay float32.
+        Parameters stay the same objects; buffers, which may be tensors of the caller, become others.
 
         Raises:
             RuntimeError: the device is not available.
         """
+
+        def placed(value: Tensor, keeps_float32: bool) -> Tensor:
+            moved = to(value.detach(), *args, dtype=dtype, device=device, non_blocking=non_blocking)
+            if not value.dtype.is_floating_point:
+                return to(value.detach(), device=moved.device)
+            if keeps_float32 and moved.dtype is not float32:
+                return to(value.detach(), "float32", device=moved.device)
+            return moved
+
+        made: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: shared buffers stay shared
         with no_grad():
             for module in self.modules():
-                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-                for value in own:
-                    moved = to(
-                        value.detach(), *args, dtype=dtype, device=device, non_blocking=non_blocking
-                    )
-                    if not value.dtype.is_floating_point:
-                        moved = to(value.detach(), device=moved.device)
-                    elif module.float32_state and moved.dtype is not float32:
-                        moved = to(value.detach(), "float32", device=moved.device)
-                    if moved._array is not value._array:
-                        value._array = moved._array
-                        if value.grad is not None:
-                            value.grad = to(value.grad, moved.dtype, device=moved.device)
+                for parameter in module.parameters(recurse=False):
+                    moved = placed(parameter, module.float32_state)
+                    if moved._array is not parameter._array:
+                        parameter._array = moved._array
+                        if (gradient := parameter.grad) is not None:
+                            parameter.grad = to(gradient, moved.dtype, device=moved.device)
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    if id(buffer) not in made:
+                        moved = placed(buffer, module.float32_state)
+                        moved = buffer if moved._array is buffer._array else moved
+                        made[id(buffer)] = buffer, moved.requires_grad_(buffer.requires_grad)
+                    setattr(module, name, made[id(buffer)][1])
         return self
 
     def cuda(self: M, device: int | str | None = None) -> M:
