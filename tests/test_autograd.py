@@ -158,6 +158,25 @@ def test_no_grad():
     assert fastnn.is_grad_enabled()
 
 
+def test_inference_mode_is_no_grad():
+    x = leaf(1)
+
+    @fastnn.inference_mode()
+    def called(t):
+        return t * 2
+
+    @fastnn.inference_mode
+    def bare(t):
+        return t * 2
+
+    assert not called(x).requires_grad and not bare(x).requires_grad
+    with fastnn.inference_mode():
+        y = x * 2
+        with fastnn.inference_mode(False):
+            assert (x * 2).requires_grad
+    assert not y.requires_grad and (x * y).requires_grad
+
+
 def test_modes_belong_to_a_thread():
     seen = []
     with fastnn.no_grad():

@@ -10,6 +10,7 @@ from fastnn.autograd import (
     autocast,
     enable_grad,
     grad,
+    inference_mode,
     is_autocast_enabled,
     is_grad_enabled,
     no_grad,

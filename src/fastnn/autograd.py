@@ -97,6 +97,20 @@ class no_grad(set_grad_enabled):
         super().__init__(False)
 
 
+class inference_mode(set_grad_enabled):
+    """As :class:`no_grad`, by PyTorch's name; ``inference_mode(False)`` turns recording on.
+
+    Tensors made within are like any others, and may be used in recorded operators afterwards.
+    """
+
+    def __new__(cls, mode: Any = True) -> Any:
+        # Also a decorator without parentheses.
+        return cls()(mode) if callable(mode) else super().__new__(cls)
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__(not mode)
+
+
 class enable_grad(set_grad_enabled):
     """Recording is on within the block, also inside :class:`no_grad`."""
 
