@@ -177,6 +177,19 @@ def test_inference_mode_is_no_grad():
     assert not y.requires_grad and (x * y).requires_grad
 
 
+def test_what_cannot_be_a_gradient_is_refused():
+    x = fastnn.ones(2, 3, requires_grad=True)
+    with pytest.raises(TypeError, match="grad: expected a Tensor or None, got list"):
+        x.grad = [1.0]
+    with pytest.raises(ValueError, match=r"grad: expected shape \(2, 3\), got \(3, 2\)"):
+        x.grad = fastnn.ones(3, 2)
+    with pytest.raises(TypeError, match="grad: expected dtype float32, got bfloat16; convert it"):
+        x.grad = fastnn.ones(2, 3, dtype="bfloat16")
+    assert x.grad is None
+    x.grad = given = fastnn.ones(2, 3)
+    assert x.grad is given
+
+
 def test_modes_belong_to_a_thread():
     seen = []
     with fastnn.no_grad():

@@ -1018,6 +1018,10 @@ def test_gradients_are_on_their_tensors_device(devices):
         with pytest.raises(RuntimeError, match="register_hook: a hook's gradient is on"):
             y.sum().backward(retain_graph=True)
         hook.remove()
+    with pytest.raises(
+        RuntimeError, match="grad: the gradient is on .*, and the tensor on .*; move"
+    ):
+        x.grad = elsewhere
     assert x.grad is None
     y.sum().backward()
     assert x.grad is not None and x.grad.device == x.device
@@ -1145,7 +1149,7 @@ def test_a_mixture_of_devices_is_named_by_its_operator():
 
 
 def _with_gradient(p, gradient):
-    p.requires_grad_().grad = gradient
+    p.requires_grad_()._grad = gradient  # past the check of an assignment
     return p
 
 

@@ -177,11 +177,27 @@ def _gradient(tensor: Tensor) -> Tensor | None:
 
 
 def _set_gradient(tensor: Tensor, gradient: Tensor | None) -> None:
+    if gradient is not None:
+        _check_gradient(tensor, gradient)
     touch(tensor, anew=True)
     tensor._grad = gradient
 
 
 gradient_property = property(_gradient, _set_gradient)
+
+
+def _check_gradient(tensor: Tensor, gradient: Any) -> None:
+    """Refuses what cannot be the tensor's ``.grad``."""
+    from fastnn.tensor import Tensor
+
+    if not isinstance(gradient, Tensor):
+        raise TypeError(f"grad: expected a Tensor or None, got {type(gradient).__name__}")
+    if gradient.shape != tensor.shape:
+        raise ValueError(f"grad: expected shape {tensor.shape}, got {gradient.shape}")
+    if gradient.dtype is not tensor.dtype:
+        want, got = tensor.dtype.name, gradient.dtype.name
+        raise TypeError(f"grad: expected dtype {want}, got {got}; convert it with .to({want!r})")
+    _check_device("grad", "the gradient", gradient._array, tensor._array)
 
 
 def note_leaf(leaf: Tensor) -> None:
