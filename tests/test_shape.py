@@ -75,6 +75,9 @@ def test_positions_on_a_gpu_are_reported_later():
         rows = take()
         with pytest.raises(RuntimeError, match="take: expected indices from 0 to 2, got 3 at"):
             rows.cpu()
+    rows = x[bad - 4]
+    with pytest.raises(RuntimeError, match="take: expected indices from 0 to 2, got -4 at"):
+        rows.cpu()
     with pytest.raises(IndexError, match="no position is in range of a dimension of size 0"):
         x[:0][bad]
     for t in (x, x.cpu()):

@@ -11,7 +11,7 @@ import numpy as np
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, is_traced, record
 from fastnn.device import CPU
-from fastnn.functional.elementwise import where
+from fastnn.functional.elementwise import logical_xor, where
 from fastnn.functional.view import _dim, to, unsqueeze
 from fastnn.memory import check_apart, overlaps_itself
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
@@ -256,7 +256,9 @@ def _rows_there(input: Tensor, index: Tensor) -> Tensor:
     size, index = input.shape[0], to(index, "int64")
     if size == 0 and index.numel():
         raise IndexError("index: no position is in range of a dimension of size 0")
-    positions = where(index < 0, index + size, index)
+    # Only what counts from the end: what is out of range is reported as it was given.
+    from_end = logical_xor(index < 0, index < -size)
+    positions = where(from_end, index + size, index)
     return _taken(input, positions._array, index.shape + input.shape[1:], by_rows=True)
 
 
