@@ -182,6 +182,26 @@ def test_cat_undoes_split():
         assert np.array_equal(fastnn.cat(pieces, 1).numpy(), x.numpy())
 
 
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float32", "bfloat16"), ("bfloat16", "int64"), ("int32", "float32", "uint8"),
+     ("bool", "uint8"), ("uint8", "int32", "int64"), ("bfloat16", "bfloat16")],
+)  # fmt: skip
+@pytest.mark.parametrize("join", ["cat", "stack"])
+def test_joined_dtypes_promote_as_in_arithmetic(dtypes, join):
+    parts = [fastnn.ones(2, 3, dtype=dtype) for dtype in dtypes]
+    for part in parts:
+        part.requires_grad = part.dtype.is_floating_point
+    joined = getattr(fastnn, join)(parts, 1)
+    assert joined.dtype is sum(parts[1:], parts[0].detach()).dtype
+    assert joined.detach().float().numpy().min() == 1
+    if joined.requires_grad:
+        (joined * 2).sum().backward()
+    for part in parts:
+        assert part.grad is None or part.grad.dtype is part.dtype
+        assert not part.requires_grad or part.grad.tolist() == [[2] * 3] * 2
+
+
 def test_slices_share_memory_and_lists_do_not():
     x = fastnn.zeros(4, 4)
     x[1:3].fill_(1.0)

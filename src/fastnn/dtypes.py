@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,19 @@ class DType:
         return np.dtype(self.name)
 
 
+# In the order of promotion, the one that wins first.
 float32 = DType("float32", 4, True)
 bfloat16 = DType("bfloat16", 2, True)
 int64 = DType("int64", 8)
 int32 = DType("int32", 4)
 uint8 = DType("uint8", 1)
 bool_ = DType("bool", 1)
+
+
+def promoted(dtypes: Iterable[DType]) -> DType:
+    """The dtype of arithmetic with tensors of these."""
+    order = list(_BY_NAME.values())
+    return min(dtypes, key=order.index)
 
 
 def as_dtype(dtype: Any) -> DType:

@@ -11,6 +11,7 @@ import numpy as np
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, is_traced, record
 from fastnn.device import CPU
+from fastnn.dtypes import promoted
 from fastnn.functional.elementwise import logical_xor, where
 from fastnn.functional.view import _dim, to, unsqueeze
 from fastnn.memory import check_apart, overlaps_itself
@@ -30,12 +31,11 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors one after the other along ``dim``.
 
     Args:
-        tensors: at least one, of equal dtype and of equal shape but for ``dim``.
+        tensors: at least one, of equal shape but for ``dim``; dtypes promote as in arithmetic.
         dim: the dimension to join along.
 
     Raises:
         ValueError: shapes differ elsewhere, or there is nothing to join.
-        TypeError: dtypes differ.
     """
     tensors = tuple(tensors)
     if not tensors:
@@ -49,8 +49,8 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
             raise ValueError(
                 f"cat: tensor {i} expects shape {first.shape} but for dimension {at}, got {t.shape}"
             )
-        if t.dtype is not first.dtype:
-            raise TypeError(f"cat: tensor {i} expects dtype {first.dtype}, got {t.dtype}")
+    dtype = promoted([t.dtype for t in tensors])
+    tensors = tuple([to(t, dtype) for t in tensors])
     sizes = [t.shape[at] for t in tensors]
     output = _core.cat([t._array for t in tensors], at)
     return record("cat", output, tensors, (at, sizes), _cat_backward)
@@ -66,7 +66,7 @@ def _cat_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Tensors of one shape along a new dimension ``dim``.
+    """Tensors of one shape along a new dimension ``dim``; dtypes promote as in arithmetic.
 
     Raises:
         ValueError: shapes differ, or there is nothing to stack.

@@ -185,8 +185,6 @@ ERRORS: list[BadCall] = [
          lambda f: f.cat([f.zeros(2, 3), f.zeros(2, 4)])),
     _bad("cat nothing", "cat: expected at least one tensor", lambda f: f.cat([])),
     _bad("cat dim", "cat: dim expects -2 to 1, got 2", lambda f: f.cat([f.zeros(2, 3)], 2)),
-    _bad("cat dtypes", "cat: tensor 1 expects dtype fastnn.float32",
-         lambda f: f.cat([f.zeros(2), f.zeros(2, dtype="int64")]), TypeError),
     _bad("stack shapes", r"stack: tensor 1 expects shape \(2,\), got \(3,\)",
          lambda f: f.stack([f.zeros(2), f.zeros(3)])),
     _bad("split size", "split: split size expects a value > 0", lambda f: f.split(f.zeros(4), 0)),
