@@ -82,6 +82,12 @@ def test_absurd_thread_counts_are_refused(count):
         fastnn.set_num_threads(count)
 
 
+@pytest.mark.parametrize("count", [1.5, "2", None])
+def test_thread_counts_are_integers(count):
+    with pytest.raises(TypeError, match="set_num_threads: expected an int, got"):
+        fastnn.set_num_threads(count)
+
+
 def test_threads_can_be_set_and_read():
     fastnn.set_num_threads(3)
     assert fastnn.get_num_threads() == 3
@@ -216,6 +222,32 @@ def test_generator_state_can_be_saved_and_restored():
     fastnn.set_rng_state(state)
     assert fastnn.rand(5).tolist() == first
     assert fastnn.rand(5).tolist() != first
+
+
+def test_what_is_no_generator_state_is_refused():
+    before = fastnn.get_rng_state()
+    for state in (5, (1,), (1, 2.0), "ab"):
+        with pytest.raises(TypeError, match="set_rng_state: expected two integers, as"):
+            fastnn.set_rng_state(state)
+    for state in ((-1, 0), (0, 2**64)):
+        with pytest.raises(ValueError, match=r"set_rng_state: expected integers from 0 to 2\*\*64"):
+            fastnn.set_rng_state(state)
+    assert fastnn.get_rng_state() == before
+    fastnn.set_rng_state((2**64 - 1, 3))
+    assert fastnn.get_rng_state() == (2**64 - 1, 3)
+
+
+def test_random_numbers_are_not_truncated():
+    whole, before = fastnn.zeros(3, dtype="int64"), fastnn.get_rng_state()
+    for name, draw in {
+        "normal_": whole.normal_,
+        "uniform_": whole.uniform_,
+        "rand": lambda: fastnn.rand(3, dtype="int64"),
+        "randn": lambda: fastnn.randn(3, dtype="uint8"),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name}: expected dtype float32 or bfloat16, got"):
+            draw()
+    assert fastnn.get_rng_state() == before
 
 
 def test_random_numbers_have_the_right_moments():

@@ -84,7 +84,14 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Sets the number of threads that kernels may use. Results do not depend on it."""
+    """Sets the number of threads that kernels may use. Results do not depend on it.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: not from 1 to 4096.
+    """
+    if not hasattr(count, "__index__"):
+        raise TypeError(f"set_num_threads: expected an int, got {count!r}")
     _core.set_num_threads(count)
 
 

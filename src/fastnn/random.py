@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import fastnn._core as _core
 from fastnn.creation import sizes_of
 from fastnn.device import index_of
@@ -25,8 +27,29 @@ def get_rng_state() -> tuple[int, int]:
 
 
 def set_rng_state(state: tuple[int, int]) -> None:
-    """Continues from a state of :func:`get_rng_state`."""
+    """Continues from a state of :func:`get_rng_state`.
+
+    Raises:
+        TypeError: not a pair of integers.
+        ValueError: one of them is not from 0 to 2**64 - 1.
+    """
+    pair = isinstance(state, (tuple, list)) and len(state) == 2
+    if not pair or not all(isinstance(word, (int, np.integer)) for word in state):
+        raise TypeError(
+            f"set_rng_state: expected two integers, as get_rng_state() gives, got {state!r}"
+        )
+    if not all(0 <= word < 2**64 for word in state):
+        raise ValueError(f"set_rng_state: expected integers from 0 to 2**64 - 1, got {state}")
     _core.set_random_state(*state)
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    """Refuses to truncate random numbers."""
+    if not as_dtype(dtype).is_floating_point:
+        raise TypeError(
+            f"{name}: expected dtype float32 or bfloat16, got {as_dtype(dtype).name}; "
+            "convert the result with .to(dtype)"
+        )
 
 
 def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
@@ -43,6 +66,7 @@ def rand(
     *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
 ) -> Tensor:
     """Uniform values in [0, 1)."""
+    _check_floating("rand", dtype)
     return _made(
         _core.random_uniform(sizes_of("rand", sizes), 0.0, 1.0), dtype, device, requires_grad
     )
@@ -52,6 +76,7 @@ def randn(
     *sizes: Any, dtype: Any = float32, requires_grad: bool = False, device: Any = None
 ) -> Tensor:
     """Standard normal values."""
+    _check_floating("randn", dtype)
     return _made(
         _core.random_normal(sizes_of("randn", sizes), 0.0, 1.0), dtype, device, requires_grad
     )
@@ -59,12 +84,14 @@ def randn(
 
 def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Overwrites the values with uniform ones in [low, high)."""
+    _check_floating("uniform_", tensor.dtype)
     tensor._check_in_place("uniform_")
     return _overwritten(tensor, _core.random_uniform(tensor.shape, float(low), float(high)))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Overwrites the values with normal ones of that mean and standard deviation."""
+    _check_floating("normal_", tensor.dtype)
     tensor._check_in_place("normal_")
     return _overwritten(tensor, _core.random_normal(tensor.shape, float(mean), float(std)))
 
