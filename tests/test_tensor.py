@@ -417,6 +417,21 @@ def test_conversions():
         x.to("cuda:99")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_devices_by_an_object_of_their_name(device):
+    class Named:
+        def __str__(self):
+            return f"{device}:0"
+
+    x = fastnn.ones(2)
+    for moved in (x.to(Named()), x.to(Named(), "int64"), fastnn.zeros(2, device=Named())):
+        assert moved.device.split(":")[0] == device
+    assert x.to(None) is x
+    for wrong in ("gpu", 1.5, object()):
+        with pytest.raises(TypeError, match="to: expected a dtype, a tensor, 'cpu', 'cuda' or"):
+            x.to(wrong)
+
+
 def test_facts():
     x = fastnn.zeros(2, 3, 4, 5)
     assert x.size() == (2, 3, 4, 5) and x.size(1) == 3 and x.size(-1) == 5

@@ -82,16 +82,18 @@ def set_current(index: int) -> None:
 
 def index_of(device: Any) -> int:
     """The index of a device by its name, -1 for the CPU, or, as in PyTorch, a CUDA device's index; a
-    CUDA device's module is loaded.
+    CUDA device's module is loaded. An object whose text is a name will do, such as a ``torch.device``.
 
     Raises:
         RuntimeError: it is a CUDA device and there is none, or not that many.
         ValueError: there is no such kind of device.
     """
-    if device is None or device == "cpu":
+    if device is None:
         return CPU
-    device = f"cuda:{device}" if isinstance(device, int) else device
-    kind, _, number = str(device).partition(":")
+    device = f"cuda:{device}" if isinstance(device, int) else str(device)
+    if device in ("cpu", "cpu:0"):
+        return CPU
+    kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not (number.isascii() and number.isdigit())):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     count = cuda_module().device_count()

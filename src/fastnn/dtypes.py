@@ -63,7 +63,8 @@ def as_dtype(dtype: Any) -> DType:
         return float32
     if dtype is int:
         return int64
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in _BY_NAME:
-        raise TypeError(f"dtype: expected one of {', '.join(_BY_NAME)}, got {dtype!r}")
-    return _BY_NAME[name]
+    try:
+        return _BY_NAME[dtype if isinstance(dtype, str) else np.dtype(dtype).name]
+    except (KeyError, TypeError):  # NumPy does not know it either
+        names = ", ".join(_BY_NAME)
+        raise TypeError(f"dtype: expected one of {names}, got {dtype!r}") from None

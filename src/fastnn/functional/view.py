@@ -181,18 +181,17 @@ def to(
 
     Raises:
         RuntimeError: the device is not available.
+        TypeError: an argument is none of these.
     """
     for arg in args:
         if isinstance(arg, Tensor):
             device, dtype = arg.device, arg.dtype
         elif isinstance(arg, bool):
             non_blocking = arg
-        elif isinstance(arg, int) or (
-            isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda")
-        ):
+        elif isinstance(arg, int) or str(arg).split(":")[0] in ("cpu", "cuda"):
             device = arg
         else:
-            dtype = arg
+            dtype = None if arg is None else _named(arg)
     if device is not None:
         input = _moved(input, index_of(device), non_blocking)
     if dtype is None or as_dtype(dtype) is input.dtype:
@@ -205,6 +204,15 @@ def to(
         (input._array.dtype,),
         _to_backward,
     )
+
+
+def _named(arg: Any) -> DType:
+    try:
+        return as_dtype(arg)
+    except TypeError:
+        raise TypeError(
+            f"to: expected a dtype, a tensor, 'cpu', 'cuda' or 'cuda:0', got {arg!r}"
+        ) from None
 
 
 def cuda(input: Tensor, device: int | str | None = None, non_blocking: bool = False) -> Tensor:
