@@ -45,7 +45,9 @@ def _copy_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any
 def reshape(input: Tensor, *shape: Any) -> Tensor:
     """The elements in row-major order under another shape; one size may be -1.
 
-    A rank-4 tensor lies in memory as NHWC, so flattening it moves elements unless H = W = 1.
+    A rank-4 tensor lies in memory as NHWC, so flattening it moves elements unless H = W = 1: what
+    :func:`view` gives is then a copy, and changes of it do not reach ``input``. To change some of its
+    elements, index ``input`` itself.
 
     Raises:
         ValueError: the sizes do not multiply to the number of elements.
