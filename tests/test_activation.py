@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import fastnn
 import fastnn.nn.functional as F
+from fastnn import nn
 
 size = st.integers(0, 9)
 
@@ -46,6 +47,31 @@ def test_a_dense_layout_is_kept(activation, same):
         out.backward(grad)
     np.testing.assert_array_equal(*(np.asarray(out.detach()) for out in outputs))
     np.testing.assert_array_equal(as_is.grad.numpy(), copied.grad.numpy())
+
+
+IN_PLACE = [
+    "ReLU",
+    "ReLU6",
+    "LeakyReLU",
+    "ELU",
+    "SELU",
+    "SiLU",
+    "Hardtanh",
+    "Hardsigmoid",
+    "Hardswish",
+]
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_inplace_is_accepted_without_effect(name):
+    function = {"LeakyReLU": "leaky_relu", "SiLU": "silu"}.get(name, name.lower())
+    x = fastnn.randn(2, 9) * 3
+    before, layer = x.tolist(), getattr(nn, name)
+    plain, in_place = layer(), layer(inplace=True)
+    want = plain(x).tolist()
+    assert in_place(x).tolist() == want == getattr(F, function)(x, inplace=True).tolist()
+    assert x.tolist() == before and in_place.inplace and not plain.inplace
+    assert "inplace=True" in repr(in_place) and "inplace" not in repr(plain)
 
 
 SAMPLES = np.concatenate([

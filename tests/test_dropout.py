@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import fastnn
 import fastnn.nn.functional as F
+from fastnn import nn
 from fastnn.reference.random import philox4x32, words
 
 
@@ -110,5 +111,7 @@ def test_dropped_elements_are_zero_whatever_they_were(isa):
 
 def test_evaluation_passes_the_input_on_and_draws_nothing():
     x, state = fastnn.randn(5), fastnn.get_rng_state()
+    assert F.dropout(x, 0.5, training=False, inplace=True) is x
+    assert nn.Dropout2d(0.5, inplace=True).eval()(x[:, None, None, None]).shape == (5, 1, 1, 1)
     assert F.dropout(x, 0.5, training=False) is x and F.dropout(x, 0.0) is x
     assert fastnn.get_rng_state() == state

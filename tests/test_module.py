@@ -243,8 +243,12 @@ def test_mistakes_are_named():
         nn.ModuleList([3])
     with pytest.raises(ValueError, match="Conv2d: out_channels expects a multiple of groups=2"):
         nn.Conv2d(4, 3, 1, groups=2)
-    with pytest.raises(TypeError, match="LeakyReLU: expected settings"):
-        nn.LeakyReLU(slope=1)
+    with pytest.raises(
+        TypeError, match="LeakyReLU: expected settings negative_slope, inplace; got 1, slope='a'"
+    ):
+        nn.LeakyReLU(1, slope="a")
+    with pytest.raises(TypeError, match="Tanh: expected no settings; got inplace=True"):
+        nn.Tanh(inplace=True)
 
 
 def test_containers_index_slice_and_iterate():

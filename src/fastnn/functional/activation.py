@@ -1,4 +1,8 @@
-"""Activations: y = f(x), elementwise, and maxout over groups of channels."""
+"""Activations: y = f(x), elementwise, and maxout over groups of channels.
+
+``inplace`` is accepted where PyTorch has it, and without effect: results are new tensors, and the input
+stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
 
-def relu(input: Tensor) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Rectified linear unit, ``max(x, 0)``; NaN stays NaN.
 
     Args:
@@ -69,7 +73,7 @@ def _activation_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) 
     return _core.activation_backward(kind, grad_output, x, a, b)
 
 
-def relu6(input: Tensor) -> Tensor:
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """``min(max(x, 0), 6)``; NaN stays NaN. Any shape, float32 or bfloat16.
 
     References:
@@ -80,7 +84,7 @@ def relu6(input: Tensor) -> Tensor:
     return _apply("relu6", input, 0.0, 6.0, "hardtanh")
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """``x`` where positive, else ``negative_slope * x``. Any shape, float32 or bfloat16.
 
     References:
@@ -89,7 +93,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return _apply("leaky_relu", input, negative_slope)
 
 
-def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """``x`` where positive, else ``alpha * (exp(x) - 1)``. Any shape, float32 or bfloat16.
 
     References:
@@ -98,7 +102,7 @@ def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
     return _apply("elu", input, alpha, 1.0)
 
 
-def selu(input: Tensor) -> Tensor:
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """``1.0507 * elu(x, 1.6733)``: keeps mean 0 and variance 1. Any shape, float32 or bfloat16.
 
     References:
@@ -125,7 +129,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return _apply("gelu", input, kind="gelu" if approximate == "none" else "gelu_tanh")
 
 
-def silu(input: Tensor) -> Tensor:
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """``x * sigmoid(x)``, also called swish. Any shape, float32 or bfloat16.
 
     References:
@@ -160,7 +164,9 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     return _apply("softplus", input, beta, threshold)
 
 
-def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+def hardtanh(
+    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Tensor:
     """``min(max(x, min_val), max_val)``; NaN stays NaN. Any shape, float32 or bfloat16.
 
     The gradient is zero at and beyond the limits.
@@ -173,7 +179,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tens
     return _apply("hardtanh", input, min_val, max_val)
 
 
-def hardsigmoid(input: Tensor) -> Tensor:
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """``clamp(x + 3, 0, 6) / 6``. Any shape, float32 or bfloat16.
 
     References:
@@ -182,7 +188,7 @@ def hardsigmoid(input: Tensor) -> Tensor:
     return _apply("hardsigmoid", input)
 
 
-def hardswish(input: Tensor) -> Tensor:
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """``x * clamp(x + 3, 0, 6) / 6``. Any shape, float32 or bfloat16.
 
     References:

@@ -12,13 +12,14 @@ from fastnn.tensor import Tensor
 __all__ = ["drop_path", "dropout", "dropout2d"]
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Each element is zero with probability ``p``, else ``x / (1 - p)`` (inverted dropout).
 
     Args:
         input: any shape, float32 or bfloat16.
         p: probability of zero.
         training: False gives the input itself.
+        inplace: accepted as by activations, and without effect; the same goes for :func:`dropout2d`.
 
     Returns:
         A tensor of the same shape and dtype.
@@ -38,7 +39,9 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return _apply("dropout", input, p, training)
 
 
-def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+def dropout2d(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
     """Each channel of each image is zero with probability ``p``, else ``x / (1 - p)``.
 
     Args:

@@ -1,4 +1,8 @@
-"""Activation layers: each calls the function of the same name in ``fastnn.nn.functional``."""
+"""Activation layers: each calls the function of the same name in ``fastnn.nn.functional``.
+
+``inplace`` is accepted where PyTorch has it, and without effect: results are new tensors, and the input
+stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import fastnn.functional as F
 from fastnn.creation import full
 from fastnn.nn.module import Module, Parameter
 from fastnn.tensor import Tensor
+
+IN_PLACE: dict[str, Any] = {"inplace": False}
 
 
 class _Activation(Module):
@@ -20,7 +26,9 @@ class _Activation(Module):
         super().__init__()
         name, names = type(self).__name__, list(self.settings)
         if len(args) > len(names) or any(k not in names or k in names[: len(args)] for k in kwargs):
-            raise TypeError(f"{name}: expected settings {names}, got {args} {kwargs}")
+            given = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+            expected = f"settings {', '.join(names)}" if names else "no settings"
+            raise TypeError(f"{name}: expected {expected}; got {', '.join(given)}")
         chosen = {**self.settings, **dict(zip(names, args, strict=False)), **kwargs}
         for key, value in chosen.items():
             setattr(self, key, value)
@@ -32,43 +40,38 @@ class _Activation(Module):
         return {key: getattr(self, key) for key in self.settings}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self._chosen().items())
+        shown = {k: v for k, v in self._chosen().items() if k != "inplace" or v}  # as PyTorch
+        return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 class ReLU(_Activation):
-    """``max(x, 0)``. Shape: any. ``inplace`` is accepted for PyTorch's sake; results are new tensors."""
+    """``max(x, 0)``. Shape: any."""
 
-    function = "relu"
-
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+    function, settings = "relu", IN_PLACE
 
 
 class ReLU6(_Activation):
-    """``min(max(x, 0), 6)``. Shape: any. ``inplace`` as of :class:`ReLU`."""
+    """``min(max(x, 0), 6)``. Shape: any."""
 
-    function = "relu6"
-
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+    function, settings = "relu6", IN_PLACE
 
 
 class LeakyReLU(_Activation):
     """``x`` or ``negative_slope * x``. Shape: any."""
 
-    function, settings = "leaky_relu", {"negative_slope": 0.01}
+    function, settings = "leaky_relu", {"negative_slope": 0.01, **IN_PLACE}
 
 
 class ELU(_Activation):
     """``x`` or ``alpha * (exp(x) - 1)``. Shape: any."""
 
-    function, settings = "elu", {"alpha": 1.0}
+    function, settings = "elu", {"alpha": 1.0, **IN_PLACE}
 
 
 class SELU(_Activation):
     """Self-normalising ELU. Shape: any."""
 
-    function = "selu"
+    function, settings = "selu", IN_PLACE
 
 
 class GELU(_Activation):
@@ -80,7 +83,7 @@ class GELU(_Activation):
 class SiLU(_Activation):
     """``x * sigmoid(x)``. Shape: any."""
 
-    function = "silu"
+    function, settings = "silu", IN_PLACE
 
 
 class Sigmoid(_Activation):
@@ -104,19 +107,19 @@ class Softplus(_Activation):
 class Hardtanh(_Activation):
     """``min(max(x, min_val), max_val)``. Shape: any."""
 
-    function, settings = "hardtanh", {"min_val": -1.0, "max_val": 1.0}
+    function, settings = "hardtanh", {"min_val": -1.0, "max_val": 1.0, **IN_PLACE}
 
 
 class Hardsigmoid(_Activation):
     """``clamp(x + 3, 0, 6) / 6``. Shape: any."""
 
-    function = "hardsigmoid"
+    function, settings = "hardsigmoid", IN_PLACE
 
 
 class Hardswish(_Activation):
     """``x * clamp(x + 3, 0, 6) / 6``. Shape: any."""
 
-    function = "hardswish"
+    function, settings = "hardswish", IN_PLACE
 
 
 class Maxout(_Activation):

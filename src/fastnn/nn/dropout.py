@@ -8,11 +8,14 @@ from fastnn.tensor import Tensor
 
 
 class Dropout(Module):
-    """Elements are zero with probability ``p``, else scaled by ``1 / (1 - p)``. Shape: any."""
+    """Elements are zero with probability ``p``, else scaled by ``1 / (1 - p)``. Shape: any.
+
+    ``inplace`` is accepted as by activations, and without effect: results are new tensors.
+    """
 
     function = "dropout"
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"{type(self).__name__}: p expects a probability from 0 to 1, got {p}")
