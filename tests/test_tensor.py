@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import warnings
@@ -504,13 +505,21 @@ def test_tensors_are_hashable_by_identity():
 
 
 def test_pickle_and_deepcopy():
-    import copy
-
     x = fastnn.tensor([[1.0, 2.0]], requires_grad=True)
     for y in (pickle.loads(pickle.dumps(x)), copy.deepcopy(x)):
         assert y.tolist() == x.tolist() and y.requires_grad and y.data_ptr() != x.data_ptr()
     half = pickle.loads(pickle.dumps(fastnn.ones(3, dtype="bfloat16")))
     assert half.dtype is fastnn.bfloat16 and half.tolist() == [1, 1, 1]
+
+
+def test_deepcopy_takes_the_gradient_along_where_pytorch_does():
+    for kind, kept in ((fastnn.tensor, True), (fastnn.nn.Parameter, False)):
+        x = kind([[1.0, 2.0]], requires_grad=True)
+        x.grad = fastnn.ones(1, 2)
+        y, grad = copy.deepcopy([x, x.grad])
+        assert type(y) is type(x) and y.requires_grad and y.tolist() == x.tolist()
+        assert y.grad is (grad if kept else None) and grad is not x.grad
+        assert pickle.loads(pickle.dumps(x)).grad is None
 
 
 def test_iteration_gives_rows():

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 
@@ -173,6 +174,7 @@ class Tensor:
         """
         if self._requires_grad:
             raise RuntimeError("numpy: the tensor requires a gradient; use .detach().numpy()")
+        settle(self._array)  # NumPy can write to it
         return _to_numpy(self._array)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -222,14 +224,18 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __reduce__(self) -> Any:
-        """Pickles and deep-copies the values and ``requires_grad``, not the tape."""
+        """Pickles and copies the values and ``requires_grad``, not the tape."""
         if self._node is not None:
-            raise RuntimeError(
-                "pickle: only leaf tensors can be pickled or deep-copied; use .detach()"
-            )
+            raise RuntimeError("pickle: only leaf tensors can be pickled or copied; use .detach()")
         values = _values(self._array)
         bits = values.view(np.uint16) if self.dtype is bfloat16 else values
         return _rebuilt, (type(self), bits, self.dtype.name, self._requires_grad, self.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """As pickled, and with ``.grad``."""
+        out = _rebuilt(*self.__reduce__()[1])
+        out._grad = deepcopy(self.grad, memo)
+        return out
 
     __hash__ = object.__hash__
 
@@ -282,15 +288,12 @@ class Tensor:
             stream = 1 if stream is None else stream
             _device.check_stream("__dlpack__: stream", stream)
             _device.check_not_recording("__dlpack__")
-            self._followed_by(stream)
+            module, device = _device.cuda_module(), self._array.device
+            module.follow(device, stream, module.current_stream(device))
         return _core.to_dlpack(self._array, stream == 1)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, self._array.device) if self.is_cuda else (1, 0)
-
-    def _followed_by(self, stream: int) -> None:
-        module, device = _device.cuda_module(), self._array.device
-        module.follow(device, stream, module.current_stream(device))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -332,7 +335,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory outside the tape."""
-        settle()  # NumPy can write to what it gets from here
+        settle()  # it may go where nobody tells us of changes
         return Tensor._wrap(self._array)
 
     def backward(
@@ -373,9 +376,11 @@ class Tensor:
     def retain_grad(self) -> None:
         """Keeps the gradient of this (non-leaf) tensor in ``.grad``."""
         if self._node is not None:
+            reference = ref(self)  # weak: the node holds the hook, and this tensor the node
 
             def keep(gradient: Tensor) -> None:
-                self._grad = gradient.clone() if self._grad is None else self._grad + gradient
+                if (this := reference()) is not None:
+                    this._grad = gradient.clone() if this._grad is None else this._grad + gradient
 
             self.register_hook(keep)
 
@@ -444,11 +449,7 @@ def _values(array: Any) -> np.ndarray:
 
 def _to_numpy(array: Any) -> np.ndarray:
     out = array.numpy()
-    if array.dtype == "bfloat16":
-        import ml_dtypes
-
-        out = out.view(ml_dtypes.bfloat16)
-    return out
+    return out.view(bfloat16.numpy()) if array.dtype == "bfloat16" else out
 
 
 def _array_of(values: np.ndarray) -> Any:
@@ -521,8 +522,7 @@ def _from_cuda_array(source: Any) -> Tensor:
     module, (address, read_only) = _device.cuda_module(), face["data"]
     device = module.device_of(address) if address else _device.current()
     dtype, shape = names[face["typestr"]], tuple(face["shape"])
-    item = as_dtype(dtype).itemsize
-    strides = face.get("strides")
+    item, strides = as_dtype(dtype).itemsize, face.get("strides")
     if strides is None:
         strides = [item * math.prod(shape[i + 1 :]) for i in range(len(shape))]
     # Before version 3 nothing was said about order: the default stream is what work is queued on.
@@ -585,8 +585,8 @@ def as_tensor(data: Any, dtype: Any = None) -> Tensor:
             out = from_dlpack(data) if hasattr(data, "__dlpack__") else _from_cuda_array(data)
         except BufferError:  # read-only, for one
             out = _from_cuda_array(data)
-        return out if dtype is None else out.to(dtype)
-    if isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize in (4,):
+    elif isinstance(data, np.ndarray) and data.dtype.kind == "f" and data.itemsize == 4:
         out = from_numpy(data)
-        return out if dtype is None else out.to(dtype)
-    return tensor(data, dtype)
+    else:
+        return tensor(data, dtype)
+    return out if dtype is None else out.to(dtype)

@@ -43,6 +43,11 @@ class Parameter(Tensor):
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
         pass
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        """As pickled: without ``.grad``, as PyTorch's."""
+        rebuilt, values = self.__reduce__()
+        return rebuilt(*values)
+
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
 
