@@ -129,6 +129,34 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_what_another_thread_was_computing():
+    code = """
+import os, signal, threading, warnings
+import numpy as np
+import fastnn
+warnings.simplefilter("ignore")
+call, started = fastnn._core.batch_norm_apply, threading.Event()
+def slow(*args):
+    if threading.current_thread() is not threading.main_thread():
+        started.set()
+        threading.Event().wait()
+    return call(*args)
+fastnn._core.batch_norm_apply = slow
+y = fastnn.nn.functional.batch_norm(fastnn.randn(2, 3, 4, 4), training=True)
+threading.Thread(target=np.asarray, args=(y,), daemon=True).start()
+started.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(0 if np.asarray(y).any() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+os._exit(0)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_freed_blocks_are_reused():
     fastnn.empty(1000, 1000)
     hits = fastnn.memory_stats()["cache_hits"]

@@ -1,9 +1,13 @@
 """Convolutions and batch norms that wait for a ReLU or a sum: fewer passes, and nothing else to be
 seen."""
 
+import copy
 import gc
+import pickle
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -377,6 +381,49 @@ def test_values_after_the_step():
     np.testing.assert_allclose(values(t), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["activation", "norm"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_joined_has_the_values_from_before_a_change_in_place(kind, residual):
+    def run(look):
+        net = Net()
+        t = look(getattr(net, kind)())
+        s = look(t + net.spare) if residual else t
+        out = F.relu(s)
+        with fastnn.no_grad():
+            for changed in {t, s}:
+                changed.neg_()
+        return net.gradients(out + t + s)
+
+    for a, b in zip(run(lambda t: t), run(settled), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_a_curve_too_has_the_values_from_before_a_change_in_place():
+    net = Net()
+    expected = net.gradients(F.silu(net.norm()))
+    t = net.norm()
+    out = F.silu(t)
+    with fastnn.no_grad():
+        t.neg_()
+    t.register_hook(lambda g: None)
+    for a, b in zip(net.gradients(out), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_values_from_before_a_change_that_nobody_knows_are_refused():
+    net = Net()
+    h = net.activation()
+    t = net.bn(h)
+    out = F.relu(t)
+    with fastnn.no_grad():
+        t.neg_()
+        h.zero_()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="changed in place"):
+            t.register_hook(lambda g: None)
+    assert out.shape == SHAPE
+
+
 def test_running_statistics_move_once_and_at_once():
     net = Net()
     t = net.norm()
@@ -395,7 +442,7 @@ def layers():
 
 @pytest.mark.parametrize("layer", layers())
 def test_who_changes_an_operand_has_the_values_computed_first(layer):
-    def changes(h, net):
+    def changes(h, same, net):
         yield lambda: h.mul_(2)
         yield lambda: h.detach().zero_()
         yield lambda: h.__setitem__((0, 0), 1.0)
@@ -403,15 +450,17 @@ def test_who_changes_an_operand_has_the_values_computed_first(layer):
         yield lambda: net.mix.weight.fill_(1.0)
         yield lambda: net.mix.load_state_dict(nn.Conv2d(8, 8, 3).state_dict())
         yield lambda: h.detach().numpy().fill(0)
+        yield lambda: same.numpy().fill(0)
 
-    for i in range(7):
+    for i in range(8):
         net = Net()
         h = net.activation()
+        same = h.detach()
         apply = layers()[layer](net)
         expected = values(settled(apply(h)))
         t = apply(h)
         with fastnn.no_grad():
-            list(changes(h, net))[i]()
+            list(changes(h, same, net))[i]()
         np.testing.assert_array_equal(values(t), expected)
         np.testing.assert_array_equal(values(F.relu(t)), np.maximum(expected, 0))
 
@@ -662,6 +711,79 @@ def test_threads_do_not_get_in_each_others_way():
         together = list(pool.map(work, range(8)))
     for seed, got in enumerate(together):
         np.testing.assert_array_equal(got, work(seed))
+
+
+def test_a_sum_in_place_while_another_thread_asks_for_all_values(monkeypatch):
+    net, can_add = Net(), Deferred._can_add
+    z = fastnn.randn(*SHAPE)
+
+    def interrupted(self, other):
+        fits = can_add(self, other)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(np.asarray, fastnn.ones(1)).result()
+        return fits
+
+    with fastnn.no_grad():
+        want = values(net.norm()) + values(z)
+        monkeypatch.setattr(Deferred, "_can_add", interrupted)
+        t = net.norm()
+        t += z
+    np.testing.assert_allclose(values(t), want, rtol=1e-6, atol=1e-6)
+
+
+def test_threads_that_ask_at_once_get_the_same_values(monkeypatch):
+    call = fastnn._core.batch_norm_apply
+
+    def slow(*args):
+        time.sleep(0.1)
+        return call(*args)
+
+    monkeypatch.setattr(fastnn._core, "batch_norm_apply", slow)
+    t = Net().norm()
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda t: t.detach(), [t, t])
+    assert one.data_ptr() == other.data_ptr() == t.data_ptr()
+
+
+def test_who_changes_an_operand_waits_for_another_threads_pass(monkeypatch):
+    net, call, started, go = Net(), fastnn._core.batch_norm_apply, Event(), Event()
+
+    def slow(x, moments, activation, residual):
+        if activation:
+            started.set()
+            assert go.wait(30)
+        return call(x, moments, activation, residual)
+
+    def relu(t):
+        with fastnn.no_grad():
+            return F.relu(t)
+
+    with fastnn.no_grad():
+        h = net.activation()
+        want = values(F.relu(net.bn(h)))
+        t = net.bn(h)
+    monkeypatch.setattr(fastnn._core, "batch_norm_apply", slow)
+    with ThreadPoolExecutor(2) as pool:
+        out = pool.submit(relu, t)
+        assert started.wait(30)
+        change = pool.submit(h.zero_)
+        time.sleep(0.1)
+        go.set()
+        np.testing.assert_array_equal(values(out.result()), want)
+        assert not change.result().any()
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]
+)
+def test_copies_are_plain_tensors(duplicate):
+    net = Net()
+    with fastnn.no_grad():
+        t = net.norm()
+    assert type(t) is Deferred
+    twin = duplicate(t)
+    assert type(twin) is fastnn.Tensor and twin.data_ptr() != t.data_ptr()
+    np.testing.assert_array_equal(values(twin), values(t))
 
 
 def test_what_nobody_keeps_is_freed():

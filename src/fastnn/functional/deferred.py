@@ -15,7 +15,8 @@ less). Whoever reads the values of a
 waiting tensor has them computed, and so has whoever is about to change one of its operands in place,
 or drops it unused (whoever times a call alone times its work). Whoever asks for its place on the tape,
 a hook, a gradient with respect to it, or another operator, finds it there: what was joined before is
-taken apart again.
+taken apart again, with the values from before any change in place. Threads may share a waiting tensor:
+its values are computed once.
 
 On a GPU a result is computed where it was made, whoever asks for it: on that stream, and in the
 recording of a graph only if it was made in it.
@@ -23,7 +24,9 @@ recording of a graph only if it was made in it.
 
 from __future__ import annotations
 
+import os
 import sys
+from _thread import RLock  # threading's is a function that calls this one
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -82,7 +85,8 @@ class Deferred(Tensor):
     """
 
     __slots__ = (
-        "_inputs", "_joined", "_open", "_operator", "_place", "_recorded", "_shape", "_sources",
+        "_inputs", "_joined", "_lock", "_open", "_operator", "_place", "_recorded", "_shape",
+        "_sources", "_version",
     )  # fmt: skip
 
     def __init__(self, operator: Operator, inputs: Inputs, shape: tuple[int, ...]) -> None:
@@ -98,26 +102,43 @@ class Deferred(Tensor):
         self._sources = [(a, a.version) for a in arrays]
         self._joined: list[tuple[Any, Callable[[Tensor], Tensor]]] = []
         self._place = self._here()
+        # Held while operands are read: another thread may have the values computed, to change these;
+        # so may a finalizer that runs in this one.
+        self._lock = RLock()
+        self._version: int | None = None  # of the array, once its values are computed
         self._open = True
         waiting[id(self)] = self
 
     def __getattr__(self, name: str) -> Any:
         if name == "_array":
-            self._open = False
-            self._array = self._computed("")
+            with self._lock:
+                self._open = False
+                if self._version is None:
+                    array = self._computed("")
+                    self._array, self._version = array, array.version
             waiting.pop(id(self), None)
             return self._array
         if name == "_node":
             self._open = False
-            self._node = self._recorded
             with enable_grad():
                 for joined, plain in self._joined:
+                    is_sum = isinstance(joined, Deferred)
                     # A sum's own followers come to it before it comes here.
-                    node = joined._node if isinstance(joined, Deferred) else joined
+                    node = joined._node if is_sum else joined
                     if node.saved is not None:
-                        node.become(plain(self)._node)
+                        node.become(plain(self._stand_in(is_sum))._node)
+            self._node = self._recorded
             return self._node
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _stand_in(self, any_values: bool) -> Tensor:
+        """A tensor in this one's place on the tape, with its first values unless any will do."""
+        array = self._array
+        if not any_values and array.version != self._version:  # changed in place since
+            array = self._computed("")
+        out = Tensor._wrap(array)
+        out._node, out._requires_grad = self._recorded, True
+        return out
 
     def _intact(self) -> bool:
         return all(array.version == version for array, version in self._sources)
@@ -128,7 +149,7 @@ class Deferred(Tensor):
                 f"{self._operator.name}: an operand of its result of shape {self.shape} was changed "
                 "in place before that was used; change a .clone() of it instead"
             )
-        if self._place == self._here():
+        if self._is_here():
             return self._operator.compute(activation, array_of(self._inputs[3]))
         if self._place.recorded:
             raise RuntimeError(
@@ -147,6 +168,9 @@ class Deferred(Tensor):
         device = self._operator.operands[0].device
         return cuda_module().here(device) if device >= 0 else None
 
+    def _is_here(self) -> bool:
+        return self._place is None or self._place == self._here()
+
     def reads(self, array: Any) -> bool:
         """Whether the values are computed from this array's memory."""
         return any(source.shares_storage(array) for source, _ in self._sources)
@@ -156,7 +180,7 @@ class Deferred(Tensor):
 
         What is recorded reads its operands when it is replayed, and is nobody else's to compute.
         """
-        if self._intact() and (self._place == self._here() or not self._place.recorded):
+        if self._intact() and (self._is_here() or not self._place.recorded):
             self._array  # noqa: B018 (reading it computes it)
 
     def __del__(self) -> None:
@@ -168,7 +192,7 @@ class Deferred(Tensor):
             joins = self._open and not (self._requires_grad or is_recorded(self._inputs))
         else:
             joins = self._open and is_grad_enabled() and self._recorded.changed() is None
-        return joins and self._place == self._here()
+        return joins and self._is_here()
 
     def _can_add(self, other: Any) -> bool:
         return (
@@ -188,9 +212,11 @@ class Deferred(Tensor):
             plain: the function of that name.
         """
         recorded = self._recorded is not None
-        if not self._can_join() or not self._operator.takes(name, self._inputs, recorded):
-            return None
-        out = self._operator.record(self._computed(name), self._inputs, name)
+        with self._lock:
+            if not self._can_join() or not self._operator.takes(name, self._inputs, recorded):
+                return None
+            values = self._computed(name)
+        out = self._operator.record(values, self._inputs, name)
         self._joined.append((out._node, plain))
         return out
 
@@ -206,9 +232,16 @@ class Deferred(Tensor):
         """``self += alpha * other`` without gradients, if that can be left to this tensor's pass."""
         if self._recorded is not None or alpha != 1 or not self._can_add(other):
             return False
-        self._inputs = (*self._inputs[:3], other)
-        self._sources.append((other._array, other._array.version))
-        return True
+        with self._lock:
+            if self._open:  # still: another thread may have had the values computed
+                self._inputs = (*self._inputs[:3], other)
+                self._sources.append((other._array, other._array.version))
+            return self._open
+
+    def __reduce__(self) -> Any:
+        """As a plain tensor: a copy waits for nothing."""
+        rebuilt, (_, *values) = super().__reduce__()
+        return rebuilt, (Tensor, *values)
 
     # What does not depend on the values.
 
@@ -223,3 +256,14 @@ class Deferred(Tensor):
     dtype = property(lambda self: as_dtype(self._like.dtype))  # type: ignore[assignment]
     device = property(lambda self: name_of(self._like.device))  # type: ignore[assignment]
     is_cuda = property(lambda self: self._like.device >= 0)  # type: ignore[assignment]
+
+
+def _free_locks() -> None:
+    """In a child process the threads that hold them are not there."""
+    for reference in waiting.valuerefs():
+        if (tensor := reference()) is not None:
+            tensor._lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_locks)
