@@ -483,11 +483,14 @@ def test_every_run_draws_its_own_mask():
         lambda net, x: x * float(x.max()),
         lambda net, x: x[x > 0],
         lambda net, x: fastnn.from_numpy(x.numpy() * 2),
+        lambda net, x: x * fastnn.randn(1).item(),
     ],
-    ids=["index", "condition", "number", "mask", "numpy"],
+    ids=["index", "condition", "number", "mask", "numpy", "random"],
 )
 def test_values_of_the_input_are_not_read_on_the_host(how):
-    with pytest.raises(RuntimeError, match="depend on the input are read in forward"):
+    with pytest.raises(
+        RuntimeError, match="depend on the input, or are random, are read in forward"
+    ):
         fastnn.compile(Held(how), fastnn.ones(1, 3))
 
 

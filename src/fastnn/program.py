@@ -25,9 +25,10 @@ import numpy as np
 import fastnn._core as _core
 from fastnn.device import CPU
 
-#: Operators that change an operand, or whose results are not a function of their operands.
-_IMPURE = frozenset({"accumulate", "copy_into", "optimizer_step", "dropout", "next_random",
-                     "random_normal", "random_permutation", "random_uniform"})  # fmt: skip
+#: Operators that draw random numbers, and those that change an operand, too.
+_RANDOM = frozenset({"dropout", "next_random", "random_normal", "random_permutation",
+                     "random_uniform"})  # fmt: skip
+_IMPURE = _RANDOM | {"accumulate", "copy_into", "optimizer_step"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Tracer:
     def add(self, step: _Step) -> _Ref:
         self.steps.append(step)
         at = len(self.steps) - 1
-        if reads_any(self.steps, step, self.depends):
+        if step.name in _RANDOM or reads_any(self.steps, step, self.depends):
             self.depends.add(at)
             if step.name in ("copy_into", "accumulate"):
                 self.depends.update(roots_of(self.steps, step.args[0])[0])
@@ -180,12 +181,12 @@ class Tracer:
         return None
 
     def check_known(self, array: Any) -> None:
-        """Refuses, with RuntimeError, that Python sees what the inputs decide."""
+        """Refuses, with RuntimeError, that Python sees what the inputs, or random numbers, decide."""
         if any(at in self.depends for at in roots_of(self.steps, self.encode(array))[0]):
             raise RuntimeError(
-                f"compile: values of shape {array.shape} that depend on the input are read in "
-                "forward() (by item(), numpy(), an index, or a condition), and the program would "
-                "keep those of the example; use where() or other operators"
+                f"compile: values of shape {array.shape} that depend on the input, or are random, are "
+                "read in forward() (by item(), numpy(), an index, or a condition), and the program "
+                "would keep those of the example; use where() or other operators"
             )
 
     @contextmanager
