@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import namedtuple
 
@@ -425,8 +426,26 @@ def view_before_its_memory_is_the_inputs(net, x):
     return y + first
 
 
+def buffer_copied_and_changed(net, x):
+    other = net.held * 0
+    other.copy_(net.held)
+    y = x * net.held.contiguous()
+    net.held.add_(1)
+    z = x * other * net.held
+    net.held.sub_(1)
+    return y + z
+
+
+def input_with_a_view(net, x):
+    first, y = x[:, :1], x * 2
+    x[:, 1] = 4.0
+    first.mul_(3.0)
+    return y + x
+
+
 HELD = [
-    read_between_writes, changed_and_put_back, computed_and_cleared, views_of_a_buffer,
+    buffer_copied_and_changed, input_with_a_view, read_between_writes, changed_and_put_back,
+    computed_and_cleared, views_of_a_buffer,
     buffer_with_values_of_the_input, view_before_its_memory_is_the_inputs,
 ]  # fmt: skip
 
@@ -436,7 +455,10 @@ def test_constants_that_are_changed_in_place(how):
     model = Held(how).eval()
     program = fastnn.compile(model, fastnn.ones(1, 3))
     for x in (fastnn.tensor([[3.0, -1.0, 2.0]]), fastnn.tensor([[0.5, 4.0, 1.0]])):
-        assert np.array_equal(program(x).numpy(), model(x).numpy())
+        before = x.clone()
+        got = program(x).numpy()
+        assert np.array_equal(x.numpy(), before.numpy())
+        assert np.array_equal(got, model(x).numpy())
     assert model.held.tolist() == [1.0, 2.0, 3.0]
 
 
@@ -464,6 +486,50 @@ def test_norms_with_computed_settings(how):
         assert spread(fastnn.compile(model, x)(x), model(x)) < 2e-5
 
 
+def test_a_weight_changed_between_its_uses_in_bfloat16():
+    def how(net, x):
+        y = F.linear(x, net.held.reshape(1, 3))
+        net.held.mul_(2)
+        z = F.linear(x, net.held.reshape(1, 3))
+        net.held.mul_(0.5)
+        return y, z
+
+    program = fastnn.compile(Held(how), fastnn.ones(1, 3), dtype="bfloat16")
+    assert [y.item() for y in program(fastnn.ones(1, 3))] == [6, 12]
+
+
+def test_running_statistics_begin_anew_in_every_run():
+    def how(net, x):
+        y = F.batch_norm(x, net.mean, net.var, None, None, True, 0.5)
+        return y, F.batch_norm(x, net.mean, net.var), x - net.mean
+
+    model = Held(how).eval()
+    model.register_buffer("mean", fastnn.zeros(2))
+    model.register_buffer("var", fastnn.ones(2))
+    program = fastnn.compile(model, fastnn.randn(4, 2))
+    for x in (fastnn.randn(4, 2), fastnn.randn(4, 2), fastnn.randn(3, 2)):
+        want = copy.deepcopy(model)(x)
+        assert all(spread(got, one) < 1e-5 for got, one in zip(program(x), want, strict=True))
+
+
+def test_attributes_of_a_model_begin_anew_in_every_run():
+    def how(net, x):
+        net.held = net.held + 1
+        return x * net.held
+
+    program = fastnn.compile(Held(how), fastnn.ones(1, 3))
+    assert [program(fastnn.ones(n, 3))[0].tolist() for n in (1, 2, 3)] == [[2.0, 3.0, 4.0]] * 3
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_programs_within_a_program(chunk):
+    inner = fastnn.compile(nn.Linear(3, 3), fastnn.ones(2, 3), chunk=chunk)
+    program = fastnn.compile(Held(lambda net, x: inner(x * 2) + 1), fastnn.ones(2, 3))
+    for batch in (2, 3):
+        x = fastnn.randn(batch, 3)
+        assert spread(program(x), inner(x * 2) + 1) < 1e-5
+
+
 def test_every_run_draws_its_own_mask():
     model = Held(lambda net, x: F.dropout(x, 0.5, training=True))
     x = fastnn.ones(1, 64)
@@ -484,13 +550,12 @@ def test_every_run_draws_its_own_mask():
         lambda net, x: x[x > 0],
         lambda net, x: fastnn.from_numpy(x.numpy() * 2),
         lambda net, x: x * fastnn.randn(1).item(),
+        lambda net, x: x * net.held.add_(1).sum().item(),
     ],
-    ids=["index", "condition", "number", "mask", "numpy", "random"],
+    ids=["index", "condition", "number", "mask", "numpy", "random", "changed"],
 )
 def test_values_of_the_input_are_not_read_on_the_host(how):
-    with pytest.raises(
-        RuntimeError, match="depend on the input, or are random, are read in forward"
-    ):
+    with pytest.raises(RuntimeError, match="depend on the input, are random, or were changed"):
         fastnn.compile(Held(how), fastnn.ones(1, 3))
 
 
@@ -504,6 +569,16 @@ def test_results_of_chunks_have_to_be_one_per_image():
     for how in (lambda net, x: (x, net.held * 2), lambda net, x: x.mean(0), lambda net, x: x.sum()):
         with pytest.raises(ValueError, match="chunk expects the batch as the first dimension"):
             fastnn.compile(Held(how), fastnn.ones(5, 3), chunk=2)
+
+
+def test_chunks_are_multiples_of_what_a_model_takes():
+    def pairs(net, x):
+        both = x.reshape(x.shape[0] // 2, 2, 3)
+        return (both - both.mean(1, keepdim=True)).reshape(*x.shape)
+
+    x = fastnn.randn(8, 3)
+    got = fastnn.compile(Held(pairs), fastnn.ones(4, 3), chunk=4)(x)
+    assert np.array_equal(got.numpy(), pairs(None, x).numpy())
 
 
 def test_named_tuples():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import os
 import pickle
 import subprocess
@@ -837,7 +838,17 @@ def test_a_graphed_function_refuses_tensors_that_it_would_not_renew():
         ):
             run([argument], net)
     for _ in range(3):
-        run({"x": [x], "none": None, "text": "a", "size": 3}, net)
+        run(
+            {"x": [x], "none": None, "text": "a", "log": logging.getLogger(), "out": sys.stdout},
+            net,
+        )
+    with pytest.raises(
+        ValueError, match=r"argument 0 expects its keys in the order \['x', 'none', "
+    ):
+        run(
+            {"none": None, "x": [x], "text": "a", "log": logging.getLogger(), "out": sys.stdout},
+            net,
+        )
 
 
 def test_a_graphed_function_refuses_what_is_on_the_cpu():
@@ -1390,6 +1401,40 @@ def test_a_graphed_step_notices_what_is_frozen():
     assert (p.item(), q.item()) == (1 - 5 * 0.125, 1)
     with fastnn.autocast(), pytest.raises(RuntimeError, match="expected autocast off as when"):
         run()
+
+
+def test_graphed_steps_may_freeze_each_others_parameters():
+    make, judge = nn.Linear(4, 4).to("cuda"), nn.Linear(4, 1).to("cuda")
+    optimizers = [optim.SGD(net.parameters(), lr=0.1) for net in (make, judge)]
+
+    def made(x):
+        judge.requires_grad_(False)
+        optimizers[0].zero_grad()
+        loss = -judge(make(x)).mean()
+        loss.backward()
+        optimizers[0].step()
+        return loss
+
+    def judged(x):
+        judge.requires_grad_(True)
+        optimizers[1].zero_grad()
+        loss = (judge(make(x).detach()) ** 2).mean()
+        loss.backward()
+        optimizers[1].step()
+        return loss
+
+    def calls(steps):
+        fastnn.manual_seed(5)
+        for net in (make, judge):
+            for p in net.parameters():
+                p.data.copy_(fastnn.randn(*p.shape))
+        found = []
+        for _ in range(6):
+            found += [step(on_cuda(8, 4)).item() for step in steps]
+        return found
+
+    plain = calls([made, judged])
+    assert np.allclose(calls([fastnn.cuda.graphed(s) for s in (made, judged)]), plain, rtol=1e-6)
 
 
 def test_ones_own_optimizer_keeps_its_settings():

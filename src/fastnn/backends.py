@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
@@ -90,9 +91,11 @@ def set_num_threads(count: int) -> None:
         TypeError: not an int.
         ValueError: not from 1 to 4096.
     """
-    if not hasattr(count, "__index__"):
-        raise TypeError(f"set_num_threads: expected an int, got {count!r}")
-    _core.set_num_threads(count)
+    try:
+        whole = operator.index(count)
+    except TypeError:
+        raise TypeError(f"set_num_threads: expected an int, got {count!r}") from None
+    _core.set_num_threads(whole)
 
 
 class cuda:

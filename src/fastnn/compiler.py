@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import fastnn._core as _core
-from fastnn.autograd import autocast, no_grad, no_waiting, tracing
+from fastnn.autograd import autocast, is_traced, no_grad, no_waiting, tracing
 from fastnn.creation import zeros
 from fastnn.device import cuda_module
 from fastnn.functional.activation import CURVES
@@ -76,11 +76,11 @@ class CompiledModel:
     def _check_chunks(self) -> None:
         """Refuses, with ValueError, results that are not one per image: those of chunks are joined."""
         shapes = []
-        for count in (self._chunk, self._chunk + 1):
+        for count in (self._chunk, 2 * self._chunk):
             inputs = [zeros(count, *shape, dtype=dtype)._array for shape, dtype in self._inputs]
-            shapes.append([a.shape for a in self._trace(inputs)[0].run(inputs)])
+            shapes.append([a.shape for a in self._program(inputs)[0].run(inputs)])
         for fewer, more in zip(*shapes, strict=True):
-            if fewer[:1] != (self._chunk,) or more[:1] != (self._chunk + 1,):
+            if fewer[:1] != (self._chunk,) or more[:1] != (2 * self._chunk,):
                 raise ValueError(
                     f"compile: chunk expects the batch as the first dimension of every result, got "
                     f"shape {fewer} for {self._chunk} images; leave chunk at 0"
@@ -102,7 +102,7 @@ class CompiledModel:
                     raise RuntimeError(
                         f"compiled model: inputs of shapes {[*map(tuple, shapes)]} are new, and the "
                         "program for them cannot be made while a graph is recorded; call the model "
-                        "with such inputs once before"
+                        f"with such inputs once before ({error})"
                     ) from error
             program = self._trace(inputs)
             if device >= 0:
@@ -118,8 +118,14 @@ class CompiledModel:
         tracer = Tracer(arrays)
         mode = autocast() if self._dtype == "bfloat16" else nullcontext()
         leaves: list[Any] = []
-        with no_grad(), no_waiting(), tracing(), mode, tracer.watching():
-            structure = _flatten(self._model(*map(Tensor._wrap, arrays)), leaves)
+        held = [(module, dict(vars(module))) for module in self._model.modules()]
+        try:
+            with no_grad(), no_waiting(), tracing(), mode, tracer.watching():
+                structure = _flatten(self._model(*map(Tensor._wrap, arrays)), leaves)
+        finally:  # what a model notes in its attributes is of a run
+            for module, attributes in held:
+                vars(module).clear()
+                vars(module).update(attributes)
         outputs = [tracer.encode(t._array) for t in leaves]
         curves = frozenset() if inputs[0].device >= 0 else frozenset(CURVES)  # of the kernels there
         return Program(tracer.steps, outputs, len(inputs), curves), structure
@@ -144,6 +150,9 @@ class CompiledModel:
                 raise ValueError(
                     f"compiled model: input {i} expects shape ({wanted}), got {tensor.shape}"
                 )
+        if is_traced():  # a part of another model's program
+            with autocast() if self._dtype == "bfloat16" else nullcontext():
+                return self._model(*inputs)
         # Views are noted with the strides of the example, whose copy was canonical.
         arrays = [_core.canonical(t._array) for t in inputs]
         batch = inputs[0].shape[0]
@@ -199,8 +208,9 @@ def compile(
 
     The model runs once on ``example`` in evaluation mode, on a copy: later changes of its weights
     are not seen. What it does to tensors is noted, not what Python does with their values; what it
-    changes in place, of its own buffers too, begins anew in every run. Random numbers and masks
-    are drawn in every run. Other batch sizes are traced when they first come.
+    changes in place, of its own buffers or its inputs too, begins anew in every run, and does not
+    reach the caller. Random numbers and masks are drawn in every run. Other batch sizes are traced
+    when they first come.
 
     Args:
         model: any :class:`fastnn.nn.Module`.
@@ -219,7 +229,7 @@ def compile(
             model returns something other than tensors.
         ValueError: an unknown ``dtype``, ``chunk`` below 0, or with chunks a result that is not one
             per image.
-        RuntimeError: the model reads values that depend on the input on the host.
+        RuntimeError: the model reads values on the host that are not the same in every run.
     """
     if not isinstance(model, Module):
         raise TypeError(f"compile: model expects a fastnn.nn.Module, got {type(model).__name__}")

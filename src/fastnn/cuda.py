@@ -454,7 +454,9 @@ class graphed:
         self._memory = memory_of(seen.steps)
         for key, (leaf, before, anew) in seen.leaves.items():
             anew = anew or (key in seen.made and key not in made_before)
-            more = leaf.grad, leaf._array, wanted.get(key)
+            # What the step sets itself may be anything before it.
+            same = wanted.get(key) is leaf.requires_grad
+            more = leaf.grad, leaf._array, leaf.requires_grad if same else None
             self._gradients.append(Gradient(leaf, anew, before, *more))
         self._recorded_at, after = states
         self._draws = (after[1] - self._recorded_at[1]) % 2**64

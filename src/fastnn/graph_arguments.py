@@ -4,6 +4,7 @@ dicts."""
 from __future__ import annotations
 
 import copy
+import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -48,6 +49,10 @@ def check_on_gpu(name: str, value: Any) -> None:
             )
 
 
+def is_iterator(value: Any) -> bool:
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+
+
 def _hides_tensors(value: Any) -> bool:
     """Whether an object has tensors, or what may give some, where they are not looked for; those of
     modules and optimizers stay."""
@@ -58,7 +63,7 @@ def _hides_tensors(value: Any) -> bool:
             return True
         if isinstance(one, (Tensor, Module, Optimizer, type, str, bytes, int, float, type(None))):
             continue
-        if isinstance(one, Iterator) or hasattr(one, "__dlpack__"):
+        if hasattr(one, "__dlpack__") or (one is value and is_iterator(one)):
             return True
         held = list(getattr(one, "__dict__", {}).values())
         for kind in type(one).__mro__:
@@ -79,8 +84,9 @@ def check_argument(name: str, value: Any) -> None:
         if _hides_tensors(part):
             raise ValueError(
                 f"graphed: {where} expects tensors, also in lists, tuples and dicts, got "
-                f"{type(part).__name__} with tensors in it, which replays would not see change; pass them "
-                "by themselves, or let the function use what stays the same"
+                f"{type(part).__name__}{' that may give' if is_iterator(part) else ' with'} tensors, "
+                "which replays would not see change; pass them by themselves, or let the function use "
+                "what stays the same"
             )
         if autograd.is_grad_enabled() and isinstance(part, Tensor) and part.requires_grad:
             raise ValueError(
@@ -121,7 +127,10 @@ def matched(name: str, kept: Any, value: Any) -> Iterator[tuple[Tensor, Tensor]]
     known, given = _items(kept), _items(value)
     if known is not None and given is not None:
         parts, others = list(known), list(given)
-        if type(kept) is type(value) and [k for k, _ in parts] == [k for k, _ in others]:
+        keys, order = ([key for key, _ in some] for some in (parts, others))
+        if isinstance(kept, dict) and keys != order and set(keys) == set(order):
+            raise ValueError(f"graphed: {name} expects its keys in the order {keys}, got {order}")
+        if type(kept) is type(value) and keys == order:
             for (key, part), (_, other) in zip(parts, others, strict=True):
                 yield from matched(f"{name}[{key!r}]", part, other)
             return

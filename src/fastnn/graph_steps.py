@@ -16,7 +16,7 @@ from fastnn.tensor import Tensor
 
 class Gradient(NamedTuple):
     """The ``.grad`` of a leaf in a recorded step: begun anew by it or not, before it and after it; the
-    memory of the leaf; and whether it wanted a gradient before, None if it was not known then."""
+    memory of the leaf; and whether it wanted a gradient, None if that is the step's to set."""
 
     leaf: Tensor
     anew: bool

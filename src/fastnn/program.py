@@ -58,6 +58,14 @@ class _Step:
                     yield value
 
 
+# Steps that change the dtype alone: their first argument is what they start from.
+_CASTS = ("astype", "lowered")
+# The arguments of _core.conv2d, by place; of _core.batch_norm, training, activation and residual.
+_WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
+_NORM_TRAINING, _NORM_ACTIVATION, _NORM_RESIDUAL = 5, 8, 9
+# Arguments 0, 2 and 3 of _core.activation, for relu6.
+_RELU6 = ["hardtanh", 0.0, 6.0]
+
 # Of the module's functions while they are replaced, one thread after another.
 TRACING = threading.RLock()
 # Steps whose results are views of their first argument (or copies of it).
@@ -69,6 +77,7 @@ class Tracer:
 
     def __init__(self, inputs: Sequence[Any]) -> None:
         self.steps = [_Step("input", _core.clone, [], a.shape, str(a.dtype)) for a in inputs]
+        self.inputs = len(inputs)
         self.arrays: list[Any] = list(inputs)  # that steps made
         self.alive: list[Any] = []  # what else they had: addresses must not be used twice
         self.copy_into, self.clone = _core.copy_into, _core.clone
@@ -100,13 +109,15 @@ class Tracer:
         return any(constant.shares_storage(array) for constant in self.changed)
 
     def note(self, name: str, call: Callable[..., Any], args: Sequence[Any]) -> Any:
-        target = args[0] if name in ("copy_into", "accumulate") else None
-        if target is not None:
-            self.make_own(target)
+        real, changed = list(args), changes(name, args)
+        for place in changed:
+            self.make_own(args[place])
+            if self.is_changed(args[place]):
+                real[place] = self.clone(args[place])
         encoded = [self.encode(a) for a in args]
         if name == "dropout":  # of a mask that every run draws
             encoded[3:5] = _Ref(self.drawn, 0), _Ref(self.drawn, 1)
-        result = None if target is not None and self.is_changed(target) else call(*args)
+        result = call(*real)
         parts: list[tuple[str | int | None, Any]] = [(None, result)]
         if isinstance(result, _core.Normed):
             parts = [(part, getattr(result, part)) for part in ("y", "mean", "invstd")]
@@ -119,8 +130,13 @@ class Tracer:
             self.add(_Step(name, call, encoded, *kind))
             self.alive += [result, *args]
             for part, array in arrays:
+                key, ref = self.key(array), _Ref(len(self.steps) - 1, part)
+                if name == "lowered":  # one block, whatever values the weight has by now
+                    self.known[key] = ref
+                elif any(isinstance(a, _core.Array) and self.key(a) == key for a in args):
+                    continue  # the argument itself, where there was nothing to do
                 self.arrays.append(array)
-                self.known.setdefault(self.key(array), _Ref(len(self.steps) - 1, part))
+                self.known.setdefault(key, ref)
         if name == "next_random":
             self.drawn = len(self.steps) - 1
         return result
@@ -130,27 +146,29 @@ class Tracer:
         at = len(self.steps) - 1
         if step.name in _RANDOM or reads_any(self.steps, step, self.depends):
             self.depends.add(at)
-            if step.name in ("copy_into", "accumulate"):
-                self.depends.update(roots_of(self.steps, step.args[0])[0])
+            for place in changes(step.name, step.args):
+                self.depends.update(roots_of(self.steps, step.args[place])[0])
         return _Ref(at)
 
     def make_own(self, target: Any) -> None:
-        """A constant that is about to be changed becomes a copy that every run makes, and views of it
-        become views of that."""
-        _, constant = roots_of(self.steps, self.encode(target))
-        if constant is None:
+        """A constant, or an input, that is about to be changed becomes a copy that every run makes, and
+        views of it become views of that."""
+        steps, constant = roots_of(self.steps, self.encode(target))
+        if constant is None and steps[-1] >= self.inputs:
             return
-        if not constant.is_canonical():
+        array = self.arrays[steps[-1]] if constant is None else constant
+        if not array.is_canonical():
             raise RuntimeError(
                 "compile: a tensor that is not the model's input is changed in place, and its "
                 "elements are not dense; register a .contiguous() one"
             )
-        mine = self.add(_Step("clone", self.clone, [constant], constant.shape, str(constant.dtype)))
-        key, renewed = self.key(constant), dict[int, _Ref]()
+        key, value = self.key(array), self.encode(array)
+        mine = self.add(_Step("clone", self.clone, [value], array.shape, str(array.dtype)))
+        renewed: dict[int, _Ref] = {}
         for i, step in enumerate(self.steps[: mine.step]):
             base = step.args[0] if step.name in _VIEWS else None
             own = renewed.get(base.step) if isinstance(base, _Ref) else None
-            if isinstance(base, _core.Array) and self.key(base) == key:
+            if base == value or (isinstance(base, _core.Array) and self.key(base) == key):
                 own = mine
             if own is not None:
                 again = copy.copy(step)
@@ -159,8 +177,9 @@ class Tracer:
         for name, ref in self.known.items():
             self.known[name] = renewed.get(ref.step, ref)
         self.known[key] = mine
-        self.depends.add(mine.step)
-        self.changed.append(constant)
+        if constant is not None:
+            self.depends.add(mine.step)
+            self.changed.append(constant)
 
     def note_in_place(self, target: Any, result: Any) -> Any:
         """``target`` becomes ``result``: another value under its name, or, where it is a view or other
@@ -181,12 +200,12 @@ class Tracer:
         return None
 
     def check_known(self, array: Any) -> None:
-        """Refuses, with RuntimeError, that Python sees what the inputs, or random numbers, decide."""
+        """Refuses, with RuntimeError, that Python sees what is not the same in every run."""
         if any(at in self.depends for at in roots_of(self.steps, self.encode(array))[0]):
             raise RuntimeError(
-                f"compile: values of shape {array.shape} that depend on the input, or are random, are "
-                "read in forward() (by item(), numpy(), an index, or a condition), and the program "
-                "would keep those of the example; use where() or other operators"
+                f"compile: values of shape {array.shape} that depend on the input, are random, or were "
+                "changed in place are read in forward() (by item(), numpy(), an index, or a condition), "
+                "and the program would keep those of the example; use where() or other operators"
             )
 
     @contextmanager
@@ -240,18 +259,16 @@ def roots_of(steps: Sequence[_Step], value: Any) -> tuple[list[int], Any]:
     return found, value if isinstance(value, _core.Array) else None
 
 
+def changes(name: str, args: Sequence[Any]) -> tuple[int, ...]:
+    """The places of the arguments that a step changes."""
+    if name in ("copy_into", "accumulate"):
+        return (0,)
+    return (1, 2) if name == "batch_norm" and args[_NORM_TRAINING] and args[1] is not None else ()
+
+
 def reads_any(steps: Sequence[_Step], step: _Step, some: set[int]) -> bool:
     """Whether a step uses the memory of some others."""
     return any(at in some for ref in step.refs() for at in roots_of(steps, ref)[0])
-
-
-# Steps that change the dtype alone: their first argument is what they start from.
-_CASTS = ("astype", "lowered")
-# The arguments of _core.conv2d, by place; of _core.batch_norm, training, activation and residual.
-_WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 7, 8
-_NORM_TRAINING, _NORM_ACTIVATION, _NORM_RESIDUAL = 5, 8, 9
-# Arguments 0, 2 and 3 of _core.activation, for relu6.
-_RELU6 = ["hardtanh", 0.0, 6.0]
 
 
 class Program:
@@ -308,8 +325,8 @@ class Program:
         """Whether nothing that step i reads is written between it and step ``to``."""
         read = {self._root(ref) for ref in self.steps[i].refs()}
         for step in self.steps[i + 1 : to]:
-            if step.name in ("copy_into", "accumulate"):
-                target = self._root(step.args[0])
+            for place in changes(step.name, step.args):
+                target = self._root(step.args[place])
                 if target in read or not isinstance(target, int):
                     return False
         return True
@@ -416,8 +433,7 @@ class Program:
         written = self._written_when_running()
         for i in range(self.inputs, len(self.steps)):
             step = self.steps[i]
-            fills = step.name == "copy_into" and isinstance(step.args[0], _Ref)
-            if i in written or (step.name in _IMPURE and not fills):
+            if i in written or _runs_always(step):
                 continue
             if all(ref.step in values for ref in step.refs()):
                 values[i] = step.call(*[_resolved(a, values) for a in step.args])
@@ -436,19 +452,20 @@ class Program:
             before = len(depends)
             read: set[int] = set()  # memory that running steps have read so far
             for i, step in enumerate(self.steps):
-                fills = step.name in ("copy_into", "accumulate")
-                targets = roots_of(self.steps, step.args[0])[0] if fills else []
-                runs = reads_any(self.steps, step, depends)
-                runs = runs or (step.name in _IMPURE and not fills)
-                if runs or any(at in read for at in targets[-1:]):
-                    depends.add(i)
-                    depends.update(targets)
+                changed = [step.args[place] for place in changes(step.name, step.args)]
+                roots = {self._root(target) for target in changed}
+                if _runs_always(step) or reads_any(self.steps, step, depends) or roots & read:
+                    targets = [at for t in changed for at in roots_of(self.steps, t)[0]]
+                    depends.update([i, *targets])
                     written.update(targets)
                     read.update(self._root(ref) for ref in step.refs())
         return written
 
     def _drop_unused(self) -> None:
-        keep = [i < self.inputs or s.name in _IMPURE for i, s in enumerate(self.steps)]
+        keep = [
+            i < self.inputs or s.name in _IMPURE or bool(changes(s.name, s.args))
+            for i, s in enumerate(self.steps)
+        ]
         for output in self.outputs:
             if isinstance(output, _Ref):
                 keep[output.step] = True
@@ -512,6 +529,13 @@ class Program:
             args = [_shown(a) for a in step.args if a is not None and a != ""]
             lines.append(f"%{i} {step.shape or ''} = {step.name}({', '.join(args)})")
         return "\n".join([*lines, "return " + ", ".join(_shown(o) for o in self.outputs)])
+
+
+def _runs_always(step: _Step) -> bool:
+    """Whether a step may not be computed once, even of constants."""
+    return step.name != "copy_into" and (
+        step.name in _IMPURE or bool(changes(step.name, step.args))
+    )
 
 
 def _resolved(value: Any, values: dict[int, Any]) -> Any:

@@ -49,8 +49,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
             raise ValueError(
                 f"cat: tensor {i} expects shape {first.shape} but for dimension {at}, got {t.shape}"
             )
-    dtype = promoted([t.dtype for t in tensors])
-    tensors = tuple([to(t, dtype) for t in tensors])
+    if any(t.dtype is not first.dtype for t in tensors):
+        dtype = promoted([t.dtype for t in tensors])
+        tensors = tuple([to(t, dtype) for t in tensors])
     sizes = [t.shape[at] for t in tensors]
     output = _core.cat([t._array for t in tensors], at)
     return record("cat", output, tensors, (at, sizes), _cat_backward)

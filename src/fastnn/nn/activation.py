@@ -37,7 +37,8 @@ class _Activation(Module):
         return getattr(F, self.function)(input, **self._chosen())
 
     def _chosen(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.settings}
+        # With defaults: a pickle may be older than a setting.
+        return {key: getattr(self, key, default) for key, default in self.settings.items()}
 
     def extra_repr(self) -> str:
         shown = {k: v for k, v in self._chosen().items() if k != "inplace" or v}  # as PyTorch
