@@ -839,14 +839,14 @@ def test_a_graphed_function_refuses_tensors_that_it_would_not_renew():
             run([argument], net)
     for _ in range(3):
         run(
-            {"x": [x], "none": None, "text": "a", "log": logging.getLogger(), "out": sys.stdout},
+            {"x": [x], "none": None, "text": "a", "log": logging.getLogger(), "out": sys},
             net,
         )
     with pytest.raises(
         ValueError, match=r"argument 0 expects its keys in the order \['x', 'none', "
     ):
         run(
-            {"none": None, "x": [x], "text": "a", "log": logging.getLogger(), "out": sys.stdout},
+            {"none": None, "x": [x], "text": "a", "log": logging.getLogger(), "out": sys},
             net,
         )
 

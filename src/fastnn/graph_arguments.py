@@ -7,6 +7,7 @@ import copy
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ def check_on_gpu(name: str, value: Any) -> None:
             )
 
 
+# What has no tensors of a call's own.
+_HOLD_NONE = (FunctionType, ModuleType, type, str, bytes, int, float, type(None))
+
+
 def is_iterator(value: Any) -> bool:
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
 
@@ -61,7 +66,7 @@ def _hides_tensors(value: Any) -> bool:
         one = waiting.pop()
         if one is not value and isinstance(one, Tensor):
             return True
-        if isinstance(one, (Tensor, Module, Optimizer, type, str, bytes, int, float, type(None))):
+        if isinstance(one, (Tensor, Module, Optimizer, *_HOLD_NONE)):
             continue
         if hasattr(one, "__dlpack__") or (one is value and is_iterator(one)):
             return True
