@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from fastnn.autograd import autocast, is_traced, no_grad, no_waiting, tracing
 from fastnn.creation import zeros
 from fastnn.device import cuda_module
 from fastnn.functional.activation import CURVES
+from fastnn.graph_arguments import of_kind
 from fastnn.nn.module import Module
 from fastnn.program import TRACING, Program, Tracer
 from fastnn.tensor import Tensor
@@ -32,7 +34,7 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _flatten(v, leaves) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return _like(value, [_flatten(v, leaves) for v in value])
+        return of_kind(value, [_flatten(v, leaves) for v in value])
     raise TypeError(
         f"compile: the model's result expects tensors in tuples, lists or dicts, got "
         f"{type(value).__name__}"
@@ -43,13 +45,8 @@ def _unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
     if isinstance(structure, dict):
         return {k: _unflatten(v, leaves) for k, v in structure.items()}
     if isinstance(structure, (list, tuple)):
-        return _like(structure, [_unflatten(v, leaves) for v in structure])
+        return of_kind(structure, [_unflatten(v, leaves) for v in structure])
     return leaves[structure]
-
-
-def _like(value: Any, parts: list[Any]) -> Any:
-    """Parts in a list or tuple, also a named one, of the same class."""
-    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 class CompiledModel:
@@ -68,6 +65,7 @@ class CompiledModel:
         self._dtype, self._chunk = dtype, chunk
         self._inputs = [(t.shape[1:], t.dtype.name) for t in example]
         self._programs: dict[tuple[Any, ...], tuple[Program, Any]] = {}
+        self._lock = threading.Lock()  # of the pool: calls do not wait for who traces
         self._pool: tuple[ThreadPoolExecutor, int, int] | None = None
         self._first = self._program([t._array for t in example])[0]
         if self._chunk and len({t.shape[0] for t in example}) == 1:
@@ -181,7 +179,7 @@ class CompiledModel:
     def _workers(self) -> ThreadPoolExecutor:
         """One thread per core, on which kernels run alone; anew after a fork."""
         state = (_core.get_num_threads(), os.getpid())
-        with TRACING:
+        with self._lock:
             if self._pool is None or self._pool[1:] != state:
                 pool = ThreadPoolExecutor(
                     state[0], "fastnn-compiled", initializer=lambda: _core.set_serial(True)

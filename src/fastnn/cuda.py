@@ -318,14 +318,13 @@ class graph:
 class graphed:
     """A training step (or any function of tensors) as a CUDA graph: ``step = graphed(step)``.
 
-    The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later
-    ones are replays. Learning rates and other options of optimizers, their step counts and dropout's
-    masks go on as without a graph, also after another seed, for they live in device memory (those of
-    optimizers of one's own stay as recorded). The tensors
-    that were given gradients while it was recorded, or lost theirs, have the same ones after every call;
-    those of tensors that the function makes into leaves itself, also of its arguments, begin anew.
-    Whatever else the function does on the host, such as a scheduler's step, a count or a print, happens
-    while it is recorded and not again: do that outside.
+    The first ``warmup`` calls run as they are. The next one is recorded, and that one and all later ones
+    are replays. Learning rates and other options of optimizers, their step counts and dropout's masks go
+    on as without a graph, also after another seed, for they live in device memory (those of optimizers of
+    one's own stay as recorded). The tensors that were given gradients while it was recorded, or lost
+    theirs, have the same ones after every call; those of tensors that the function makes into leaves
+    itself, also of its arguments, begin anew. Whatever else the function does on the host, such as a
+    scheduler's step, a count or a print, happens while it is recorded and not again: do that outside.
 
     Tensor arguments, also in lists, tuples and dicts, are copied to where the first call's were, so
     all calls need the same shapes; other arguments have to stay the same and hold none. Results are

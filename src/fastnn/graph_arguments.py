@@ -105,6 +105,11 @@ def copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def of_kind(value: Any, parts: list[Any]) -> Any:
+    """Parts in a list or tuple, also a named one, of the class of ``value``."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
 def with_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same lists, tuples and dicts with what the function gives for each tensor."""
     if isinstance(value, Tensor):
@@ -115,7 +120,7 @@ def with_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return same
     if isinstance(value, (list, tuple)):
         parts = [with_tensors(part, function) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return of_kind(value, parts)
     return value
 
 
