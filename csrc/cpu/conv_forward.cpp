@@ -8,6 +8,7 @@
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
+#include "cpu/conv_stem_forward.h"
 #include "cpu/even_channels.h"
 #include "cpu/implicit_gemm.h"
 #include "cpu/joined_groups.h"
@@ -65,6 +66,8 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
       pack_weight(even.at() + group * oc * rows, oc, rows, b + group * size);
     });
   }
+  if constexpr (kSame<P, float>)
+    if (is_stem(p)) return stem_forward(p, x, b, epilogue, y, route);
   run_grid<T, P>(grid);
 }
 

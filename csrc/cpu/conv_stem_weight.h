@@ -1,7 +1,4 @@
-// Weight gradient of stems, convolutions of a few input channels: three of an image.
-//
-// Under a row of taps lie KW * C contiguous values of the input, too few to fill vectors. Vectors
-// run over output channels instead, and the input's values are broadcast:
+// Weight gradient of stems:
 //
 //   sums[kh][j][oc] += x[row + kh][col * stride_w * C + j] * g[pixel][oc]    0 <= j < KW * C
 //
@@ -16,30 +13,18 @@
 #pragma once
 
 #include "core/allocator.h"
-#include "cpu/conv_input.h"
+#include "cpu/conv_stem.h"
 #include "cpu/conv_weight.h"
 #include "cpu/simd/steps.h"
-#include "ops/conv.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-constexpr int64_t kStemChannels = 4;
 constexpr int64_t kStemBlock = 11;        // values under a row of taps in one tile, at most
 constexpr int64_t kStemValues = 8 << 10;  // of g in L2
-constexpr int64_t kStemPanel = 1 << 20;   // values under one row of outputs
 constexpr int64_t kStemChunks = 32, kStemSums = 8 << 20;  // of all chunks together
 constexpr bool kWide = LANES == 16;                       // 32 registers of them
 constexpr int kStemVectors = kWide ? 2 : 1;
-
-// Values of a padded input row under all its outputs.
-FASTNN_INLINE int64_t stem_width(const ConvParams& p) {
-  return ((p.OW - 1) * p.stride_w + p.KW) * p.C;
-}
-FASTNN_INLINE bool is_stem(const ConvParams& p) {
-  return p.groups == 1 && p.C <= kStemChannels && p.dilation_h == 1 && p.dilation_w == 1 &&
-         p.KH * stem_width(p) <= kStemPanel;
-}
 
 // Some output rows, and the padded input under them at some kh and those after it; x_col is the
 // distance of what lies under the next output, or pair of outputs. Sums are OC apart, those of the
@@ -135,13 +120,6 @@ struct StemTile {
   }
 };
 
-// A padded row of the input, `until - begin` values of which exist.
-template <class T, class P>
-void stem_row(const T* x, int64_t begin, int64_t until, int64_t width, P* to) {
-  zero_values(to, begin);
-  copy_values(to + begin, x + begin, until - begin);
-  zero_values(to + until, width - until);
-}
 // Its values under every two outputs, x_col apart, in pairs.
 inline void pair_stem_row(const bfloat16* row, int64_t cols, int64_t x_col, int64_t values,
                           bfloat16* to) {
@@ -163,7 +141,7 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGra
   const int64_t panel_col = pairs ? 2 * padded : x_col;
   int64_t chunks = rows < kStemChunks ? rows : kStemChunks;
   while (chunks > 2 && chunks * size > kStemSums) chunks /= 2;
-  const int64_t fit = kStemValues / (p.OW * OC + 1), most = fit < 1 ? 1 : fit;
+  const int64_t most = clamp(kStemValues / (p.OW * OC + 1), 1, stem_rows(p, panel_row));
   Workspace partial((chunks * size + 1) * 4);
   parallel_for(chunks, [&](int64_t chunk) {
     float* const sums = partial.floats() + chunk * size;
@@ -177,22 +155,16 @@ void stem_backward_weight(const ConvParams& p, const T* x, const T* g, WeightGra
       const int64_t image = row / p.OH, oh = row % p.OH;
       count = end - row < most ? end - row : most;
       if (count > p.OH - oh) count = p.OH - oh;
-      // The columns of the panel that lie in the image, in values.
-      const int64_t first = p.pad_left * C, missing = (p.W + p.pad_left) * C;
-      const int64_t begin = first < width ? first : width;
-      const int64_t stop = missing < begin ? begin : missing < width ? missing : width;
       for (int64_t i = 0; i < (count - 1) * p.stride_h + p.KH; ++i) {
+        const T* const from = x + image * p.H * p.W * C;
         const int64_t h = oh * p.stride_h - p.pad_top + i;
-        const bool inside = h >= 0 && h < p.H;
-        const int64_t from = inside ? begin : width, until = inside ? stop : width;
-        const T* const line = x + ((image * p.H + h) * p.W * C - first);
         P* const to = panel + i * panel_row;
         if constexpr (pairs) {
           P* const row_values = panel + panel_size;
-          stem_row(line, from, until, width + padded, row_values);
+          stem_row(p, from, h, width + padded, row_values);
           pair_stem_row(row_values, p.OW, x_col, padded, to);
         } else {
-          stem_row(line, from, until, width, to);
+          stem_row(p, from, h, width, to);
         }
       }
       zero_values(panel + ((count - 1) * p.stride_h + p.KH) * panel_row, padded);

@@ -268,7 +268,10 @@ _CONV = (
     "n1c288h5w20_oc40_k3p1_relu_res_bf16", "n2c256h9w15_oc33_k3s2p1_bf16",
     "n9c256h4w5_oc264_k3p1_bf16", "n1c512h7w6_oc256_k2x3p1d2_bf16", "n1c256h6w6_oc16_k3_bf16",
     "n1c255h6w9_oc40_k3p1_bf16", "n10c512h5w6_oc512_k3p1g2_bf16",
-    # Stems: every tile of their weight gradient, several bands of rows, padding wider than the image.
+    # Stems: whole, part and single vectors of outputs, finished in registers and not; every tile of
+    # their weight gradient, several bands of rows, padding wider than the image.
+    "n3c3h17w20_oc24_k3p1_relu_res_f32", "n2c3h19w23_oc32_k5x3s3x2p2_relu6_f32",
+    "n2c4h23w9_oc16_k3p1_relu_res_f32", "n70c1h5w5_oc48_k3p1_relu_res_bf16",
     "n2c1h40w37_oc40_k5p2_f32", "n3c3h33w40_oc41_k3p1_f32", "n3c3h33w40_oc16_k3s2p1_bf16",
     "n2c1h20w30_oc70_k3p1_bf16", "n2c4h12w14_oc24_k3x4s2p2_f32", "n2c2h9w9_oc33_k2_f32",
     "n1c1h9w9_oc20_k1_f32", "n2c1h9w300_oc64_k2x7p0_f32", "n1c3h5w70_oc40_k3p9_f32",
