@@ -110,6 +110,7 @@ void bind_array(py::module_& m) {
       .def("is_row_major", &Array::is_row_major)
       .def("is_canonical", &Array::is_canonical)
       .def("is_dense", &Array::is_dense)
+      .def("overlaps_itself", &Array::overlaps_itself)
       .def("as_strided", &as_strided)
       .def("reshape",
            on_its_device("reshape", &reshape,

@@ -1,6 +1,9 @@
 #include "core/array.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "core/allocator.h"
 #include "core/error.h"
@@ -99,6 +102,20 @@ bool Array::is_dense() const {
     expected *= shape_[order[i]];
   }
   return true;
+}
+
+bool Array::overlaps_itself() const {
+  if (count() == 0) return false;
+  std::vector<std::pair<int64_t, int64_t>> steps;  // |stride|, size
+  for (int i = 0; i < rank(); ++i)
+    if (shape_[i] > 1) steps.push_back({std::abs(strides_[i]), shape_[i]});
+  std::sort(steps.begin(), steps.end());
+  int64_t extent = 0;
+  for (const auto& [step, size] : steps) {
+    if (step <= extent) return true;
+    extent += step * (size - 1);
+  }
+  return false;
 }
 
 Array empty_strided(const Dims& shape, const Dims& strides, DType dtype) {

@@ -104,6 +104,9 @@ class Array {
   bool is_canonical() const { return has_strides(canonical_strides(shape_)); }
   // Whether the elements fill one block without gaps or overlap, in any order of dimensions.
   bool is_dense() const;
+  // Whether two elements may be one in memory, as of an expanded array: some step is no larger than
+  // the extent of the steps below it.
+  bool overlaps_itself() const;
 
   // A view; the caller vouches that it stays inside the storage.
   Array view(int64_t offset, Dims shape, Dims strides) const {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -79,21 +78,6 @@ Dims common_shape(const char* name, std::initializer_list<const Operand*> operan
   return shape;
 }
 
-// Whether two index tuples of the array may name one element: some step is no larger than the
-// extent of the steps below it.
-bool overlaps_itself(const Array& x) {
-  std::vector<std::pair<int64_t, int64_t>> steps;  // |stride|, size
-  for (int i = 0; i < x.rank(); ++i)
-    if (x.size(i) > 1) steps.push_back({std::abs(x.strides()[i]), x.size(i)});
-  std::sort(steps.begin(), steps.end());
-  int64_t extent = 0;
-  for (const auto& [step, size] : steps) {
-    if (step <= extent) return true;
-    extent += step * (size - 1);
-  }
-  return false;
-}
-
 // Where a result of `shape` and `dtype` goes. Throws unless `out`, if given, can hold it.
 Array destination(const char* name, const Out& out, const Dims& shape, DType dtype) {
   if (!out) return empty(shape, dtype);
@@ -103,7 +87,7 @@ Array destination(const char* name, const Out& out, const Dims& shape, DType dty
                    name_of(dtype), ", which a tensor of dtype ", name_of(out->dtype()),
                    " cannot hold");
   check(out->storage()->writable, name, ": the tensor is a view of read-only memory");
-  check(!overlaps_itself(*out), name,
+  check(!out->overlaps_itself(), name,
         ": the tensor's elements overlap in memory (it was expanded); change a .clone()");
   return is_floating(dtype) || out->dtype() == dtype ? *out : empty(shape, dtype);
 }

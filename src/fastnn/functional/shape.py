@@ -14,7 +14,7 @@ from fastnn.device import CPU
 from fastnn.dtypes import promoted
 from fastnn.functional.elementwise import logical_xor, where
 from fastnn.functional.view import _dim, to, unsqueeze
-from fastnn.memory import check_apart, overlaps_itself
+from fastnn.memory import check_apart
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
 __all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
@@ -375,7 +375,7 @@ def setitem(input: Tensor, key: Any, value: Any) -> None:
     name = "index assignment"
     input._check_in_place(name, one_value=True)
     parts, plain = _normal_key(input, key)
-    if overlaps_itself(input._array) and not (plain and np.ndim(value) == 0):
+    if input._array.overlaps_itself() and not (plain and np.ndim(value) == 0):
         check_apart(name, (_basic(input, parts) if plain else input)._array)
     if is_traced() and not plain:
         raise RuntimeError(
