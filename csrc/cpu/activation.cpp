@@ -83,7 +83,7 @@ FASTNN_INLINE void with_activation(Activation kind, float a, float b, const Each
     case Activation::softplus:
       return each([=](vfloat v) {
         const vfloat z = v * a;
-        const vfloat soft = (vmax(z, vfloat{}) + vlog1p(vexp<T>(-vabs(z)))) / a;
+        const vfloat soft = (vmax(z, vfloat{}) + vlog1p(vexp_low<T>(-vabs(z)))) * (1 / a);
         return select(z > b, v, soft);
       });
     case Activation::hardswish:
@@ -103,7 +103,7 @@ FASTNN_INLINE void with_slope(Activation kind, float a, float b, const Each& eac
       return each([=](vfloat grad, vfloat v) { return select(v <= 0, grad * a, grad); });
     case Activation::elu:
       return each([=](vfloat grad, vfloat v) {
-        return grad * b * select(v <= 0, a * vexp<T>(v), set1(1.0f));
+        return grad * b * select(v <= 0, a * vexp_low<T>(v), set1(1.0f));
       });
     case Activation::gelu:
       return each([](vfloat grad, vfloat v) {

@@ -88,7 +88,7 @@ FASTNN_INLINE RowExponents exponents(const Block& x, int64_t C, Block& e) {
   vfloat highest = set1(-__builtin_inff()), sum{};
   for (int64_t c = 0; c < C; ++c) highest = vmax(highest, x[c]);
   for (int64_t c = 0; c < C; ++c) {
-    const vfloat v = vexp(x[c] - highest);
+    const vfloat v = vexp_low(x[c] - highest);
     e.set(c, v);
     sum += v;
   }

@@ -34,7 +34,7 @@ LogSumExp log_sum_exp(const T* x, int64_t C) {
   if (highest == -__builtin_inff()) return {highest, 0.0f};
   // A NaN that the maximum has passed over comes back with the sum.
   vector_loop(0, C, [&](int64_t c, int n) {
-    total += filled(vexp(load_any(x + c, n) - highest), n, 0.0f);
+    total += filled(vexp_low(load_any(x + c, n) - highest), n, 0.0f);
   });
   return {highest, vlog(set1(sum(total)))[0]};
 }
@@ -157,7 +157,7 @@ void gradient_of_row(const ClassParams& p, int64_t row, float scale, T* g) {
   if (!p.log_probabilities) {
     const LogSumExp l = log_sum_exp(x, p.C);
     const float factor = total_weight(p, row) * scale;
-    const auto softmax = [&](vfloat v) { return vexp((v - l.highest) - l.log_sum) * factor; };
+    const auto softmax = [&](vfloat v) { return vexp_low((v - l.highest) - l.log_sum) * factor; };
     vector_loop(0, p.C, [&](int64_t c, int n) {
       vfloat v = softmax(load_any(x + c, n));
       if (!label) v -= scale * targets(p, row, c, n);
@@ -266,7 +266,7 @@ FASTNN_INLINE vfloat pair_losses(const PairParams& p, const T* x, const T* t, in
       return select(vabs(d) < p.a, 0.5f * d * d / p.a, vabs(d) - 0.5f * p.a);
     default: {
       // p t softplus(-x) + (1 - t) softplus(x), softplus(x) = log1p(e^-|x|) + max(x, 0)
-      const vfloat rest = vlog1p(vexp(-vabs(v)));
+      const vfloat rest = vlog1p(vexp_low(-vabs(v)));
       const vfloat hit = ones_or(p.pos_weight, i, n) * target * (rest + vmax(-v, vfloat{}));
       return (hit + (1.0f - target) * (rest + vmax(v, vfloat{}))) * ones_or(p.weight, i, n);
     }

@@ -22,7 +22,7 @@ void forward_rows(const T* x, int64_t D, bool log, T* y) {
   });
   const float highest = max_lane(top);
   vector_loop(0, D, [&](int64_t i, int n) {
-    const vfloat e = filled(vexp(load_any(x + i, n) - highest), n, 0.0f);
+    const vfloat e = filled(vexp_low(load_any(x + i, n) - highest), n, 0.0f);
     if (keep) store_any(kept + i, e, n);
     total += e;
   });
@@ -35,7 +35,7 @@ void forward_rows(const T* x, int64_t D, bool log, T* y) {
   const float log_sum = vlog(set1(all))[0];
   vector_loop(0, D, [&](int64_t i, int n) {
     const vfloat v = load_any(x + i, n);
-    store_any(y + i, log ? (v - highest) - log_sum : vexp(v - highest) * inverse, n);
+    store_any(y + i, log ? (v - highest) - log_sum : vexp_low(v - highest) * inverse, n);
   });
 }
 
@@ -45,11 +45,11 @@ void forward_columns(const T* x, int64_t D, int64_t inner, int64_t begin, int64_
   vector_loop(begin, end, [&](int64_t c, int n) {
     vfloat top = set1(-__builtin_inff()), total{};
     for (int64_t i = 0; i < D; ++i) top = vmax(top, load_any(x + i * inner + c, n));
-    for (int64_t i = 0; i < D; ++i) total += vexp(load_any(x + i * inner + c, n) - top);
+    for (int64_t i = 0; i < D; ++i) total += vexp_low(load_any(x + i * inner + c, n) - top);
     const vfloat log_sum = vlog(total), inverse = 1.0f / total;
     for (int64_t i = 0; i < D; ++i) {
       const vfloat v = load_any(x + i * inner + c, n);
-      store_any(y + i * inner + c, log ? (v - top) - log_sum : vexp(v - top) * inverse, n);
+      store_any(y + i * inner + c, log ? (v - top) - log_sum : vexp_low(v - top) * inverse, n);
     }
   });
 }
@@ -59,7 +59,7 @@ template <class T>
 FASTNN_INLINE void finish_row(const T* g, const T* y, int64_t D, bool log, float all, T* grad_x) {
   vector_loop(0, D, [&](int64_t i, int n) {
     const vfloat v = load_any(g + i, n), out = load_any(y + i, n);
-    store_any(grad_x + i, log ? v - vexp(out) * all : out * (v - all), n);
+    store_any(grad_x + i, log ? v - vexp_low(out) * all : out * (v - all), n);
   });
 }
 template <class T>
@@ -84,7 +84,7 @@ void backward_columns(const T* g, const T* y, int64_t D, int64_t inner, int64_t 
     for (int64_t i = 0; i < D; ++i) {
       const int64_t at = i * inner + c;
       const vfloat v = load_any(g + at, n), out = load_any(y + at, n);
-      store_any(grad_x + at, log ? v - vexp(out) * total : out * (v - total), n);
+      store_any(grad_x + at, log ? v - vexp_low(out) * total : out * (v - total), n);
     }
   });
 }
@@ -109,7 +109,7 @@ void backward_block(const T* g, const T* y, int64_t D, bool log, T* grad_x) {
     load_block(g, D, turned);
     load_block(y, D, out);
     for (int64_t c = 0; c < D; ++c) total += turned[c];
-    for (int64_t c = 0; c < D; ++c) turned.set(c, turned[c] - vexp(out[c]) * total);
+    for (int64_t c = 0; c < D; ++c) turned.set(c, turned[c] - vexp_low(out[c]) * total);
     return store_block(turned, D, grad_x);
   }
   alignas(64) float products[kFewColumns * LANES];

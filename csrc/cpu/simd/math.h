@@ -36,22 +36,25 @@ FASTNN_INLINE vfloat vreciprocal(vfloat x) {
 #endif
 }
 
-// exp(x) = 2^n (1 + p), with p = exp(r) - 1 and |r| <= ln 2 / 2.
+// exp(x) = 2^n (1 + p), with p = exp(r) - 1 and |r| <= ln 2 / 2; `power` added to the bits of a
+// float multiplies it by 2^n.
 struct ExpParts {
   vfloat n, p;
+  vint power;
 };
 template <class T>
 FASTNN_INLINE ExpParts exp_parts(vfloat x) {
   const vfloat magic = set1(12582912.0f);  // adding it rounds to an integer
-  const vfloat n = (x * 1.44269504088896341f + magic) - magic;
-  if (kRough<T>) {  // the tail fitted to a relative error of 2e-5
+  const vfloat whole = x * 1.44269504088896341f + magic, n = whole - magic;
+  const vint power = as_int(whole) << 23;  // n is what the lowest bits count
+  if (kRough<T>) {                         // the tail fitted to a relative error of 2e-5
     const vfloat r = x - n * 0.693147181f;
-    return {n, horner(r, {0.04160996f, 0.16749712f, 0.50001656f}) * r * r + r};
+    return {n, horner(r, {0.04160996f, 0.16749712f, 0.50001656f}) * r * r + r, power};
   }
   const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   const vfloat tail = horner(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                  4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
-  return {n, tail * r * r + r};
+  return {n, tail * r * r + r, power};
 }
 
 // Without an instruction for it, the factor 2^n is applied in two halves, so that results up to the
@@ -68,6 +71,18 @@ FASTNN_INLINE vfloat vexp(vfloat x) {
   const vint whole = __builtin_convertvector(n, vint);
   const vint half = whole >> 1;
   return y * as_float((half + 127) << 23) * as_float((whole - half + 127) << 23);
+#endif
+}
+
+// The same for x below 88: one factor, zero or normal.
+template <class T = float>
+FASTNN_INLINE vfloat vexp_low(vfloat x) {
+#if defined(FASTNN_ISA_avx512)
+  const ExpParts e = exp_parts<T>(vmax(set1(-104.0f), x));
+  return _mm512_maskz_scalef_ps(0xffff, e.p + 1.0f, e.n);
+#else
+  const ExpParts e = exp_parts<T>(vmax(set1(-88.0f), x));  // exp(-88) is subnormal: 2^-127 is zero
+  return (e.p + 1.0f) * as_float(e.power + (127 << 23));
 #endif
 }
 
@@ -128,7 +143,7 @@ FASTNN_INLINE vfloat vexpm1(vfloat x) {
   x = vmin(set1(89.0f), x);
   x = vmax(set1(-80.0f), x);
   const ExpParts e = exp_parts<T>(x);
-  const vfloat half = as_float((__builtin_convertvector(e.n, vint) + 126) << 23);
+  const vfloat half = as_float(e.power + (126 << 23));
   const vfloat y = half * e.p + (half - 0.5f);
   return y + y;
 }
@@ -151,7 +166,7 @@ struct Sigmoid {
 };
 template <class T = float>
 FASTNN_INLINE Sigmoid vsigmoids(vfloat x) {
-  const vfloat e = vexp<T>(-vabs(x)), larger = vreciprocal<T>(1.0f + e), smaller = e * larger;
+  const vfloat e = vexp_low<T>(-vabs(x)), larger = vreciprocal<T>(1.0f + e), smaller = e * larger;
   return {select(x < 0, smaller, larger), select(x < 0, larger, smaller)};
 }
 template <class T = float>
@@ -161,7 +176,7 @@ FASTNN_INLINE vfloat vsigmoid(vfloat x) {
 // Their product, the slope, which is the same for x and -x: nothing cancels.
 template <class T = float>
 FASTNN_INLINE vfloat vsigmoid_slope(vfloat x) {
-  const vfloat e = vexp<T>(-vabs(x)), larger = vreciprocal<T>(1.0f + e);
+  const vfloat e = vexp_low<T>(-vabs(x)), larger = vreciprocal<T>(1.0f + e);
   return e * larger * larger;
 }
 
@@ -173,7 +188,7 @@ struct Normal {
 };
 template <class T = float>
 FASTNN_INLINE Normal vnormal(vfloat x) {
-  const vfloat a = vmin(set1(40.0f), vabs(x)), e = vexp<T>(-0.5f * a * a);
+  const vfloat a = vmin(set1(40.0f), vabs(x)), e = vexp_low<T>(-0.5f * a * a);
   const vfloat t = vreciprocal<T>(1.0f + (kRough<T> ? 0.38f : 0.34f) * a);
   const vfloat rest =
       kRough<T> ? horner(t, {-0.08992429f, 0.18886742f, 0.09198687f, 0.15782713f, 0.15122541f})
