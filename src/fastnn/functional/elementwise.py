@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import record
+from fastnn.autograd import is_recorded, record
 from fastnn.functional.deferred import Deferred
 from fastnn.tensor import Tensor
 
@@ -127,6 +127,8 @@ def _scaled(name: str, input: Any, other: Any, alpha: Number) -> Tensor:
     factor = alpha if type(alpha) is int else as_operand(name, "alpha", alpha)
     output = getattr(_core, name)(a, b, factor)
     inputs = _tensors(input, other)
+    if not is_recorded(inputs):
+        return Tensor._wrap(output)
     saved = (_like(a), _like(b), factor if name == "add" else -factor)
     return record(name, output, inputs, saved, _add_backward)
 

@@ -58,6 +58,8 @@ def _shown(kept: Any, shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bo
     """A result with reduced dimensions of size 1, without them unless they are to stay."""
     if keepdim:
         return kept
+    if len(dims) == len(shape):
+        return kept.reshape(())
     reduced = {d % len(shape) for d in dims}
     return kept.reshape([size for i, size in enumerate(shape) if i not in reduced])
 

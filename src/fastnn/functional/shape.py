@@ -264,19 +264,20 @@ def _rows_there(input: Tensor, index: Tensor) -> Tensor:
 
 
 def _basic(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
-    named = sum(part is not None and part is not Ellipsis for part in parts)
-    if named > input.ndim:
+    shape = input.shape
+    named = len(parts) - parts.count(None) - parts.count(Ellipsis)
+    if named > len(shape):
         raise IndexError(
-            f"index: too many indices for a tensor of {input.ndim} dimensions, got {named}"
+            f"index: too many indices for a tensor of {len(shape)} dimensions, got {named}"
         )
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
         rest = parts[at + 1 :]
         if Ellipsis in rest:
             raise IndexError("index: expected at most one '...'")
-        parts = (*parts[:at], *[slice(None)] * (input.ndim - named), *rest)
+        parts = (*parts[:at], *[slice(None)] * (len(shape) - named), *rest)
     else:
-        parts = (*parts, *[slice(None)] * (input.ndim - named))
+        parts = (*parts, *[slice(None)] * (len(shape) - named))
     ranges: list[tuple[int, int, int]] = []
     kept: list[int | None] = []  # output dimensions: an input dimension, or None for a new one
     for part in parts:
@@ -284,7 +285,7 @@ def _basic(input: Tensor, parts: tuple[Any, ...]) -> Tensor:
             kept.append(None)
             continue
         d = len(ranges)
-        size = input.shape[d]
+        size = shape[d]
         if isinstance(part, slice):
             start, stop, step = part.indices(size)
             ranges.append((start, len(range(start, stop, step)), step))
@@ -305,12 +306,14 @@ def _strided(
 
 
 def _view(array: Any, ranges: list[tuple[int, int, int]], kept: Sequence[int | None]) -> Any:
-    empty = any(count == 0 for _, count, _ in ranges)
-    offset = 0 if empty else sum(
-        start * stride for (start, _, _), stride in zip(ranges, array.strides, strict=True)
-    )  # fmt: skip
+    own, offset = array.strides, 0
+    for (start, count, _), stride in zip(ranges, own, strict=True):
+        if count == 0:
+            offset = 0
+            break
+        offset += start * stride
     shape = [1 if d is None else ranges[d][1] for d in kept]
-    strides = [1 if d is None else ranges[d][2] * array.strides[d] for d in kept]
+    strides = [1 if d is None else ranges[d][2] * own[d] for d in kept]
     return array.as_strided(shape, strides, offset)
 
 

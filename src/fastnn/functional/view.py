@@ -27,7 +27,7 @@ def _dim(name: str, dim: int, rank: int) -> int:
 
 def _sizes(args: Sequence[Any]) -> tuple[int, ...]:
     sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-    return tuple(int(size) for size in sizes)
+    return tuple(map(int, sizes))
 
 
 def _reshape_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
@@ -35,7 +35,8 @@ def _reshape_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> 
 
 
 def _permute_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    return _permuted(grad_output, saved[0])
+    order = saved[0]
+    return _permuted(grad_output, sorted(range(len(order)), key=order.__getitem__))
 
 
 def _copy_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
@@ -59,7 +60,7 @@ def reshape(input: Tensor, *shape: Any) -> Tensor:
         if known == 0 or count % known:
             raise ValueError(f"reshape: cannot fit shape {input.shape} into {sizes}")
         sizes = tuple(count // known if size == -1 else size for size in sizes)
-    if any(size < 0 for size in sizes) or math.prod(sizes) != count:
+    if math.prod(sizes) != count or min(sizes, default=0) < 0:
         raise ValueError(
             f"reshape: shape {sizes} is invalid for a tensor of shape {input.shape} "
             f"with {count} elements"
@@ -84,28 +85,30 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 def _permuted(array: Any, dims: Sequence[int]) -> Any:
-    return array.as_strided([array.shape[d] for d in dims], [array.strides[d] for d in dims], 0)
+    shape, strides = array.shape, array.strides
+    return array.as_strided([shape[d] for d in dims], [strides[d] for d in dims], 0)
 
 
 def permute(input: Tensor, *dims: Any) -> Tensor:
     """Dimensions in another order; a view."""
-    order = tuple(_dim("permute", d, input.ndim) for d in _sizes(dims))
-    if sorted(order) != list(range(input.ndim)):
-        raise ValueError(
-            f"permute: expected each of the {input.ndim} dimensions once, got {_sizes(dims)}"
-        )
-    inverse = [order.index(d) for d in range(input.ndim)]
-    return record(
-        "permute", _permuted(input._array, order), (input,), (inverse,), _permute_backward
-    )
+    rank = input.ndim
+    order = [_dim("permute", d, rank) for d in _sizes(dims)]
+    if sorted(order) != list(range(rank)):
+        raise ValueError(f"permute: expected each of the {rank} dimensions once, got {_sizes(dims)}")
+    return _reordered(input, order)
 
 
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two dimensions swapped; a view."""
-    order = list(range(input.ndim))
-    a, b = _dim("transpose", dim0, input.ndim), _dim("transpose", dim1, input.ndim)
-    order[a], order[b] = order[b], order[a]
-    return permute(input, order)
+    rank = input.ndim
+    order = list(range(rank))
+    a, b = _dim("transpose", dim0, rank), _dim("transpose", dim1, rank)
+    order[a], order[b] = b, a
+    return _reordered(input, order)
+
+
+def _reordered(input: Tensor, order: list[int]) -> Tensor:
+    return record("permute", _permuted(input._array, order), (input,), (order,), _permute_backward)
 
 
 def squeeze(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
