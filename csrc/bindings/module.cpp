@@ -6,7 +6,6 @@
 #include "core/error.h"
 #include "core/isa.h"
 #include "core/parallel.h"
-#include "core/random.h"
 
 namespace fastnn {
 
@@ -23,6 +22,7 @@ namespace fastnn {
   X(norm)                  \
   X(optim)                 \
   X(pool)                  \
+  X(random)                \
   X(reduce)                \
   X(shape)                 \
   X(softmax)
@@ -65,22 +65,6 @@ void bind_runtime(py::module_& m) {
         return multiply_adds(is_bfloat16 ? DType::bfloat16 : DType::float32, rounds);
       },
       NoGil());
-
-  m.def("manual_seed", &manual_seed);
-  const auto pair = [](const RandomState& state) {
-    return py::make_tuple(state.seed, state.offset);
-  };
-  m.def("random_state", [=] { return pair(random_state()); });
-  m.def("set_random_state",
-        [](uint64_t seed, uint64_t offset) { set_random_state({seed, offset}); });
-  m.def(
-      "next_random", [=](uint64_t draws) { return pair(next_random(draws)); },
-      py::arg("draws") = 1);
-  m.def("begin_random_apart", [=] { return pair(begin_random_apart()); });
-  m.def("end_random_apart", [=] { return pair(end_random_apart()); });
-  m.def("random_uniform", &random_uniform, NoGil());
-  m.def("random_normal", &random_normal, NoGil());
-  m.def("random_permutation", &random_permutation, NoGil());
 
   m.def("memory_stats", [] {
     const MemoryStats stats = memory_stats();

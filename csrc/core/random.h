@@ -1,9 +1,7 @@
-// The process-wide generator (seed and call offset) and the fills that draw from it.
+// The process-wide generator: seed and call offset.
 #pragma once
 
 #include <cstdint>
-
-#include "core/array.h"
 
 namespace fastnn {
 
@@ -22,12 +20,5 @@ RandomState next_random(uint64_t draws = 1);
 // recording draws is drawn from the generator by its replays. Both return the copy.
 RandomState begin_random_apart();
 RandomState end_random_apart();
-
-// float32, canonical. Uniform in [low, high) with 24 random bits; normal by Box-Muller in double,
-// so that every ISA level gives the same bits.
-Array random_uniform(const Dims& shape, double low, double high);
-Array random_normal(const Dims& shape, double mean, double std);
-// int64 permutation of [0, n): Fisher-Yates.
-Array random_permutation(int64_t n);
 
 }  // namespace fastnn

@@ -1,23 +1,16 @@
 // Dropout: one read and one write per element. The mask is regenerated from its counter wherever it
 // is needed, ten rounds of integer arithmetic for eight elements, and is the CPU's bit for bit.
-#include "core/philox.h"
-#include "cuda/capture.h"
 #include "cuda/device/columns.h"
+#include "cuda/device/random_words.h"
 #include "ops/slots.h"
 
 namespace fastnn::cuda {
 namespace {
 
 struct Mask {
-  uint64_t seed, offset;
-  const LaterRandom* later;  // added to both, in a graph
+  RandomWords words;
   uint32_t threshold;
   float scale;
-  __device__ Philox4 words(int64_t block) const {
-    const auto at = static_cast<uint64_t>(block);
-    return later ? philox(seed + later->seed, offset + later->offset, at)
-                 : philox(seed, offset, at);
-  }
   __device__ float applied(uint32_t half, float x) const {
     return half >= threshold ? x * scale : 0.0f;
   }
@@ -52,7 +45,7 @@ struct Elements {
 
 void elements(const void* x, void* y, int64_t count, DType dtype, uint64_t seed, uint64_t offset,
               uint32_t threshold, float scale) {
-  const Mask mask{seed, offset, later_random(), threshold, scale};
+  const Mask mask{{seed, offset, later_random()}, threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -95,7 +88,7 @@ struct Units {
 
 void units(const void* x, void* y, int64_t N, int64_t P, int64_t C, DType dtype, uint64_t seed,
            uint64_t offset, uint32_t threshold, float scale) {
-  const Mask mask{seed, offset, later_random(), threshold, scale};
+  const Mask mask{{seed, offset, later_random()}, threshold, scale};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);

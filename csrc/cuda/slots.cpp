@@ -22,6 +22,7 @@
   X(norm_layer)           \
   X(optim)                \
   X(pool)                 \
+  X(random)               \
   X(reduce)               \
   X(shape)                \
   X(softmax)

@@ -13,6 +13,7 @@
 #include "ops/norm.h"
 #include "ops/optim.h"
 #include "ops/pool.h"
+#include "ops/random.h"
 #include "ops/reduce.h"
 #include "ops/shape.h"
 #include "ops/softmax.h"
@@ -32,6 +33,7 @@ struct Slots {
   NormSlots norm;
   OptimSlots optim;
   PoolSlots pool;
+  RandomSlots random;
   ReduceSlots reduce;
   ShapeSlots shape;
   SoftmaxSlots softmax;

@@ -33,7 +33,10 @@ from fastnn.random import (
     get_rng_state,
     manual_seed,
     rand,
+    rand_like,
+    randint,
     randn,
+    randn_like,
     randperm,
     set_rng_state,
 )

@@ -68,7 +68,8 @@ def ones(
     return Tensor._wrap(array).requires_grad_(requires_grad)
 
 
-def _like(other: Tensor, dtype: Any, device: Any) -> dict[str, Any]:
+def like(other: Tensor, dtype: Any, device: Any) -> dict[str, Any]:
+    """The dtype and device of ``other``, unless others are given."""
     return {
         "dtype": other.dtype if dtype is None else dtype,
         "device": other.device if device is None else device,
@@ -77,17 +78,17 @@ def _like(other: Tensor, dtype: Any, device: Any) -> dict[str, Any]:
 
 def zeros_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
     """Zeros of ``other``'s shape, dtype and device."""
-    return zeros(other.shape, **_like(other, dtype, device))
+    return zeros(other.shape, **like(other, dtype, device))
 
 
 def ones_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
     """Ones of ``other``'s shape, dtype and device."""
-    return ones(other.shape, **_like(other, dtype, device))
+    return ones(other.shape, **like(other, dtype, device))
 
 
 def empty_like(other: Tensor, dtype: Any = None, device: Any = None) -> Tensor:
     """Unset values of ``other``'s shape, dtype and device."""
-    return empty(other.shape, **_like(other, dtype, device))
+    return empty(other.shape, **like(other, dtype, device))
 
 
 def arange(*bounds: float, dtype: Any = None, device: Any = None) -> Tensor:

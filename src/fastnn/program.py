@@ -26,8 +26,8 @@ import fastnn._core as _core
 from fastnn.device import CPU
 
 #: Operators that draw random numbers, and those that change an operand, too.
-_RANDOM = frozenset({"dropout", "next_random", "random_normal", "random_permutation",
-                     "random_uniform"})  # fmt: skip
+_RANDOM = frozenset({"dropout", "next_random", "random_integers", "random_normal",
+                     "random_permutation", "random_uniform"})  # fmt: skip
 _IMPURE = _RANDOM | {"accumulate", "copy_into", "optimizer_step"}
 
 

@@ -94,7 +94,9 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     rank = input.ndim
     order = [_dim("permute", d, rank) for d in _sizes(dims)]
     if sorted(order) != list(range(rank)):
-        raise ValueError(f"permute: expected each of the {rank} dimensions once, got {_sizes(dims)}")
+        raise ValueError(
+            f"permute: expected each of the {rank} dimensions once, got {_sizes(dims)}"
+        )
     return _reordered(input, order)
 
 
