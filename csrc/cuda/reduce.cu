@@ -100,7 +100,7 @@ FASTNN_DEVICE R divided(R x, float divisor) {
 template <class T, int N, class R, class Fold, class Team>
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fold fold) {
   const int64_t blocks = (p.count + p.block - 1) / p.block, rows = p.outer * blocks;
-  for (int64_t row = Team::first(); row < rows; row += Team::all()) {
+  Team::over_rows(rows, [&](int64_t row, bool there) {
     const int64_t o = row / blocks, begin = row % blocks * p.block,
                   end = begin + p.block < p.count ? begin + p.block : p.count;
     const T* const x = static_cast<const T*>(p.input) + o * p.count;
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fol
       for (const T v : pack.at) mine = fold.combine(mine, fold.map(value_of<R>(v), mean));
     }
     mine = Team::reduce(mine, [&](R a, R b) { return fold.combine(a, b); });
-    if (Team::member() == 0) static_cast<R*>(p.output)[row] = divided(mine, p.divisor);
-  }
+    if (there && Team::member() == 0) static_cast<R*>(p.output)[row] = divided(mine, p.divisor);
+  });
 }
 
 template <class T, class R, class Fold>
@@ -261,7 +261,7 @@ template <class T, class Team>
 __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
   using V = ValueOf<T>;
   const int64_t blocks = (p.count + p.block - 1) / p.block, rows = p.outer * blocks;
-  for (int64_t row = Team::first(); row < rows; row += Team::all()) {
+  Team::over_rows(rows, [&](int64_t row, bool there) {
     const int64_t o = row / blocks, begin = row % blocks * p.block,
                   end = begin + p.block < p.count ? begin + p.block : p.count;
     const T* const x = static_cast<const T*>(p.input) + o * p.count;
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
     for (int64_t i = begin + Team::member(); i < end; i += Team::size)
       best = better(best, Candidate<V>{value_of<V>(x[i]), i}, p.largest);
     // The two halves of a candidate travel one after the other.
-    for (int bits = 16; bits; bits >>= 1) {
+    for (int bits = Team::kOfWarp / 2; bits; bits >>= 1) {
       const Candidate<V> other{static_cast<V>(__shfl_xor_sync(0xffffffffu, best.value, bits)),
                                __shfl_xor_sync(0xffffffffu, best.at, bits)};
       best = better(best, other, p.largest);
@@ -289,11 +289,11 @@ __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
       for (int w = 1; w < Team::size / 32; ++w)
         best = better(best, Candidate<V>{values[w], places[w]}, p.largest);
     }
-    if (Team::member() == 0) {
+    if (there && Team::member() == 0) {
       static_cast<T*>(p.values)[row] = x[best.at];
       p.indices[row] = p.positions ? p.positions[o * p.count + best.at] : best.at;
     }
-  }
+  });
 }
 
 template <class T>

@@ -11,7 +11,7 @@ namespace {
 template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     forward_rows_kernel(const T* x, int64_t rows, int64_t D, bool log, T* y) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     // Calls f(i, v) with the row's elements v from i on, for the member's share.
     const auto over_row = [&](const auto& f) {
       for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
@@ -30,11 +30,12 @@ __global__ void __launch_bounds__(kThreads)
     });
     total = Team::sum(total);
     const float log_sum = logf(total), inverse = 1.0f / total;
+    if (!there) return;
     over_row([&](int64_t i, float (&v)[N]) {
       for (int n = 0; n < N; ++n) v[n] = log ? v[n] - top - log_sum : expf(v[n] - top) * inverse;
       store_floats(y + r * D + i, v);
     });
-  }
+  });
 }
 
 template <class T>
@@ -61,7 +62,7 @@ struct ForwardColumn {
 template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const T* g, const T* y, int64_t rows, int64_t D, bool log, T* grad_x) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     float total = 0, grad[N], out[N];
     for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
       load_floats(g + r * D + i, grad);
@@ -70,13 +71,14 @@ __global__ void __launch_bounds__(kThreads)
     }
     total = Team::sum(total);
     for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
+    if (!there) return;
       load_floats(g + r * D + i, grad);
       load_floats(y + r * D + i, out);
       for (int n = 0; n < N; ++n)
         grad[n] = log ? grad[n] - expf(out[n]) * total : out[n] * (grad[n] - total);
       store_floats(grad_x + r * D + i, grad);
     }
-  }
+  });
 }
 
 template <class T>

@@ -310,7 +310,7 @@ OPS: dict[str, Op] = {
         layer_norm, layer_norm_backward, _layer_problem,
         ("n4c7_d1_f32", "n3c5l17_d1_f32", "n3c5l17_d2_f32", "n2c6h4w5_d3_f32", "n2c6h4w5_d1_f32",
          "n1c1_d1_f32", "n9c1000_d1_f32", "n5c33_d1_plain_f32", "n4c64_d1_far50_f32",
-         "n0c8_d1_f32", "n6c48_d1_bf16", "n2c4h3w3_d3_bf16"),
+         "n0c8_d1_f32", "n6c48_d1_bf16", "n2c4h3w3_d3_bf16", "n4103c6_d1_f32", "n9c32_d1_bf16"),
         ("n3136c768_d1_f32", "n3136c768_d1_bf16"),
     ),
     "local_response_norm": Op(
