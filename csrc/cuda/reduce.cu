@@ -419,37 +419,76 @@ void scatter(const void* grad_output, const int64_t* indices, void* grad_input, 
     scatter_typed<uint16_t>(grad_output, indices, grad_input, outer, count, inner);
 }
 
+// Columns of the gradient of a product, in pieces: thread at = (row, piece, column) of outer x
+// pieces x inner.
+template <class T>
+struct ProdPieces {
+  const T* x;
+  float* products;  // of each piece
+  int64_t count, inner, pieces, length;
+
+  struct Place {
+    int64_t row, piece, column, begin, end;
+  };
+  FASTNN_MEMBER Place place(int64_t at) const {
+    const auto [line, column] = divide(at, inner);
+    const auto [row, piece] = divide(line, pieces);
+    const int64_t begin = piece * length, end = begin + length < count ? begin + length : count;
+    return {row, piece, column, begin, end};
+  }
+  FASTNN_MEMBER int64_t element(const Place& p, int64_t r) const {
+    return (p.row * count + r) * inner + p.column;
+  }
+  FASTNN_MEMBER float product(const Place& p, int64_t piece) const {
+    return products[(p.row * pieces + piece) * inner + p.column];
+  }
+  // The product of a piece.
+  __device__ void operator()(int64_t at) const {
+    const Place p = place(at);
+    float product = 1.0f;
+    for (int64_t r = p.begin; r < p.end; ++r) product *= to_float(x[element(p, r)]);
+    products[at] = product;
+  }
+};
+
 // Products of all before and of all after an element, so that zeros need no division.
 template <class T>
 struct ProdBackward {
+  ProdPieces<T> in;
   const float* g;
-  const T* x;
   T* grad;
   float* before;  // like x
-  int64_t count, inner;
   __device__ void operator()(int64_t at) const {
-    const auto [row, column] = divide(at, inner);
-    const int64_t base = row * count * inner + column;
-    float product = g[at];
-    for (int64_t r = 0; r < count; ++r) {
-      before[base + r * inner] = product;
-      product *= to_float(x[base + r * inner]);
+    const auto p = in.place(at);
+    float product = g[p.row * in.inner + p.column];
+    for (int64_t i = 0; i < p.piece; ++i) product *= in.product(p, i);
+    for (int64_t r = p.begin; r < p.end; ++r) {
+      before[in.element(p, r)] = product;
+      product *= to_float(in.x[in.element(p, r)]);
     }
     product = 1.0f;
-    for (int64_t r = count - 1; r >= 0; --r) {
-      from_float(grad[base + r * inner], before[base + r * inner] * product);
-      product *= to_float(x[base + r * inner]);
+    for (int64_t i = in.pieces - 1; i > p.piece; --i) product *= in.product(p, i);
+    for (int64_t r = p.end - 1; r >= p.begin; --r) {
+      from_float(grad[in.element(p, r)], before[in.element(p, r)] * product);
+      product *= to_float(in.x[in.element(p, r)]);
     }
   }
 };
 
 void prod_backward(const float* g, const void* x, void* grad, int64_t outer, int64_t count,
                    int64_t inner, DType dtype) {
-  Workspace before(outer * count * inner * 4);
+  // As many pieces as fill the device, but no more than a piece has elements: a thread goes over
+  // both.
+  const int64_t columns = outer * inner, wanted = int64_t{multiprocessors()} * 1024;
+  int64_t pieces = 1;
+  while (columns * pieces < wanted && 4 * pieces * pieces <= count) pieces *= 2;
+  Workspace before(columns * count * 4), products(pieces > 1 ? columns * pieces * 4 : 0);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    each(outer * inner, ProdBackward<T>{g, static_cast<const T*>(x), static_cast<T*>(grad),
-                                        before.as<float>(), count, inner});
+    const ProdPieces<T> in{static_cast<const T*>(x),     products.as<float>(), count, inner, pieces,
+                           (count + pieces - 1) / pieces};
+    if (pieces > 1) each(columns * pieces, in);
+    each(columns * pieces, ProdBackward<T>{in, g, static_cast<T*>(grad), before.as<float>()});
   });
 }
 

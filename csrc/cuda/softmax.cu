@@ -1,7 +1,8 @@
 // Softmax and its logarithm along one dimension of memory order (outer, D, inner). Where inner is 1
 // a row is one team's (device/teams.h); else a thread per column goes down it, neighbouring threads
-// on neighbouring columns. The row comes from cache for all but the first of its passes; floor: one
-// read and one write.
+// on neighbouring columns, or, of few long columns, a team, once they are turned into rows. The row
+// comes from cache for all but the first of its passes; floor: one read and one write.
+#include "cuda/copy.h"
 #include "cuda/device/teams.h"
 #include "ops/slots.h"
 
@@ -29,8 +30,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < N; ++n) total += expf(v[n] - top);
     });
     total = Team::sum(total);
-    const float log_sum = logf(total), inverse = 1.0f / total;
     if (!there) return;
+    const float log_sum = logf(total), inverse = 1.0f / total;
     over_row([&](int64_t i, float (&v)[N]) {
       for (int n = 0; n < N; ++n) v[n] = log ? v[n] - top - log_sum : expf(v[n] - top) * inverse;
       store_floats(y + r * D + i, v);
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < N; ++n) total += log ? grad[n] : grad[n] * out[n];
     }
     total = Team::sum(total);
-    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
     if (!there) return;
+    for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
       load_floats(g + r * D + i, grad);
       load_floats(y + r * D + i, out);
       for (int n = 0; n < N; ++n)
@@ -103,8 +104,21 @@ struct BackwardColumn {
   }
 };
 
+// Whether columns are long, and too few for a thread each to fill a quarter of the device: turning
+// them there and back reads and writes everything twice more.
+bool worth_turning(int64_t outer, int64_t D, int64_t inner) {
+  return inner > 1 && D >= 64 && outer * inner < int64_t{multiprocessors()} * 512;
+}
+
 void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype, bool log,
              void* y) {
+  if (worth_turning(outer, D, inner)) {
+    const Workspace memory(outer * D * inner * item_size(dtype));
+    void* const rows = memory.as<char>();
+    transpose(x, outer, D, inner, dtype, rows);
+    forward(rows, outer * inner, D, 1, dtype, log, rows);
+    return transpose(rows, outer, inner, D, dtype, y);
+  }
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -122,6 +136,15 @@ void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype
 
 void backward(const void* g, const void* y, int64_t outer, int64_t D, int64_t inner, DType dtype,
               bool log, void* grad_x) {
+  if (worth_turning(outer, D, inner)) {
+    const int64_t bytes = outer * D * inner * item_size(dtype);
+    const Workspace grads(bytes), outputs(bytes);
+    void *const grad_rows = grads.as<char>(), *const rows = outputs.as<char>();
+    transpose(g, outer, D, inner, dtype, grad_rows);
+    transpose(y, outer, D, inner, dtype, rows);
+    backward(grad_rows, rows, outer * inner, D, 1, dtype, log, grad_rows);
+    return transpose(grad_rows, outer, inner, D, dtype, grad_x);
+  }
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const grad = static_cast<const T*>(g);

@@ -313,7 +313,9 @@ OPS: dict[str, Op] = {
         _prod,
         ("s_f32", "s1_f32", "s37_f32", "s3x40_d1_f32", "s33x5_d0_bf16", "s2x3x5x7_d1_keep_f32")
         + ("s2x3x3x4_d2x3_f32", "s4x12_d1_zeros_f32", "s3x2x20_d2_zeros_bf16", "s12_zeros_f32")
-        + ("s0x3_d0_f32", "s2x5_d1_int", "s6_int", "s5x70_d1_bool"),
+        + ("s0x3_d0_f32", "s2x5_d1_int", "s6_int", "s5x70_d1_bool")
+        # Columns of the gradient in pieces.
+        + ("s701_f32", "s300x3_d0_zeros_bf16", "s2x290x3_d1_f32", "s3x130_d1_zeros_f32"),
         _BENCH[:1],
     ),
     "max": _op("max", _problem, _PICK, _BENCH_PICK),
