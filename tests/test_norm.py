@@ -173,7 +173,8 @@ def test_moments_do_not_depend_on_the_number_of_threads(c, k, s, dtype, isa):
 @pytest.mark.parametrize(
     ("n", "c", "oc", "h", "k", "s"),
     [(2, 5, 3, 9, 3, 1), (3, 8, 70, 13, 3, 2), (1, 16, 130, 20, 1, 1), (9, 3, 20, 7, 3, 1),
-     (7, 32, 70, 9, 3, 1), (5, 40, 136, 11, 1, 1), (3, 32, 17, 13, 3, 2)],
+     (7, 32, 70, 9, 3, 1), (5, 40, 136, 11, 1, 1), (3, 32, 17, 13, 3, 2),
+     (1, 5, 33, 129, 1, 1)],  # more parts than one launch merges
 )  # fmt: skip
 def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, kind):
     if kind == "wgmma" and not fastnn.device.cuda_module().has_wgmma(0):
@@ -182,13 +183,17 @@ def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, kind):
     x = (fastnn.randn(n, c, h, h) + 1).to("cuda").to(dtype)
     weight = fastnn.randn(oc, c, k, k).to("cuda").to(dtype).requires_grad_()
     with fastnn.backends.cuda.wgmma(kind == "wgmma"):
-        y = F.conv2d(x, weight, stride=s, padding=k // 2)
-        assert y._array.kept_blocks == 1
-    kept, plain = ([fastnn.zeros(oc, device="cuda"), fastnn.ones(oc, device="cuda")] for _ in "ab")
+        y, again = (F.conv2d(x, weight, stride=s, padding=k // 2) for _ in range(2))
+        assert y._array.kept_blocks == again._array.kept_blocks == 1
+    kept, kept_again, plain = (
+        [fastnn.zeros(oc, device="cuda"), fastnn.ones(oc, device="cuda")] for _ in range(3)
+    )
     got = F.batch_norm(y, *kept, training=True, momentum=1.0).detach().float().cpu().numpy()
     want = F.batch_norm(y.detach() + 0, *plain, training=True, momentum=1.0).float().cpu().numpy()
-    for a, b in zip(kept, plain, strict=True):
+    F.batch_norm(again, *kept_again, training=True, momentum=1.0)
+    for a, b, same in zip(kept, plain, kept_again, strict=True):
         assert np.allclose(a.cpu().numpy(), b.cpu().numpy(), rtol=1e-5, atol=1e-5)
+        assert a.cpu().numpy().tobytes() == same.cpu().numpy().tobytes()
     assert (
         np.abs(got - want) <= (2**-7 if dtype == "bfloat16" else 1e-4) * (1 + np.abs(want))
     ).all()

@@ -4,9 +4,9 @@
 // Rows are output channels, columns (tap, input channel), terms pixels. Both operands lie with
 // their channels running on, so stages are turned (device/tile.h). There are few outputs and many
 // terms: the pixels are split among blocks until the device is full, each split's sums are written
-// in float32, and a second kernel adds them in order: no atomics, the same bits every time. Cost:
-// outputs x inputs x taps x pixels multiply-adds; the input is read once per tap and 64 or 128
-// output channels, from L2 after the first.
+// in float32, and a second kernel adds them in order: no atomics, the same bits every time. The
+// sums of a single split are the gradient. Cost: outputs x inputs x taps x pixels multiply-adds;
+// the input is read once per tap and 64 or 128 output channels, from L2 after the first.
 #include <vector>
 
 #include "cuda/conv_operands.h"
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
   });
 
   const typename Tile::Place at;
-  float* const out = p.sums + blockIdx.y * p.count() + group * p.outputs * p.tap_count * p.inputs;
+  const int64_t out = blockIdx.y * p.count() + group * p.outputs * p.tap_count * p.inputs;
   const int64_t padded = int64_t{p.input_vectors} * Tile::kVector;  // channels of a tap
 #pragma unroll
   for (int j = 0; j < Tile::kPiecesAcross; ++j) {
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     for (int i = 0; i < 2 * Tile::kPiecesDown; ++i) {
       const int64_t row = row0 + at.row + 8 * i + at.g;
       if (row >= p.outputs) continue;
-      float* const to = out + (row * p.tap_count + its_tap) * p.inputs + channel;
+      const int64_t to = out + (row * p.tap_count + its_tap) * p.inputs + channel;
       for (int n = 0; n < 2; ++n)
-        if (channel + n < p.inputs) to[n] = sums[i / 2][j][i % 2 * 2 + n];
+        if (channel + n < p.inputs) p.store(to + n, sums[i / 2][j][i % 2 * 2 + n]);
     }
   }
 }
@@ -122,13 +122,12 @@ void run(WeightGradient p, DType grad_dtype, void* grad_weight) {
   // Enough blocks for two rounds of two on every multiprocessor.
   const int64_t each = tiles * p.groups;
   const int64_t splits = set_splits(p, (4 * multiprocessors() + each - 1) / each, Tile::kDepth);
-  Workspace sums(splits * p.count() * 4);
-  p.sums = sums.as<float>();
+  const SplitSums sums(p, splits, grad_dtype, grad_weight);
   launch(weight_kernel<Tile>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits),
               static_cast<unsigned>(p.groups)),
          Tile::kThreads, weight_memory<Tile>(), p);
-  add_parts(p.sums, splits, p.count(), grad_dtype, grad_weight);
+  sums.add();
 }
 
 template <class T, Math math>

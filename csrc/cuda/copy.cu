@@ -4,6 +4,8 @@
 // (one side runs along another dimension) goes through a tile in shared memory, so that both sides
 // are read and written in whole lines; all else goes element by element.
 // Floor: one read and one write of the data.
+#include "cuda/copy.h"
+
 #include "cuda/device/packs.h"
 #include "cuda/device/transpose.h"
 #include "ops/slots.h"
@@ -209,6 +211,18 @@ void fill(void* dst, int64_t count, int64_t item_size, uint64_t bits) {
 }
 
 }  // namespace
+
+void transpose(const void* src, int64_t matrices, int64_t rows, int64_t columns, DType dtype,
+               void* dst) {
+  strided({src,
+           dst,
+           dtype,
+           dtype,
+           3,
+           {matrices, columns, rows},
+           {rows * columns, 1, columns},
+           {rows * columns, rows, 1}});
+}
 
 void fill_copy(Slots& slots) {
   slots.copy.strided = strided;

@@ -174,8 +174,8 @@ class ColumnMoments {
   }
   void merge() const {
     if (!moments_) return;
-    combine_parts(parts_.as<Moments>(), row_tiles_, columns_, 0, 1,
-                  MomentsWriter{moments_->mean, moments_->m2});
+    combine_many_parts(parts_.as<Moments>(), row_tiles_, columns_,
+                       MomentsWriter{moments_->mean, moments_->m2});
     moments_->filled = true;
   }
 

@@ -40,7 +40,7 @@ FASTNN_DEVICE LogSumExp log_sum_exp(const ClassParams& p, const T* x) {
 
 template <class Team, class T>
 __global__ void __launch_bounds__(kThreads) classes_kernel(ClassParams p, float* loss) {
-  for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
+  Team::over_rows(p.rows, [&](int64_t row, bool there) {
     const T* const x = static_cast<const T*>(p.x) + row * p.C;
     const LogSumExp l = log_sum_exp<Team>(p, x);
     float sum = 0;
@@ -56,8 +56,9 @@ __global__ void __launch_bounds__(kThreads) classes_kernel(ClassParams p, float*
       }
       sum = Team::sum(sum);
     }
-    if (Team::member() == 0) loss[row] = ignored(p, row) ? 0.0f : outside(p, row) ? NAN : sum;
-  }
+    if (there && Team::member() == 0)
+      loss[row] = ignored(p, row) ? 0.0f : outside(p, row) ? NAN : sum;
+  });
 }
 
 void classes(const ClassParams& p, float* loss) {
@@ -72,7 +73,7 @@ void classes(const ClassParams& p, float* loss) {
 template <class Team, class T>
 __global__ void __launch_bounds__(kThreads)
     classes_backward_kernel(ClassParams p, const float* scales, bool one_scale, T* grad_x) {
-  for (int64_t row = Team::first(); row < p.rows; row += Team::all()) {
+  Team::over_rows(p.rows, [&](int64_t row, bool there) {
     const T* const x = static_cast<const T*>(p.x) + row * p.C;
     const LogSumExp l = log_sum_exp<Team>(p, x);
     const bool bad = !ignored(p, row) && outside(p, row), none = ignored(p, row) || bad;
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int64_t c = Team::member(); c < p.C; c += Team::size) all += target(p, row, c);
       all = Team::sum(all);
     }
+    if (!there) return;
     const float scale = scales[one_scale ? 0 : row];
     for (int64_t c = Team::member(); c < p.C; c += Team::size) {
       // Zero without a product: the scale may be infinite, as that of a mean over no weight is.
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
       if (!label || p.labels[row] == c) y -= scale * target(p, row, c);
       from_float(grad_x[row * p.C + c], bad ? NAN : none ? 0.0f : y);
     }
-  }
+  });
 }
 
 void classes_backward(const ClassParams& p, const float* scale, bool one_scale, void* grad_x) {

@@ -15,7 +15,7 @@ template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     layer_kernel(const T* x, int64_t rows, int64_t D, float eps, const float* weight,
                  const float* bias, float* mean, float* invstd, T* y) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     const T* const row = x + r * D;
     const auto count = static_cast<float>(D);
     // The sum over the row of f(element).
@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     // up to is its error.
     const float m = rough + sum_of([&](float v) { return v - rough; }) / count;
     const float m2 = sum_of([&](float v) { return (v - m) * (v - m); });
+    if (!there) return;
     const float inverse = 1.0f / sqrtf(m2 / count + eps);
     if (Team::member() == 0) {
       mean[r] = m;
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       store_floats(y + r * D + i, v);
     }
-  }
+  });
 }
 
 void layer(const void* x, int64_t rows, int64_t D, DType dtype, float eps, const float* weight,
@@ -76,7 +77,7 @@ template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     layer_backward_kernel(const T* g, const T* x, int64_t rows, int64_t D, const float* weight,
                           const float* mean, const float* invstd, T* grad_x) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     const float m = mean[r], inverse = invstd[r], count = static_cast<float>(D);
     // The gradient of the normalized elements from i on, and x - mean.
     const auto load = [&](int64_t i, float (&grad)[N], float (&away)[N]) {
@@ -98,12 +99,15 @@ __global__ void __launch_bounds__(kThreads)
     }
     first = Team::sum(first) / count;
     second = Team::sum(second) * inverse * inverse / count;
+    if (!there) return;
+    // Of a short row a member has one pack: unrolling would only make registers spill.
+#pragma unroll(Team::size < 32 ? 1 : 4)
     for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
       load(i, grad, away);
       for (int n = 0; n < N; ++n) grad[n] = (grad[n] - first - away[n] * second) * inverse;
       store_floats(grad_x + r * D + i, grad);
     }
-  }
+  });
 }
 
 // Of every column: the sums over rows of g (x - mean) / std, and of g.

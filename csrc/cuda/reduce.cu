@@ -100,7 +100,7 @@ FASTNN_DEVICE R divided(R x, float divisor) {
 template <class T, int N, class R, class Fold, class Team>
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fold fold) {
   const int64_t blocks = (p.count + p.block - 1) / p.block, rows = p.outer * blocks;
-  for (int64_t row = Team::first(); row < rows; row += Team::all()) {
+  Team::over_rows(rows, [&](int64_t row, bool there) {
     const int64_t o = row / blocks, begin = row % blocks * p.block,
                   end = begin + p.block < p.count ? begin + p.block : p.count;
     const T* const x = static_cast<const T*>(p.input) + o * p.count;
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(ReduceParams p, Fol
       for (const T v : pack.at) mine = fold.combine(mine, fold.map(value_of<R>(v), mean));
     }
     mine = Team::reduce(mine, [&](R a, R b) { return fold.combine(a, b); });
-    if (Team::member() == 0) static_cast<R*>(p.output)[row] = divided(mine, p.divisor);
-  }
+    if (there && Team::member() == 0) static_cast<R*>(p.output)[row] = divided(mine, p.divisor);
+  });
 }
 
 template <class T, class R, class Fold>
@@ -261,7 +261,7 @@ template <class T, class Team>
 __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
   using V = ValueOf<T>;
   const int64_t blocks = (p.count + p.block - 1) / p.block, rows = p.outer * blocks;
-  for (int64_t row = Team::first(); row < rows; row += Team::all()) {
+  Team::over_rows(rows, [&](int64_t row, bool there) {
     const int64_t o = row / blocks, begin = row % blocks * p.block,
                   end = begin + p.block < p.count ? begin + p.block : p.count;
     const T* const x = static_cast<const T*>(p.input) + o * p.count;
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
     for (int64_t i = begin + Team::member(); i < end; i += Team::size)
       best = better(best, Candidate<V>{value_of<V>(x[i]), i}, p.largest);
     // The two halves of a candidate travel one after the other.
-    for (int bits = 16; bits; bits >>= 1) {
+    for (int bits = Team::kOfWarp / 2; bits; bits >>= 1) {
       const Candidate<V> other{static_cast<V>(__shfl_xor_sync(0xffffffffu, best.value, bits)),
                                __shfl_xor_sync(0xffffffffu, best.at, bits)};
       best = better(best, other, p.largest);
@@ -289,11 +289,11 @@ __global__ void __launch_bounds__(kThreads) pick_rows_kernel(PickParams p) {
       for (int w = 1; w < Team::size / 32; ++w)
         best = better(best, Candidate<V>{values[w], places[w]}, p.largest);
     }
-    if (Team::member() == 0) {
+    if (there && Team::member() == 0) {
       static_cast<T*>(p.values)[row] = x[best.at];
       p.indices[row] = p.positions ? p.positions[o * p.count + best.at] : best.at;
     }
-  }
+  });
 }
 
 template <class T>
@@ -419,37 +419,76 @@ void scatter(const void* grad_output, const int64_t* indices, void* grad_input, 
     scatter_typed<uint16_t>(grad_output, indices, grad_input, outer, count, inner);
 }
 
+// Columns of the gradient of a product, in pieces: thread at = (row, piece, column) of outer x
+// pieces x inner.
+template <class T>
+struct ProdPieces {
+  const T* x;
+  float* products;  // of each piece
+  int64_t count, inner, pieces, length;
+
+  struct Place {
+    int64_t row, piece, column, begin, end;
+  };
+  FASTNN_MEMBER Place place(int64_t at) const {
+    const auto [line, column] = divide(at, inner);
+    const auto [row, piece] = divide(line, pieces);
+    const int64_t begin = piece * length, end = begin + length < count ? begin + length : count;
+    return {row, piece, column, begin, end};
+  }
+  FASTNN_MEMBER int64_t element(const Place& p, int64_t r) const {
+    return (p.row * count + r) * inner + p.column;
+  }
+  FASTNN_MEMBER float product(const Place& p, int64_t piece) const {
+    return products[(p.row * pieces + piece) * inner + p.column];
+  }
+  // The product of a piece.
+  __device__ void operator()(int64_t at) const {
+    const Place p = place(at);
+    float product = 1.0f;
+    for (int64_t r = p.begin; r < p.end; ++r) product *= to_float(x[element(p, r)]);
+    products[at] = product;
+  }
+};
+
 // Products of all before and of all after an element, so that zeros need no division.
 template <class T>
 struct ProdBackward {
+  ProdPieces<T> in;
   const float* g;
-  const T* x;
   T* grad;
   float* before;  // like x
-  int64_t count, inner;
   __device__ void operator()(int64_t at) const {
-    const auto [row, column] = divide(at, inner);
-    const int64_t base = row * count * inner + column;
-    float product = g[at];
-    for (int64_t r = 0; r < count; ++r) {
-      before[base + r * inner] = product;
-      product *= to_float(x[base + r * inner]);
+    const auto p = in.place(at);
+    float product = g[p.row * in.inner + p.column];
+    for (int64_t i = 0; i < p.piece; ++i) product *= in.product(p, i);
+    for (int64_t r = p.begin; r < p.end; ++r) {
+      before[in.element(p, r)] = product;
+      product *= to_float(in.x[in.element(p, r)]);
     }
     product = 1.0f;
-    for (int64_t r = count - 1; r >= 0; --r) {
-      from_float(grad[base + r * inner], before[base + r * inner] * product);
-      product *= to_float(x[base + r * inner]);
+    for (int64_t i = in.pieces - 1; i > p.piece; --i) product *= in.product(p, i);
+    for (int64_t r = p.end - 1; r >= p.begin; --r) {
+      from_float(grad[in.element(p, r)], before[in.element(p, r)] * product);
+      product *= to_float(in.x[in.element(p, r)]);
     }
   }
 };
 
 void prod_backward(const float* g, const void* x, void* grad, int64_t outer, int64_t count,
                    int64_t inner, DType dtype) {
-  Workspace before(outer * count * inner * 4);
+  // As many pieces as fill the device, but no more than a piece has elements: a thread goes over
+  // both.
+  const int64_t columns = outer * inner, wanted = int64_t{multiprocessors()} * 1024;
+  int64_t pieces = 1;
+  while (columns * pieces < wanted && 4 * pieces * pieces <= count) pieces *= 2;
+  Workspace before(columns * count * 4), products(pieces > 1 ? columns * pieces * 4 : 0);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    each(outer * inner, ProdBackward<T>{g, static_cast<const T*>(x), static_cast<T*>(grad),
-                                        before.as<float>(), count, inner});
+    const ProdPieces<T> in{static_cast<const T*>(x),     products.as<float>(), count, inner, pieces,
+                           (count + pieces - 1) / pieces};
+    if (pieces > 1) each(columns * pieces, in);
+    each(columns * pieces, ProdBackward<T>{in, g, static_cast<T*>(grad), before.as<float>()});
   });
 }
 

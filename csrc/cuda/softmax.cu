@@ -1,7 +1,8 @@
 // Softmax and its logarithm along one dimension of memory order (outer, D, inner). Where inner is 1
 // a row is one team's (device/teams.h); else a thread per column goes down it, neighbouring threads
-// on neighbouring columns. The row comes from cache for all but the first of its passes; floor: one
-// read and one write.
+// on neighbouring columns, or, of few long columns, a team, once they are turned into rows. The row
+// comes from cache for all but the first of its passes; floor: one read and one write.
+#include "cuda/copy.h"
 #include "cuda/device/teams.h"
 #include "ops/slots.h"
 
@@ -11,7 +12,7 @@ namespace {
 template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     forward_rows_kernel(const T* x, int64_t rows, int64_t D, bool log, T* y) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     // Calls f(i, v) with the row's elements v from i on, for the member's share.
     const auto over_row = [&](const auto& f) {
       for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
@@ -29,12 +30,13 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < N; ++n) total += expf(v[n] - top);
     });
     total = Team::sum(total);
+    if (!there) return;
     const float log_sum = logf(total), inverse = 1.0f / total;
     over_row([&](int64_t i, float (&v)[N]) {
       for (int n = 0; n < N; ++n) v[n] = log ? v[n] - top - log_sum : expf(v[n] - top) * inverse;
       store_floats(y + r * D + i, v);
     });
-  }
+  });
 }
 
 template <class T>
@@ -61,7 +63,7 @@ struct ForwardColumn {
 template <class T, int N, class Team>
 __global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const T* g, const T* y, int64_t rows, int64_t D, bool log, T* grad_x) {
-  for (int64_t r = Team::first(); r < rows; r += Team::all()) {
+  Team::over_rows(rows, [&](int64_t r, bool there) {
     float total = 0, grad[N], out[N];
     for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
       load_floats(g + r * D + i, grad);
@@ -69,6 +71,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < N; ++n) total += log ? grad[n] : grad[n] * out[n];
     }
     total = Team::sum(total);
+    if (!there) return;
     for (int64_t i = Team::member() * N; i < D; i += Team::size * N) {
       load_floats(g + r * D + i, grad);
       load_floats(y + r * D + i, out);
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
         grad[n] = log ? grad[n] - expf(out[n]) * total : out[n] * (grad[n] - total);
       store_floats(grad_x + r * D + i, grad);
     }
-  }
+  });
 }
 
 template <class T>
@@ -101,8 +104,21 @@ struct BackwardColumn {
   }
 };
 
+// Whether columns are long, and too few for a thread each to fill a quarter of the device: turning
+// them there and back reads and writes everything twice more.
+bool worth_turning(int64_t outer, int64_t D, int64_t inner) {
+  return inner > 1 && D >= 64 && outer * inner < int64_t{multiprocessors()} * 512;
+}
+
 void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype, bool log,
              void* y) {
+  if (worth_turning(outer, D, inner)) {
+    const Workspace memory(outer * D * inner * item_size(dtype));
+    void* const rows = memory.as<char>();
+    transpose(x, outer, D, inner, dtype, rows);
+    forward(rows, outer * inner, D, 1, dtype, log, rows);
+    return transpose(rows, outer, inner, D, dtype, y);
+  }
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const from = static_cast<const T*>(x);
@@ -120,6 +136,15 @@ void forward(const void* x, int64_t outer, int64_t D, int64_t inner, DType dtype
 
 void backward(const void* g, const void* y, int64_t outer, int64_t D, int64_t inner, DType dtype,
               bool log, void* grad_x) {
+  if (worth_turning(outer, D, inner)) {
+    const int64_t bytes = outer * D * inner * item_size(dtype);
+    const Workspace grads(bytes), outputs(bytes);
+    void *const grad_rows = grads.as<char>(), *const rows = outputs.as<char>();
+    transpose(g, outer, D, inner, dtype, grad_rows);
+    transpose(y, outer, D, inner, dtype, rows);
+    backward(grad_rows, rows, outer * inner, D, 1, dtype, log, grad_rows);
+    return transpose(grad_rows, outer, inner, D, dtype, grad_x);
+  }
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const T* const grad = static_cast<const T*>(g);

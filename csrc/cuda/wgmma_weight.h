@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
     const int64_t row0 = (tile.row_box + (kRowBoxes > 1 ? multiplier : 0)) * kBoxValues +
                          thread / 32 * 16 + lane / 4;
     const int64_t box0 = tile.column_box + (kRowBoxes > 1 ? 0 : kMine * multiplier);
-    float* const out = p.sums + item / tiles * p.count();
+    const int64_t out = item / tiles * p.count();
 #pragma unroll
     for (int i = 0; i < kMine * kBoxValues / 2; ++i) {
       const int64_t row = row0 + i % 4 / 2 * 8;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kWarpgroupsThreads, 1)
       const int64_t box = box0 + column / kBoxValues;
       const int64_t tap = box / parts, channel = box % parts * kBoxValues + column % kBoxValues;
       if (row < p.outputs && tap < p.tap_count && channel < p.inputs)
-        out[(row * p.tap_count + tap) * p.inputs + channel] = sums[i];
+        p.store(out + (row * p.tap_count + tap) * p.inputs + channel, sums[i]);
     }
   };
   run_warpgroups<Stage, kMine * kBoxValues / 2>(items, steps, copies, multiply, finish);
@@ -125,14 +125,13 @@ bool wgmma_weight_with(WeightGradient p, const PixelWalk& walk, DType grad_dtype
   const int64_t column_tiles = boxes(column_boxes, Stage::kColumnBoxes);
   const int64_t tiles = boxes(p.outputs, kRowBoxes * kBoxValues) * column_tiles;
   const int64_t splits = set_splits(p, boxes(2 * multiprocessors(), tiles), kBoxPixels);
-  Workspace sums(splits * p.count() * 4);
-  p.sums = sums.as<float>();
+  const SplitSums sums(p, splits, grad_dtype, grad_weight);
   const int64_t items = tiles * splits;
   launch(wgmma_weight_kernel<kRowBoxes>,
          dim3(static_cast<unsigned>(std::min<int64_t>(items, multiprocessors()))),
          kWarpgroupsThreads, warpgroups_memory<Stage>(), grads, pixels, p, walk.base, tiles,
          column_tiles, items);
-  add_parts(p.sums, splits, p.count(), grad_dtype, grad_weight);
+  sums.add();
   ++wgmma_products();
   return true;
 }

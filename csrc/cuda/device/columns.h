@@ -8,7 +8,8 @@
 // its share of the bandwidth is 25 (H200: 0.7 us, 36 GB/s each). Floor: one read of every operand
 // and one write, over the copy bandwidth.
 //
-// Sums are combined over lines in a fixed tree; a second kernel combines the parts in order.
+// Sums are combined over lines in a fixed tree; a second kernel combines the parts in order, in two
+// steps where they are many.
 #pragma once
 
 #include "cuda/device/packs.h"
@@ -162,8 +163,7 @@ struct Moments {
   float n = 0, mean = 0, m2 = 0;
   FASTNN_MEMBER void add(const Moments& other) {
     const float total = n + other.n;
-    if (total == 0) return;
-    const float delta = other.mean - mean, share = other.n / total;
+    const float delta = other.mean - mean, share = other.n / (total > 0 ? total : 1.0f);
     m2 += other.m2 + delta * delta * n * share;
     mean += delta * share;
     n = total;
@@ -210,12 +210,14 @@ __global__ void __launch_bounds__(kThreads, kColumnBlocks)
     for (int n = 0; n < N; ++n) parts[part * grid.C + place.c + n] = mine[n];
 }
 
-// Combines the parts of each column and hands them to the writer: write(segment * C + c, state).
+// Combines the parts of each column, `split` of them per block, and hands them to the writer:
+// write((segment * blocks + block) * C + c, state). A line's states are fetched several at a time,
+// so that memory is waited for once for them all.
 template <class State, class Writer>
 __global__ void __launch_bounds__(kThreads)
-    column_parts_kernel(const State* parts, int64_t count, int64_t C, int64_t first_segment,
-                        Writer writer) {
-  constexpr int kLines = static_cast<int>(kThreads) / 32;
+    column_parts_kernel(const State* parts, int64_t count, int64_t split, int64_t C,
+                        int64_t first_segment, Writer writer) {
+  constexpr int kLines = static_cast<int>(kThreads) / 32, kAhead = 8;
   struct Buffer {
     float words[kThreads * sizeof(State) / 4];
   };
@@ -223,23 +225,52 @@ __global__ void __launch_bounds__(kThreads)
   State* const shared = reinterpret_cast<State*>(buffer.words);
   const int lane = static_cast<int>(threadIdx.x) % 32, line = static_cast<int>(threadIdx.x) / 32;
   const int64_t c = int64_t{blockIdx.x} * 32 + lane;
+  const int64_t begin = blockIdx.y * split, end = begin + split < count ? begin + split : count;
   State mine;
   if (c < C)
-    for (int64_t i = line; i < count; i += kLines)
-      mine.add(parts[(blockIdx.z * count + i) * C + c]);
+    for (int64_t i = begin + line; i < end; i += kAhead * kLines) {
+      const State* const from = parts + (blockIdx.z * count + i) * C + c;
+      State fetched[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        if (i + a * kLines < end) fetched[a] = from[a * kLines * C];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        if (i + a * kLines < end) mine.add(fetched[a]);
+    }
   shared[threadIdx.x] = mine;
   __syncthreads();
   if (line == 0 && c < C) {
     for (int i = 1; i < kLines; ++i) mine.add(shared[i * 32 + lane]);
-    writer.write((first_segment + blockIdx.z) * C + c, mine);
+    const int64_t block = (first_segment + blockIdx.z) * gridDim.y + blockIdx.y;
+    writer.write(block * C + c, mine);
   }
 }
 template <class State, class Writer>
 void combine_parts(const State* parts, int64_t count, int64_t C, int64_t first_segment,
                    unsigned segments, const Writer& writer) {
   launch(column_parts_kernel<State, Writer>,
-         dim3(static_cast<unsigned>((C + 31) / 32), 1, segments), kThreads, 0, parts, count, C,
-         first_segment, writer);
+         dim3(static_cast<unsigned>((C + 31) / 32), 1, segments), kThreads, 0, parts, count, count,
+         C, first_segment, writer);
+}
+
+// The same of one segment with any number of parts: where they are many, kBlocks blocks to 32
+// columns combine a range each first; one would leave all multiprocessors but its own idle.
+template <class State>
+struct StateWriter {
+  State* out;
+  FASTNN_MEMBER void write(int64_t at, const State& state) const { out[at] = state; }
+};
+template <class State, class Writer>
+void combine_many_parts(const State* parts, int64_t count, int64_t C, const Writer& writer) {
+  constexpr int64_t kBlocks = 64, kMany = 4 * kBlocks;
+  if (count <= kMany) return combine_parts(parts, count, C, 0, 1, writer);
+  const int64_t split = (count + kBlocks - 1) / kBlocks, blocks = (count + split - 1) / split;
+  Workspace memory(blocks * C * static_cast<int64_t>(sizeof(State)));
+  launch(column_parts_kernel<State, StateWriter<State>>,
+         dim3(static_cast<unsigned>((C + 31) / 32), static_cast<unsigned>(blocks)), kThreads, 0,
+         parts, count, split, C, int64_t{0}, StateWriter<State>{memory.as<State>()});
+  combine_parts(memory.as<State>(), blocks, C, 0, 1, writer);
 }
 
 // Reduces `segments` x `pixels` x C over pixels. N: channels per thread; has to divide C.

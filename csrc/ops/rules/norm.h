@@ -81,8 +81,17 @@ struct GroupFinish {
   float* shift;
 };
 
+// What is applied to channel c of group i, whose mean and 1 / std are known.
+FASTNN_INLINE void finish_channel(const GroupFinish& p, int64_t i, int64_t c, double average,
+                                  float inverse) {
+  const int64_t at = i * p.width + c, channel = i % p.groups * p.width + c;
+  p.mean[at] = static_cast<float>(average);
+  p.scale[at] = inverse * (p.weight ? p.weight[channel] : 1.0f);
+  p.shift[at] = p.bias ? p.bias[channel] : 0.0f;
+}
+
 FASTNN_INLINE void group_finish(const GroupFinish& p, int64_t i) {
-  float* const m = p.mean + i * p.width;
+  const float* const m = p.mean + i * p.width;
   double average = 0, square = 0;
   for (int64_t c = 0; c < p.width; ++c) average += m[c];
   average /= static_cast<double>(p.width);
@@ -92,12 +101,7 @@ FASTNN_INLINE void group_finish(const GroupFinish& p, int64_t i) {
   const float inverse = static_cast<float>(inverse_root(variance + p.eps));
   p.group_mean[i] = static_cast<float>(average);
   p.group_invstd[i] = inverse;
-  for (int64_t c = 0; c < p.width; ++c) {
-    const int64_t channel = i % p.groups * p.width + c;
-    m[c] = static_cast<float>(average);
-    p.scale[i * p.width + c] = inverse * (p.weight ? p.weight[channel] : 1.0f);
-    p.shift[i * p.width + c] = p.bias ? p.bias[channel] : 0.0f;
-  }
+  for (int64_t c = 0; c < p.width; ++c) finish_channel(p, i, c, average, inverse);
 }
 
 // Group norm's backward, after the sums over pixels.
@@ -115,22 +119,27 @@ struct GroupGradient {
   float* grad_bias;
 };
 
+// Coefficients of channel c of group i, from the group's 1 / std and means of g w and of g w xhat.
+FASTNN_INLINE void channel_gradient(const GroupGradient& p, int64_t i, int64_t c, double inverse,
+                                    double first, double second) {
+  const int64_t at = i * p.width + c;
+  const double scale = p.weight ? p.weight[i % p.groups * p.width + c] : 1.0;
+  p.a[at] = static_cast<float>(scale * inverse);
+  p.b[at] = static_cast<float>(-second * inverse * inverse);
+  p.d[at] = static_cast<float>(-first * inverse);
+}
+
 // Coefficients of group i in [0, images * groups).
 FASTNN_INLINE void group_gradient(const GroupGradient& p, int64_t i) {
   const double inverse = p.invstd[i];
   const double count = p.pixels * static_cast<double>(p.width);
-  double first = 0, second = 0;  // means of g w and of g w xhat over the group
+  double first = 0, second = 0;
   for (int64_t c = 0; c < p.width; ++c) {
     const double scale = p.weight ? p.weight[i % p.groups * p.width + c] : 1.0;
     first += p.sum_g[i * p.width + c] * scale / count;
     second += p.sum_gx[i * p.width + c] * inverse * scale / count;
   }
-  for (int64_t c = 0; c < p.width; ++c) {
-    const double scale = p.weight ? p.weight[i % p.groups * p.width + c] : 1.0;
-    p.a[i * p.width + c] = static_cast<float>(scale * inverse);
-    p.b[i * p.width + c] = static_cast<float>(-second * inverse * inverse);
-    p.d[i * p.width + c] = static_cast<float>(-first * inverse);
-  }
+  for (int64_t c = 0; c < p.width; ++c) channel_gradient(p, i, c, inverse, first, second);
 }
 
 // Gradients of the parameters of one channel: sums over images.

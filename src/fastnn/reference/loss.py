@@ -188,10 +188,12 @@ _CLASS = (
     "n1c1_f32", "n4c10_f32", "n7c3_sum_f32", "n5c17_none_f32", "n4c1000_f32", "n6c10_wt_f32",
     "n6c10_wt_ig3_f32", "n9c5_ig-100_f32", "n3c4h2w5_f32", "n2c19h3w3_none_f32", "n2c6l5_none_f32",
     "n4c10_int_f32", "n5c8_bf16", "n3c2h5w7_f32", "n2c3h5w7_bf16", "n2c9h3w3_wt_bf16",
+    "n4099c5_wt_ig2_none_f32", "n6c33_bf16",
 )  # fmt: skip
 _SMOOTH = (
     "n4c10_ls0.1_f32", "n6c10_wt_ls0.3_ig2_f32", "n4c7_soft_f32", "n4c7_soft_wt_ls0.2_f32",
     "n2c5h3w2_soft_none_f32", "n2c5l3_soft_sum_f32", "n5c8_ls0.1_bf16", "n3c4h2w5_ls1.0_f32",
+    "n3c40_wt_ls0.1_f32", "n5c70_soft_none_bf16",
 )  # fmt: skip
 _PAIR = ("s1_f32", "s7_f32", "s100_sum_f32", "s33_none_f32", "n2c3h4w5_f32", "s70000_f32",
          "s40_bf16", "n2c17h3w3_none_bf16")  # fmt: skip

@@ -303,14 +303,15 @@ OPS: dict[str, Op] = {
         group_norm, group_norm_backward, _group_problem,
         ("n2c6h5w5_g3_f32", "n3c32h4w4_g8_f32", "n2c5h3w3_g1_f32", "n2c5h3w3_g5_f32",
          "n4c12_g4_f32", "n0c4h3w3_g2_f32", "n2c6l7_g2_f32", "n1c64h9w9_g32_plain_f32",
-         "n2c8h5w5_g2_far50_f32", "n2c24h5w5_g6_bf16"),
+         "n2c8h5w5_g2_far50_f32", "n2c24h5w5_g6_bf16", "n3c40h3w4_g5_plain_bf16",
+         "n3c64h3w3_g2_f32", "n2c192h4w3_g2_far50_f32", "n2c2100h2w2_g1_f32"),
         tuple(f"{line[:line.rindex('_')]}_g32{line[line.rindex('_'):]}" for line in _BENCH),
     ),
     "layer_norm": Op(
         layer_norm, layer_norm_backward, _layer_problem,
         ("n4c7_d1_f32", "n3c5l17_d1_f32", "n3c5l17_d2_f32", "n2c6h4w5_d3_f32", "n2c6h4w5_d1_f32",
          "n1c1_d1_f32", "n9c1000_d1_f32", "n5c33_d1_plain_f32", "n4c64_d1_far50_f32",
-         "n0c8_d1_f32", "n6c48_d1_bf16", "n2c4h3w3_d3_bf16"),
+         "n0c8_d1_f32", "n6c48_d1_bf16", "n2c4h3w3_d3_bf16", "n4103c6_d1_f32", "n9c32_d1_bf16"),
         ("n3136c768_d1_f32", "n3136c768_d1_bf16"),
     ),
     "local_response_norm": Op(

@@ -278,6 +278,7 @@ _SUMS = (
     "s0x3_d1_f32",
     "s20x1x400x1_d2_f32",
     "s9x1030_d1_keep_f32",
+    "s4099x5_d1_f32",
 )
 _INTEGERS = ("s3x37_int", "s3x37_d1_int", "s5x300_d0_byte", "s2x3x5x7_d1_keep_int", "s5x70_d1_bool")
 _WIDE = "s300x1100_d0_f32"
@@ -288,7 +289,7 @@ _PICK = (
     *("s2x19x5x7_d2_f32", "s2x19x5x7_d-1_keep_f32", "s4x5x6_d1_f32", "s0x3_d1_f32", "s3x37_int"),
     *("s3x37_d1_int", "s5x300_d0_byte", "s9x40_d1_ties_bf16", "s9x40_d0_ties_bf16"),
     *("s40_ties_bf16", "s5x67_d1_bool", "s2x3x33x2_ties_bf16"),
-    *("s70x24_d0_ties_bf16", "s2x90x12_d1_f32"),
+    *("s70x24_d0_ties_bf16", "s2x90x12_d1_f32", "s4099x6_d1_ties_bf16"),
 )
 _BENCH = ("s16x256x56x56_f32", "s16x256x56x56_d0x2x3_f32", "s16x256x56x56_d2x3_bf16")
 
@@ -312,7 +313,9 @@ OPS: dict[str, Op] = {
         _prod,
         ("s_f32", "s1_f32", "s37_f32", "s3x40_d1_f32", "s33x5_d0_bf16", "s2x3x5x7_d1_keep_f32")
         + ("s2x3x3x4_d2x3_f32", "s4x12_d1_zeros_f32", "s3x2x20_d2_zeros_bf16", "s12_zeros_f32")
-        + ("s0x3_d0_f32", "s2x5_d1_int", "s6_int", "s5x70_d1_bool"),
+        + ("s0x3_d0_f32", "s2x5_d1_int", "s6_int", "s5x70_d1_bool")
+        # Columns of the gradient in pieces.
+        + ("s701_f32", "s300x3_d0_zeros_bf16", "s2x290x3_d1_f32", "s3x130_d1_zeros_f32"),
         _BENCH[:1],
     ),
     "max": _op("max", _problem, _PICK, _BENCH_PICK),

@@ -45,6 +45,9 @@ _CASES = (
     "n2c33h3w4_d2_f32", "n2c5h3w17_d3_f32", "n3c5h2w2_d0_f32", "n2c3l9_d-1_f32", "n2c19l5_d1_f32",
     "n0c4_d1_f32", "n3c2h5w7_d1_f32", "n2c3h7w5_d1_f32", "n2c4h5w7_d1_bf16",
     "n4c20_d1_big30_f32", "n3c9_d1_bf16", "n2c17h3w3_d1_bf16", "n2c4h5w3_d-2_bf16",
+    "n4101c7_d1_f32", "n5c24_d1_bf16", "n3c72_d1_bf16",
+    # Few long columns.
+    "n700c10_d0_f32", "n301c7_d0_bf16", "n2c100l5_d1_big30_f32", "n1c3h90w2_d2_f32",
 )  # fmt: skip
 _BENCH = ("n128c1000_d1_f32", "n16c21h128w128_d1_f32")
 
