@@ -428,6 +428,26 @@ def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(l
         assert run_case("conv2d", line, op, "cuda").ok
 
 
+@pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="counts of the emulated GPU")
+def test_fewer_multiprocessors_can_be_asked_for():
+    """The pieces of a weight's gradient are as many as they are: other sums, hence other bits."""
+    program = """
+import zlib
+import fastnn
+x, w = fastnn.randn(8, 16, 24, 24, device="cuda"), fastnn.randn(16, 16, 3, 3, device="cuda")
+w.requires_grad_()
+y = fastnn.nn.functional.conv2d(x, w, padding=1)
+y.backward(fastnn.randn(*y.shape, device="cuda"))
+print(zlib.crc32(w.grad.cpu().numpy().tobytes()))
+"""
+    names = ("", "4", "99", "1", "0")
+    bits = {
+        n: emulated(program, **{"FASTNN_MULTIPROCESSORS": n} if n else {}).stdout for n in names
+    }
+    assert bits[""] == bits["4"] == bits["99"] != bits["1"] == bits["0"], bits
+    assert bits["1"].strip()
+
+
 LARGE = [
     "n16c64h56w56_oc256_k3p1_bf16",
     "n16c64h56w56_oc256_k3p1_f32",
@@ -436,10 +456,11 @@ LARGE = [
 
 
 @pytest.mark.skipif(fastnn.device.cuda_is_emulated(), reason="minutes on an emulated GPU")
-@pytest.mark.parametrize("wgmma", [False, pytest.param(True, id="warpgroup")])
+@pytest.mark.parametrize("kind", ["mma", "wgmma"])
 @pytest.mark.parametrize("line", LARGE)
-def test_convolutions_that_fill_a_gpu_match_the_reference(line, wgmma):
+def test_convolutions_that_fill_a_gpu_match_the_reference(line, kind):
     """Their tiles are more than a GPU's multiprocessors; of three images, and of one tap, as NumPy says."""
+    wgmma = kind == "wgmma"
     if wgmma and not HAS_WGMMA:
         pytest.skip("needs code for sm_90a")
     op, dtype = operators()["conv2d"], parse(line)["dtype"]
@@ -477,26 +498,6 @@ def test_convolutions_that_fill_a_gpu_match_the_reference(line, wgmma):
     terms = g[:, 0].size
     error = np.abs(given["weight"].grad.cpu().float().numpy()[:, :, 0, 2] - want)
     assert (error <= bound(want, terms, dtype) + 6 * eps * np.sqrt(2 * terms)).all()
-
-
-@pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="counts of the emulated GPU")
-def test_fewer_multiprocessors_can_be_asked_for():
-    """The pieces of a weight's gradient are as many as they are: other sums, hence other bits."""
-    program = """
-import zlib
-import fastnn
-x, w = fastnn.randn(8, 16, 24, 24, device="cuda"), fastnn.randn(16, 16, 3, 3, device="cuda")
-w.requires_grad_()
-y = fastnn.nn.functional.conv2d(x, w, padding=1)
-y.backward(fastnn.randn(*y.shape, device="cuda"))
-print(zlib.crc32(w.grad.cpu().numpy().tobytes()))
-"""
-    names = ("", "4", "99", "1", "0")
-    bits = {
-        n: emulated(program, **{"FASTNN_MULTIPROCESSORS": n} if n else {}).stdout for n in names
-    }
-    assert bits[""] == bits["4"] == bits["99"] != bits["1"] == bits["0"], bits
-    assert bits["1"].strip()
 
 
 @pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="an emulated GPU's setting")
