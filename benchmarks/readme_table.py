@@ -72,6 +72,8 @@ def machines(paths: list[Path]) -> Iterator[dict[str, Any]]:
         result = json.loads(path.read_text())
         if not result.get("complete", True):
             raise SystemExit(f"{path}: its run was stopped before the end")
+        if any("error" in row for row in result["rows"]):
+            raise SystemExit(f"{path}: has rows that failed")
         key = tuple(
             result["about"][what] for what in ("processor", "cores", "instruction set in use")
         )

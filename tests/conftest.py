@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 import fastnn
+from fastnn.verify import FAMILIES
 
 
 def _cuda_device() -> str | None:
@@ -20,6 +21,11 @@ def _cuda_device() -> str | None:
 
 
 CUDA = _cuda_device()
+
+
+def pytest_configure(config):
+    for family in FAMILIES:
+        config.addinivalue_line("markers", f"{family}: cases of this family of operators")
 
 
 def pytest_collection_modifyitems(items):

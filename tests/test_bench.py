@@ -19,6 +19,8 @@ import pytest
 import fastnn
 from fastnn import bench, cli, verify
 from fastnn.bench import layers, networks, networks_gpu, run
+from fastnn.bench.about import gpu_facts
+from fastnn.bench.draw import Repeated
 from fastnn.bench.peaks import Peaks, precision
 from fastnn.bench.peers import peers
 from fastnn.bench.row import Row, format_row, measured
@@ -177,6 +179,81 @@ def test_a_run_that_is_stopped_leaves_what_it_measured(seconds, end, tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
 
 
+def test_a_row_that_fails_is_kept_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    path, made = tmp_path / "bench.json", layers._ours
+
+    def ours(x, w, g, layer):
+        calls = made(x, w, g, layer)
+        if layer.groups > 1:
+            raise MemoryError("no more")
+        calls[0] = lambda: fastnn.zeros(2).reshape(3)
+        calls[2] = lambda: (_ for _ in ()).throw(RuntimeError("two\nlines"))
+        return calls
+
+    monkeypatch.setattr(layers, "_ours", ours)
+    monkeypatch.setattr(bench, "measure_peaks", lambda *_: PEAKS)
+    arguments = ["bench", "conv", "--quick", "--dtype", "float32", "--json", str(path)]
+    code = cli.main([*arguments, "--peer", "none", "--filter", "k3"])
+    assert code == 2  # a ValueError is a mistake of ours
+
+    def without_the_first(x, w, g, layer):
+        return [made(x, w, g, layer)[0], *ours(x, w, g, layer)[1:]]
+
+    monkeypatch.setattr(layers, "_ours", without_the_first)
+    assert cli.main([*arguments, "--peer", "none", "--filter", "k3"]) == 1
+    text = capsys.readouterr().out
+    result = json.loads(path.read_text())
+    assert result["complete"] is True
+    errors = {(r["case"], r["part"]): r["error"] for r in result["rows"] if "error" in r}
+    assert {part for _, part in errors} == {"setup", "backward-weight"}
+    assert set(errors.values()) == {"MemoryError: no more", "RuntimeError: two"}
+    assert f"{len(errors)} rows FAILED" in text and "FAILED: MemoryError: no more" in text
+    assert {r["part"] for r in result["rows"] if "error" not in r} >= {"forward"}
+
+
+def test_a_peer_that_fails_is_left_out(capsys):
+    def fails():
+        raise RuntimeError("not here")
+
+    about = ("activation", "relu", "n8", "forward", "float32")
+    one = measured(about, lambda: None, {"a": fails, "b": lambda: None}, PEAKS, 0.01)
+    assert one.peers.keys() == one.peer_spreads.keys() == {"b"}
+    assert "a (relu n8 forward float32) is left out: RuntimeError: not" in capsys.readouterr().err
+    assert measured(about, fails, {}, PEAKS, 0.01) == bench.Failure(
+        *about, "RuntimeError: not here"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_are_compared_with_the_peer(dtype, monkeypatch):
+    pytest.importorskip("torch")
+    layer, options = layers.Layer(16, 12, 24, 3, 2), run.Options(quick=True)
+    arguments = (layer, 2, "n2", dtype, PEAKS, 0.01, options)
+    rows = list(layers._layer(*arguments))
+    assert len(rows) == 3 and max(r.extra["difference"] for r in rows) < 0.5
+    made = layers._ours
+
+    def wrong(x, w, g, layer):
+        calls = made(x, w, g, layer)
+        flipped = fastnn.tensor(np.asarray(w.float())[:, :, ::-1].copy(), dtype=w.dtype)
+        return [lambda: layers._conv2d(x, flipped, layer), *calls[1:]]
+
+    monkeypatch.setattr(layers, "_ours", wrong)
+    row, failure, *rest = layers._layer(*arguments)
+    assert row.extra["difference"] > 10 and len(rest) == 2
+    assert failure.part == "forward" and "differs from torch contiguous by" in failure.error
+
+
+def test_random_data_repeat_after_some_millions():
+    drawn = Repeated(3).standard_normal((3, 2**21), np.float32)
+    assert drawn.dtype == np.float32 and drawn.shape == (3, 2**21)
+    flat, most = drawn.ravel(), 2**22 - 3
+    assert np.array_equal(flat[most:], flat[: flat.size - most])
+    assert abs(drawn.mean()) < 0.01 and abs(drawn.std() - 1) < 0.01
+    few = np.random.default_rng(3).standard_normal((4, 5))
+    assert np.array_equal(Repeated(3).standard_normal((4, 5)), few)
+
+
 def test_the_readme_takes_no_incomplete_results(tmp_path):
     root = Path(__file__).parent.parent
     if not (root / "benchmarks/readme_table.py").exists():
@@ -185,13 +262,15 @@ def test_the_readme_takes_no_incomplete_results(tmp_path):
     about = {"processor": "p", "cores": 2, "instruction set in use": "avx2", "date": "today"}
     result = {"about": about, "peaks": asdict(PEAKS), "rows": [asdict(row(2.0))]}
     said = []
-    for complete in ({}, {"complete": True}, {"complete": False}):
-        path.write_text(json.dumps(complete | result))
+    failed = {"rows": [{"error": "why"}]}
+    for complete in ({}, {"complete": True}, {"complete": False}, {"complete": True, **failed}):
+        path.write_text(json.dumps(result | complete))
         command = [sys.executable, "benchmarks/readme_table.py", "--check", str(path)]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         assert done.returncode == 1
         said.append(done.stderr)
     assert said[:2] == ["", ""] and "its run was stopped before the end" in said[2]
+    assert "has rows that failed" in said[3]
 
 
 def test_the_fastest_configuration_of_a_peer_counts():
@@ -240,13 +319,27 @@ def test_a_gpu_is_measured_too(tmp_path, capsys):
     code = main(["bench", *suites, "--quick", "--peer", "none", "--device", "cuda", "--json",
                  str(path), "--dtype", "float32,tf32"])  # fmt: skip
     assert code == 0
-    rows = json.loads(path.read_text())["rows"]
+    result = json.loads(path.read_text())
+    rows, about = result["rows"], result["about"]
+    assert about["wgmma"].startswith("not used") and about["tensor cores"] and about["device"]
     assert {row["part"] for row in rows} >= {"forward", "latency", "graphed latency"}
     assert {row["dtype"] for row in rows if row["name"] == "relu"} == {"float32"}
     assert {row["dtype"] for row in rows if row["suite"] == "infer"} == {"float32", "tf32"}
     assert all(row["seconds"] > 0 for row in rows)
     with pytest.raises(ValueError, match="expected dtypes float32 or bfloat16, got 'tf32'"):
         run.Options(dtypes=("tf32",))
+
+
+@pytest.mark.gpu
+def test_what_nvidia_smi_says_is_kept(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 2619 MHz, 1980 MHz, 115.9 W, 700.0 W, 30'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    facts = gpu_facts("cuda")
+    assert facts["driver_version"] == "580.1" and facts["power.limit"] == "700.0 W"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "driver_version" not in gpu_facts("cuda")
 
 
 @pytest.mark.gpu
@@ -292,7 +385,7 @@ def test_pytorchs_adam_can_be_recorded(device, expected, monkeypatch):
     inputs = {
         k: [fastnn.tensor(np.float32(v)) for v in problem.inputs[k]] for k in ("params", "grads")
     }
-    assert peers("adam_step", problem, "float32", inputs, device).keys() == {"torch fused"}
+    assert peers("adam_step", problem, inputs, device).keys() == {"torch fused"}
     assert seen["fused"] and seen.get("capturable") == expected
 
 

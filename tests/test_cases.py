@@ -10,9 +10,14 @@ from harness import check
 
 import fastnn
 from fastnn.reference.case import build, parse
-from fastnn.verify import FAMILIES, all_cases, as_tuple, operators
+from fastnn.verify import FAMILIES, as_tuple, families, operators
 
-CASES = [pytest.param(name, line, id=f"{name}-{line}") for name, _, line in all_cases()]
+CASES = [
+    pytest.param(name, line, id=f"{name}-{line}", marks=getattr(pytest.mark, family))
+    for family, ops in families().items()
+    for name, op in ops.items()
+    for line in op.cases
+]
 ERRORS = [
     pytest.param(bad, id=f"{family}-{bad.name}")
     for family in FAMILIES

@@ -15,7 +15,7 @@ import fastnn
 import fastnn.nn.functional as F
 from fastnn import nn, optim, verify
 from fastnn.device import cuda_module
-from fastnn.reference.case import EPS, build, parse
+from fastnn.reference.case import EPS, bound, build, parse
 from fastnn.verify import all_cases, operators, run_case
 
 pytestmark = pytest.mark.gpu
@@ -426,6 +426,78 @@ def test_what_the_tensor_memory_accelerator_cannot_walk_takes_the_other_kernel(l
             F.conv2d(x, w, **problem.kwargs)
         assert cuda_module().wgmma_products() == before
         assert run_case("conv2d", line, op, "cuda").ok
+
+
+@pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="counts of the emulated GPU")
+def test_fewer_multiprocessors_can_be_asked_for():
+    """The pieces of a weight's gradient are as many as they are: other sums, hence other bits."""
+    program = """
+import zlib
+import fastnn
+x, w = fastnn.randn(8, 16, 24, 24, device="cuda"), fastnn.randn(16, 16, 3, 3, device="cuda")
+w.requires_grad_()
+y = fastnn.nn.functional.conv2d(x, w, padding=1)
+y.backward(fastnn.randn(*y.shape, device="cuda"))
+print(zlib.crc32(w.grad.cpu().numpy().tobytes()))
+"""
+    names = ("", "4", "99", "1", "0")
+    bits = {
+        n: emulated(program, **{"FASTNN_MULTIPROCESSORS": n} if n else {}).stdout for n in names
+    }
+    assert bits[""] == bits["4"] == bits["99"] != bits["1"] == bits["0"], bits
+    assert bits["1"].strip()
+
+
+LARGE = [
+    "n16c64h56w56_oc256_k3p1_bf16",
+    "n16c64h56w56_oc256_k3p1_f32",
+    "n16c256h28w28_oc256_k3s2p1_bf16",
+]
+
+
+@pytest.mark.skipif(fastnn.device.cuda_is_emulated(), reason="minutes on an emulated GPU")
+@pytest.mark.parametrize("kind", ["mma", "wgmma"])
+@pytest.mark.parametrize("line", LARGE)
+def test_convolutions_that_fill_a_gpu_match_the_reference(line, kind):
+    """Their tiles are more than a GPU's multiprocessors; of three images, and of one tap, as NumPy says."""
+    wgmma = kind == "wgmma"
+    if wgmma and not HAS_WGMMA:
+        pytest.skip("needs code for sm_90a")
+    op, dtype = operators()["conv2d"], parse(line)["dtype"]
+    problem = build(op, line)
+    rounded = {k: verify._rounded(v, dtype) for k, v in problem.inputs.items() if v is not None}
+    given = {
+        k: fastnn.tensor(np.float32(v), dtype=dtype, device="cuda") for k, v in rounded.items()
+    }
+    for t in given.values():
+        t.requires_grad_()
+    with fastnn.backends.cuda.wgmma(wgmma), fastnn.backends.cuda.tf32(wgmma):
+        before = cuda_module().wgmma_products()
+        y = F.conv2d(**given, **problem.kwargs)
+        grad_output = fastnn.randn(*y.shape, device="cuda").to(dtype)
+        y.backward(grad_output)
+        fastnn.cuda.synchronize()
+        assert (cuda_module().wgmma_products() > before) == wgmma
+    few = [0, 7, 15]
+    images = {**rounded, "input": rounded["input"][few]}
+    g = grad_output.cpu().float().numpy().astype(float)
+    expected = op.backward(g[few], **images, **problem.kwargs)
+    eps = 2.0**-10 if wgmma and dtype == "float32" else 0  # of each operand that TF32 rounds
+    for got, want, terms in (
+        (y, op.forward(**images, **problem.kwargs), problem.k),
+        (given["input"].grad, expected["input"], g.shape[1] * 9),
+    ):
+        error = np.abs(got.detach().cpu().float().numpy()[few] - want)
+        allowed = bound(want, terms, dtype) + 6 * eps * np.sqrt(2 * terms)
+        assert (error <= allowed).all(), (error / allowed).max()
+    # One tap of the weight's gradient, which all pixels make.
+    h, w = rounded["input"].shape[2:]
+    step, padded = h // g.shape[2], np.pad(rounded["input"], ((0, 0), (0, 0), (1, 1), (1, 1)))
+    tap = padded[:, :, :h:step, 2 : 2 + w : step]
+    want = np.tensordot(g, tap, ((0, 2, 3), (0, 2, 3)))
+    terms = g[:, 0].size
+    error = np.abs(given["weight"].grad.cpu().float().numpy()[:, :, 0, 2] - want)
+    assert (error <= bound(want, terms, dtype) + 6 * eps * np.sqrt(2 * terms)).all()
 
 
 @pytest.mark.skipif(not fastnn.device.cuda_is_emulated(), reason="an emulated GPU's setting")

@@ -548,9 +548,11 @@ def test_recordings_stay_on_one_stream():
 def test_streams_are_of_a_gpu_and_handles_of_streams():
     for number in (-1, 3, 4096 + 4, 12345, 2**64):
         with pytest.raises(
-            ValueError, match=f"Stream: handle expects 1, 2 or the address .*, got {number}"
+            ValueError, match=f"Stream: handle expects 0, 1 or the address .*, got {number}"
         ):
             fastnn.cuda.Stream(handle=number)
+    with pytest.raises(ValueError, match="handle 2, cudaStreamPerThread, is another stream in ev"):
+        fastnn.cuda.Stream(handle=2)
     for number in ("1", 1.0, True):
         with pytest.raises(TypeError, match="Stream: handle expects an int, got"):
             fastnn.cuda.Stream(handle=number)

@@ -290,9 +290,8 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    code, printed = output_of(program, Path(os.environ.get("OUT", tmp_path)) / "primitives.txt")
+    found = {line.split()[0]: line.split()[1:] for line in printed.splitlines()}
     expected = primitives_by_numpy()
     for name, values in expected.items():
         if name.startswith(("mma_", "wgmma_")):
@@ -304,10 +303,44 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
         expected = {
             k: v for k, v in expected.items() if not k.startswith(("ldmatrix", "mma_", "to_"))
         }
+    wrong = [text for name in expected if (text := mismatch(name, found.get(name), expected[name]))]
+    assert not wrong, "\n".join(wrong)
     assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        values = np.ravel(values).astype(np.float32)
-        assert np.array_equal(np.array(found[name], np.float32), values), name
+    assert code == 0
+
+
+def output_of(program, kept):
+    """The exit code (none where it hung), and the lines that were printed whole, which a file keeps."""
+    with kept.open("w") as file:
+        try:
+            code = subprocess.run([program], stdout=file, timeout=60).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    return code, kept.read_text().rpartition("\n")[0]
+
+
+def mismatch(name, found, expected):
+    """Where a primitive's values are not the expected ones, the first of them; or nothing."""
+    if found is None:
+        return f"{name}: was not printed"
+    got, want = np.array(found, np.float32), np.ravel(expected).astype(np.float32)
+    if got.shape != want.shape:
+        return f"{name}: {got.size} values, expected {want.size}"
+    at = np.flatnonzero(got != want)
+    first = ", ".join(f"[{i}] {got[i]:g}, expected {want[i]:g}" for i in at[:8])
+    return f"{name}: {at.size} of {want.size} differ: {first}" if at.size else ""
+
+
+def test_all_mismatches_of_primitives_are_told(tmp_path):
+    assert mismatch("a", ["1", "2"], [[1], [2]]) == ""
+    assert mismatch("a", ["1", "nan"], [1, 2]) == "a: 1 of 2 differ: [1] nan, expected 2"
+    assert mismatch("a", ["1"] * 20, np.zeros(20)).count("expected 0") == 8
+    assert mismatch("a", ["1"], [1, 2]) == "a: 1 values, expected 2"
+    assert mismatch("a", None, [1]) == "a: was not printed"
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho a 1 2\nprintf 'b 1 '\nexit 3\n")
+    program.chmod(0o755)
+    assert output_of(program, tmp_path / "kept") == (3, "a 1 2")
 
 
 #: The body that a wrong instruction would have: what to replace in device/ptx.h, which of its
@@ -339,6 +372,19 @@ WRONG_BASICS = {
 }  # fmt: skip
 
 
+def altered(folder, old, which, new):
+    """The compiler's option for a device/ptx.h that is wrong in one place, or as it is."""
+    header = folder / "altered/cuda/device/ptx.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    text = (ROOT / "csrc/cuda/device/ptx.h").read_text()
+    if old is not None:
+        parts = text.split(old)
+        assert len(parts) > which + 1, f"device/ptx.h has no longer {old!r}"
+        text = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
+    header.write_text(text)
+    return f"-I{folder}/altered"
+
+
 @pytest.fixture(scope="module")
 def self_check(tmp_path_factory):
     """What a device finds in itself: exit code and text, its ptx.h altered as WRONG says."""
@@ -359,17 +405,9 @@ def self_check(tmp_path_factory):
     objects = [compile_one(source) for source in rest]
 
     def run(old=None, which=0, new=None, **environment):
-        header = folder / "altered/cuda/device/ptx.h"
-        header.parent.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / "csrc/cuda/device/ptx.h").read_text()
-        if old is not None:
-            parts = text.split(old)
-            assert len(parts) > which + 1, f"device/ptx.h has no longer {old!r}"
-            text = old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :])
-        header.write_text(text)
         program = folder / "program"
         command = [os.environ.get("CXX", "g++"), "-o", str(program), *objects,
-                   compile_one(own, f"-I{folder}/altered")]  # fmt: skip
+                   compile_one(own, altered(folder, old, which, new))]  # fmt: skip
         subprocess.run(command, check=True, timeout=300)
         done = subprocess.run(
             [program], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
@@ -396,6 +434,17 @@ def test_a_device_without_what_every_kernel_needs_is_refused(self_check, name):
     old, which, new, found = WRONG_BASICS[name]
     code, said = self_check(old, which, new)
     assert code == 1 and f"what they are expected to: {found};" in said, said
+
+
+def test_the_primitives_of_a_refused_device_are_told_all_the_same(tmp_path, capfd):
+    option = altered(tmp_path, *WRONG_BASICS["swapped"][:3])
+    program = compiled(tmp_path / "primitives", "primitives.cu", [option])
+    code, printed = output_of(program, tmp_path / "kept")
+    found = {line.split()[0]: line.split()[1:] for line in printed.splitlines()}
+    expected = primitives_by_numpy()
+    wrong = [name for name in found if mismatch(name, found[name], expected[name])]
+    assert code == 1 and wrong == ["round_two"] and {"mma_bf16", "copy_async"} < found.keys()
+    assert "what they are expected to: round_two;" in capfd.readouterr().err
 
 
 def test_the_gpu_check_does_not_pass_where_there_is_no_gpu():

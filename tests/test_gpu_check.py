@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
+
+from fastnn.verify import FAMILIES
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu_check.sh"
 pytestmark = pytest.mark.skipif(
@@ -26,6 +29,7 @@ case "$*" in
     echo "by $CMAKE_BUILD_PARALLEL_LEVEL" >>"$CALLS"
     mkdir -p "$SITE" && cp -r src/fastnn "$SITE" && echo binary >"$SITE/fastnn/_cuda.so" ;;
   *verify*) echo "$SAID" ;;
+  *" --json "*) echo "{}" >"${!#}" ;;
 esac
 while IFS='|' read -r part code; do
   if [[ -n "$part" && "$*" == *"$part"* ]]; then [ "$code" = hang ] && sleep 60; exit "$code"; fi
@@ -36,14 +40,23 @@ MARK = "gpu"  # so that this file does not look like one with such tests
 CLEAN = "========= ERROR SUMMARY: 0 errors"
 
 
+def families():
+    """In the script's order, which are all that there are."""
+    found = re.search(r"^families=\((.*)\)$", SCRIPT.read_text(), re.MULTILINE)[1].split()
+    assert sorted(found) == sorted(FAMILIES)
+    return found
+
+
 @pytest.fixture
 def check(tmp_path):
     """Runs stages; returns the exit code, each stage's result, all output and the calls."""
     tree, tools = tmp_path / "tree", tmp_path / "bin"
     for path, text in {
         "csrc/kernel.cu": "", "cmake/cuda.cmake": "", "CMakeLists.txt": "", "pyproject.toml": "",
-        "src/fastnn/__init__.py": "", "tests/test_a.py": f"@pytest.mark.{MARK}", "tests/test_b.py": "",
-        "tests/test_c.py": f"pytestmark = pytest.mark.{MARK}",
+        "src/fastnn/__init__.py": "", "tests/test_cuda_a.py": f"@pytest.mark.{MARK}",
+        "tests/test_b.py": "check_everywhere", "tests/test_c.py": f"pytestmark = pytest.mark.{MARK}",
+        "tests/test_d.py": f"@pytest.mark.{MARK}", "tests/test_cases.py": f"@pytest.mark.{MARK}",
+        "tests/test_cuda_interop.py": f"@pytest.mark.{MARK}",
     }.items():  # fmt: skip
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(text)
@@ -66,7 +79,7 @@ def check(tmp_path):
             ["bash", str(tree / "benchmarks/gpu_check.sh"), *stages], capture_output=True, text=True,
             timeout=100, env={**os.environ, **settings, **environment},
         )  # fmt: skip
-        table = done.stdout.partition("stage                result")[2].splitlines()[1:]
+        table = done.stdout.partition(f"{'stage':<26} result")[2].splitlines()[1:]
         results = dict(re.fullmatch(r"(\S+) +(.*?) +\d+", line).groups() for line in table)
         output = done.stdout + done.stderr
         return done.returncode, results, output, calls.read_text() if calls.exists() else ""
@@ -77,19 +90,64 @@ def check(tmp_path):
 
 def test_every_stage_runs_and_passes(check):
     code, results, output, calls = check()
-    assert code == 0 and len(results) == 13 and set(results.values()) == {"passed"}, output
-    ours = "python3 -m pytest -v -m gpu -W default --maxfail=20 -o faulthandler_timeout=60 -k"
-    new = "warpgroup or wgmma or tensor_memory"
-    assert [line.strip() for line in calls.splitlines() if "pytest -v" in line] == [
-        f"{ours} not ({new}) tests/test_a.py", f"{ours} not ({new}) tests/test_c.py",
-        f"{ours} {new} tests/test_a.py tests/test_c.py",
+    assert code == 0 and len(results) == 16 and set(results.values()) == {"passed"}, output
+    ours = "python3 -m pytest -v -W default --maxfail=20 -o faulthandler_timeout=30"
+    new, cases = "warpgroup or wgmma or tensor_memory", "tests/test_cases.py"
+    interop, runtime = "tests/test_cuda_interop.py", "tests/test_cuda_a.py"
+    rest = "tests/test_c.py tests/test_d.py"
+    every = f"tests/test_c.py {cases} {runtime} {interop} tests/test_d.py"
+    ran = [line.strip() for line in calls.splitlines() if "pytest -v" in line]
+    assert ran == [
+        *(f"{ours} -m gpu and {family} {cases}" for family in families()),
+        f"{ours} -m gpu -k not ({new}) {runtime}",
+        f"{ours} -m gpu -k not cupy {interop}", f"{ours} -m gpu -k cupy {interop}",
+        f"{ours} -m gpu -k not ({new}) {rest}", f"{ours} -m gpu -k {new} {every}",
+        f"{ours} -m gpu {cases}", f"{ours} -m gpu -k not ({new}) {rest}",
+        f"{ours} -m gpu -k {new} {every}", f"{ours} -m hypothesis tests/test_b.py",
     ]  # fmt: skip
     assert "fastnn bench conv --batch 64 --filter n64 --dtype tf32 --device cuda" in calls
-    assert "/h200-networks-bfloat16.json" in calls
+    networks = re.findall(r"fastnn bench train infer (.*?) --device.*/(.*)\.json", calls)
+    assert networks == [
+        ("--dtype bfloat16", "h200-networks-bfloat16"), ("--dtype tf32", "h200-networks-tf32"),
+        ("--compile --dtype bfloat16", "h200-networks-compiled-bfloat16"),
+        ("--compile --dtype tf32", "h200-networks-compiled-tf32"),
+    ]  # fmt: skip
     assert output.count("racecheck sum: clean") == 1
+    assert calls.count("--report-api-errors no") == calls.count("--tool memcheck") == 10
     assert (check.out / "gpu-check.log").read_text().strip() == output.strip()
-    watched = re.findall("== (.*): exit", (check.out / "gpu-sanitizer.log").read_text())
+    assert {path.name for path in check.out.iterdir()} == {"gpu-check.log", "results.tgz"}
+    with tarfile.open(check.out / "results.tgz") as packed:
+        names = [name.removeprefix("./") for name in packed.getnames()]
+        log = packed.extractfile("./gpu-sanitizer.log").read().decode()
+    assert len(names) == 12 and "h200-layers-tf32.json" in names
+    watched = re.findall("== (.*): exit", log)
     assert watched[-2:] == ["memcheck conv2d by warpgroups", "racecheck conv2d by warpgroups"]
+
+
+def test_a_few_results_are_not_packed(check):
+    assert check("layers-tf32", "wgmma-tf32")[0] == 0
+    assert {path.name for path in check.out.iterdir()} == {
+        "gpu-check.log", "h200-layers-tf32.json", "h200-wgmma-tf32.json",
+    }  # fmt: skip
+
+
+def test_results_of_kernels_that_would_not_be_used_are_not_taken(check):
+    stages = ["layers-float32", "layers-tf32", "wgmma-bfloat16"]
+    code, results, _, _ = check(*stages, codes=["no warpgroup products: not code for 9.0a|1"])
+    assert code == 1 and results == {
+        "layers-float32": "passed", "layers-tf32": "FAILED: exit code 1",
+        "wgmma-bfloat16": "FAILED: exit code 1",
+    }  # fmt: skip
+    code, results, output, calls = check("tests", codes=["no warpgroup products: not|1"])
+    assert code == 1 and "failed: warpgroup products: they would not be used" in output
+    assert check("wgmma-bfloat16", codes=['9.0a" wgmma|1'])[0] == 1
+    assert check("layers-bfloat16", codes=['9.0a" wgmma|1'])[0] == 0
+
+
+def test_no_exchange_passes_by_skipping(check):
+    _, _, output, calls = check("tests", codes=["find_spec('cupy')|1"])
+    assert "cupy is not here: no exchange with it" in output
+    assert "-k not cupy tests/test_cuda_interop.py" in calls and "-k cupy" not in calls
 
 
 def test_a_failing_stage_does_not_stop_the_next(check):
@@ -104,8 +162,8 @@ def test_a_failing_stage_does_not_stop_the_next(check):
 
 def test_where_there_is_no_gpu_nothing_passes(check):
     code, results, _, calls = check("primitives", "tests", codes=['device="cuda"|1'])
-    assert code == 1 and set(results.values()) == {"FAILED: exit code 1"}
-    assert "pytest" not in calls
+    assert code == 1 and results == {"primitives": "passed", "tests": "FAILED: exit code 1"}
+    assert "numpy_says" in calls and "pytest -v" not in calls  # primitives may say why
 
 
 def test_a_source_is_built_once_and_without_network(check):
@@ -150,7 +208,12 @@ def test_findings_of_the_sanitizer_are_summed_up(check):
     code, results, output, _ = check("sanitizer", codes=["softmax|9", "racecheck|1"])
     assert code == 1 and results == {"sanitizer": "FAILED: exit code 1"}
     assert "failed: memcheck softmax\n" in output and "memcheck sum: clean" in output
-    assert output.count("\nfailed: ") == 11
+    assert output.count("\nfailed: ") == 10
+    assert "to be looked at, not a failure: racecheck conv2d by warpgroups" in output
+    first = "========= Invalid __global__ read of size 4 bytes"
+    found = "\n".join(["========= COMPUTE-SANITIZER", first, *["in a loop"] * 40, "the end"])
+    _, _, output, _ = check("sanitizer", codes=["softmax|9"], said=found)
+    assert first in output and "the end" in output
 
 
 @pytest.mark.parametrize(
@@ -176,14 +239,15 @@ def test_no_sanitizer_is_not_run(check):
 
 def test_a_file_of_tests_that_fails_or_hangs_is_not_the_end_of_the_others(check):
     script = check.tree / "benchmarks/gpu_check.sh"
-    script.write_text(script.read_text().replace('part "$file" 240', 'part "$file" 1'))
-    codes = ["tensor_memory) tests/test_a.py|hang", "tensor_memory tests/test_a.py|1"]
+    script.write_text(script.read_text().replace('part "$file" 90', 'part "$file" 1'))
+    codes = ["tensor_memory) tests/test_cuda_a.py|hang", "tensor_memory tests/|1", "and pool|7"]
     code, results, output, calls = check("tests", codes=codes)
     assert code == 1 and results == {"tests": "FAILED: exit code 1"}
-    assert (
-        "failed: tests/test_a.py: exit code 124\nfailed: warpgroup products: exit code 1" in output
-    )
-    assert "tensor_memory) tests/test_c.py" in calls
+    assert re.findall("(?m)^failed: (.*)$", output) == [
+        "cases of pool: exit code 7", "tests/test_cuda_a.py: exit code 124",
+        "warpgroup products: exit code 1", "warpgroup products for 4 multiprocessors: exit code 1",
+    ]  # fmt: skip
+    assert "tensor_memory) tests/test_c.py" in calls and "gpu and activation" in calls
 
 
 def test_tests_without_time_are_not_run(check):
@@ -221,7 +285,9 @@ def test_stages_bench_what_there_is():
     from fastnn.bench import Options, chosen
 
     text = SCRIPT.read_text()
-    for dtype in re.findall(r"(?:layers|wgmma|operators|networks)-(\w+)", text):
+    for dtype in re.findall(r"(?:layers|wgmma|operators|networks|compiled)-(\w+)", text):
+        if dtype == "compiled":
+            continue
         assert dtype == "DTYPE" or Options(dtypes=(dtype,), device="cuda")
     for suites in re.findall(r"\bbench ([a-z ]+?)(?: --.*)? ;;", text):
         assert chosen(suites.split())

@@ -66,6 +66,12 @@ __global__ void probe_kernel(int* wgmma) {
 #endif
 }
 
+// What grids are sized for: by FASTNN_MULTIPROCESSORS fewer, so that small cases walk as large ones.
+int counted(int multiprocessors) {
+  const char* const asked = std::getenv("FASTNN_MULTIPROCESSORS");
+  return asked ? std::clamp(std::atoi(asked), 1, multiprocessors) : multiprocessors;
+}
+
 // Asks the device whether its instructions do what the kernels take them to do (self_check.h).
 // False where that could not be asked, or what every kernel needs does not; this is noted.
 bool check_instructions(DeviceState& d, int device) {
@@ -102,7 +108,7 @@ bool prepare(DeviceState& d, int device) {
               "fastnn needs; update the driver, or compute on the CPU");
     return false;
   }
-  d.multiprocessors = properties.multiProcessorCount;
+  d.multiprocessors = counted(properties.multiProcessorCount);
   d.shared_memory = properties.sharedMemPerBlockOptin;
   // What the kernels were compiled for: it may be older than the device.
   cudaFuncAttributes attributes;

@@ -1,7 +1,7 @@
 """The ``fastnn`` command: train, predict, info, verify, bench, summary.
 
-Exit codes: 0 for success, 1 when ``verify`` finds a wrong kernel, 2 for a wrong call or a missing
-input (one line on standard error), 130 after Ctrl-C.
+Exit codes: 0 for success, 1 when ``verify`` finds a wrong kernel or a row of ``bench`` fails, 2 for a
+wrong call or a missing input (one line on standard error), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import fastnn
 
 if TYPE_CHECKING:
-    from fastnn.bench import Row
+    from fastnn.bench import Failure, Row
 
 #: Seconds after which ``bench`` writes its rows again: as much is lost where it is killed.
 _BENCH_KEEPS = 5.0
@@ -404,6 +404,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     from fastnn import verify
     from fastnn.bench import (
+        Failure,
         Options,
         bench,
         chosen,
@@ -413,6 +414,7 @@ def _bench(args: argparse.Namespace) -> int:
         page,
         summaries,
     )
+    from fastnn.bench.about import gpu_facts, torch_facts
     from fastnn.io import atomic_write
     from fastnn.reference.case import build
 
@@ -437,23 +439,25 @@ def _bench(args: argparse.Namespace) -> int:
     for peer in options.missing():
         print(f"{peer} is not installed, or its ONNX exporter is not: it is not timed")
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    peaks = measure_peaks(0.3 if args.quick else 3.0, args.device)
-    where = f"{fastnn.get_num_threads()} threads"
-    if args.device != "cpu":
-        where = fastnn.cuda.get_device_name(args.device)
+    on_gpu = args.device != "cpu"
+    peaks = measure_peaks(0.3 if args.quick or on_gpu else 3.0, args.device)
+    own = gpu_facts(args.device) if on_gpu else {"device": f"{fastnn.get_num_threads()} threads"}
+    where = own["device"]
     tf32 = f"{peaks.tf32:.0f} in TF32, " if peaks.tf32 else ""
     print(
         f"measured peaks, {where}: {peaks.float32:.0f} GFLOP/s in float32, {tf32}"
         f"{peaks.bfloat16:.0f} in bfloat16, {peaks.copy_gbs:.1f} GB/s copying"
     )
     print(header())
-    facts = _facts() | {"date": datetime.date.today().isoformat(), "device": where}
-    rows: list[Row] = []
+    facts = _facts() | {"date": datetime.date.today().isoformat(), **own}
+    rows: list[Row | Failure] = []
 
     def write(complete: bool) -> None:
         for peer in options.installed():
             if peer in sys.modules:
                 facts[peer] = sys.modules[peer].__version__
+        if on_gpu:
+            facts.update(torch_facts())
         result = {"complete": complete, "about": facts, "peaks": asdict(peaks),
                   "rows": [asdict(row) for row in rows]}  # fmt: skip
         atomic_write(args.json, (json.dumps(result, indent=1) + "\n").encode())
@@ -470,14 +474,18 @@ def _bench(args: argparse.Namespace) -> int:
         if rows:
             write(complete=False)
         raise
-    print(*summaries(rows), sep="\n")
+    measured = [row for row in rows if not isinstance(row, Failure)]
+    failed = len(rows) - len(measured)
+    print(*summaries(measured), sep="\n")
     write(complete=True)
     print(f"wrote {args.json}")
     if args.html:
         args.html.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(args.html, page(facts, peaks, rows).encode())
+        atomic_write(args.html, page(facts, peaks, measured).encode())
         print(f"wrote {args.html}")
-    return 0
+    if failed:
+        print(f"{failed} rows FAILED")
+    return 1 if failed else 0
 
 
 def _summary(args: argparse.Namespace) -> int:

@@ -169,7 +169,7 @@ class Stream:
             as long as the tensors that are made on it, and the graphs that are replayed on it.
 
     Raises:
-        ValueError: not a GPU, or a number that can be no stream's.
+        ValueError: not a GPU, or a number that can be no stream's, or that of each thread's own (2).
         TypeError: a handle that is no int.
     """
 
@@ -177,8 +177,13 @@ class Stream:
         self.device = gpu_index_of(device)
         # The default stream's handle as a number of its own, for 0 is none: cudaStreamLegacy.
         handle = 1 if handle == 0 else handle
+        if handle == 2 and type(handle) is int:
+            raise ValueError(
+                "Stream: handle 2, cudaStreamPerThread, is another stream in every thread, and memory is "
+                "let go in the order of one: give a stream's address, or leave the handle out"
+            )
         if handle is not None:
-            _device.check_stream("Stream: handle", handle)
+            _device.check_stream("Stream: handle", handle, names=(0, 1))
         # They are never destroyed: freed memory may still be queued on them.
         self.cuda_stream = cuda_module().new_stream(self.device) if handle is None else handle
 

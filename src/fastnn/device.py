@@ -117,9 +117,9 @@ def gpu_index_of(device: Any) -> int:
     return index
 
 
-def check_stream(owner: str, handle: Any) -> None:
-    """Refuses what can be no ``cudaStream_t``: 1 and 2 name the driver's default streams, and all others
-    are addresses.
+def check_stream(owner: str, handle: Any, names: tuple[int, ...] = (1, 2)) -> None:
+    """Refuses what can be no ``cudaStream_t``: 1 and 2 name the driver's default streams (``names``, those
+    that are taken), and all others are addresses.
 
     Raises:
         TypeError: not an int.
@@ -127,8 +127,9 @@ def check_stream(owner: str, handle: Any) -> None:
     """
     if not isinstance(handle, int) or isinstance(handle, bool):
         raise TypeError(f"{owner} expects an int, got {handle!r}")
-    if handle not in (1, 2) and not (handle % 8 == 0 and 4096 <= handle < 2**64):
-        raise ValueError(f"{owner} expects 1, 2 or the address of a cudaStream_t, got {handle}")
+    if handle not in names and not (handle % 8 == 0 and 4096 <= handle < 2**64):
+        known = ", ".join(map(str, names))
+        raise ValueError(f"{owner} expects {known} or the address of a cudaStream_t, got {handle}")
 
 
 def check_not_recording(owner: str) -> None:

@@ -104,6 +104,7 @@ static void print(const char* name, const std::vector<float>& values) {
   std::printf("%s", name);
   for (float v : values) std::printf(" %.9g", v);
   std::printf("\n");
+  std::fflush(stdout);  // what comes next may hang, or end the process
 }
 static void print(const char* name, const Workspace& memory, int count) {
   std::vector<float> y(static_cast<size_t>(count));
@@ -111,14 +112,35 @@ static void print(const char* name, const Workspace& memory, int count) {
   print(name, y);
 }
 
+// What failed so far, to stderr.
+static bool told() {
+  bool out_of_memory = false;
+  const char* const message = take_error(&out_of_memory);
+  if (message) std::fprintf(stderr, "%s\n", message);
+  return message;
+}
+
+// On a stream of their own: a device that fails the first of them is refused (cuda/runtime.cu).
+static bool print_self_check() {
+  cudaStream_t stream;
+  cudaFuncAttributes attributes;
+  note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  note(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&sums_kernel)),
+       "this build's kernels on this GPU");
+  if (told()) return false;
+  for (const Primitive& p : run_primitives(stream, Primitives::basic)) print(p.name, p.found);
+  bool fine = !told();
+  if (attributes.ptxVersion < 80) return fine;
+  for (const Primitive& p : run_primitives(stream, Primitives::tensor_cores))
+    print(p.name, p.found);
+  return !told() && fine;
+}
+
 int main() {
+  const bool fine = print_self_check();
   const dim3 one(1);
   Workspace y(64 << 10);
-  for (const Primitive& p : run_primitives(current_stream(), Primitives::basic))
-    print(p.name, p.found);
-  if (capability() >= 80)
-    for (const Primitive& p : run_primitives(current_stream(), Primitives::tensor_cores))
-      print(p.name, p.found);
+  if (told()) return 1;
   launch(sums_kernel, one, kThreads, 0, y.as<float>());
   print("sums", y, 3 * kThreads);
   if (has_wgmma()) {
@@ -172,10 +194,5 @@ int main() {
            y.as<float>());
     print("wgmma_tf32_128", y, 64 * 128);
   }
-  bool out_of_memory = false;
-  if (const char* message = take_error(&out_of_memory)) {
-    std::fprintf(stderr, "%s\n", message);
-    return 1;
-  }
-  return 0;
+  return !told() && fine ? 0 : 1;
 }

@@ -2,8 +2,8 @@
 
 from fastnn.bench.page import page
 from fastnn.bench.peaks import Peaks, measure_peaks
-from fastnn.bench.row import Row, format_row, header, summaries
+from fastnn.bench.row import Failure, Row, format_row, header, summaries
 from fastnn.bench.run import Options, bench, chosen
 
-__all__ = ["Options", "Peaks", "Row", "bench", "chosen", "format_row", "header", "measure_peaks",
+__all__ = ["Failure", "Options", "Peaks", "Row", "bench", "chosen", "format_row", "header", "measure_peaks",
            "page", "summaries"]  # fmt: skip

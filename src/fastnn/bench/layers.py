@@ -11,9 +11,11 @@ import numpy as np
 
 import fastnn
 import fastnn._core as _core
+from fastnn.bench.draw import Repeated
 from fastnn.bench.peaks import Peaks, precision, stored
-from fastnn.bench.row import Row, measured
+from fastnn.bench.row import FAILURES, Failure, Row, attempted, left_out, measured
 from fastnn.bench.winograd import winograd_errors
+from fastnn.reference.case import bound
 
 if TYPE_CHECKING:
     from fastnn.bench.run import Options
@@ -118,7 +120,7 @@ LAYERS = {
 PASSES = ("forward", "backward-data", "backward-weight")
 
 
-def rows(peaks: Peaks, options: Options) -> Iterator[Row]:
+def rows(peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
     """Rows of the table for the options' batch sizes and dtypes; CIFAR's batches are eight times
     as large."""
     seconds = 0.02 if options.quick else 0.3
@@ -131,13 +133,16 @@ def rows(peaks: Peaks, options: Options) -> Iterator[Row]:
                 for dtype in options.dtypes:
                     case = f"{layer.case(batch)}_{'bf16' if dtype == 'bfloat16' else 'f32'}"
                     if options.wants(f"conv2d {network}", case):
-                        yield from _layer(layer, batch, case, dtype, peaks, seconds, options)
+                        yield from attempted(
+                            ("conv", "conv2d", case, "setup", dtype),
+                            _layer(layer, batch, case, dtype, peaks, seconds, options),
+                        )
 
 
 def _layer(
     layer: Layer, batch: int, case: str, dtype: str, peaks: Peaks, seconds: float, options: Options
-) -> Iterator[Row]:
-    rng = np.random.default_rng(0)
+) -> Iterator[Row | Failure]:
+    rng = Repeated()
     x = rng.standard_normal((batch, layer.channels, layer.size, layer.size), np.float32)
     shape = (layer.outputs, layer.channels // layer.groups, layer.kernel, layer.kernel)
     w = rng.standard_normal(shape, np.float32)
@@ -146,22 +151,61 @@ def _layer(
     y = _conv2d(ours[0], ours[1], layer)
     g = fastnn.tensor(rng.standard_normal(y.shape, np.float32), dtype=kind, device=device)
     calls = _ours(ours[0], ours[1], g, layer)
-    theirs = _torch(x, w, g, kind, layer, device) if "torch" in options.installed() else {}
+    theirs = _torch((*ours, g), layer, case) if "torch" in options.installed() else {}
     flops = 2 * y.numel() * shape[1] * layer.kernel**2
     moved = sum(t.numel() * t.dtype.itemsize for t in (*ours, y))
+    terms = (shape[1] * layer.kernel**2, shape[0] // layer.groups * layer.kernel**2,
+             y.numel() // layer.outputs)  # fmt: skip
     skip_data = layer.channels == 3  # nobody needs the gradient of an image
     for i, part in enumerate(PASSES):
         if skip_data and part == "backward-data":
             continue
+        about = ("conv", "conv2d", case, part, dtype)
         with precision(dtype, device):
             row = measured(
-                ("conv", "conv2d", case, part, dtype), calls[i],
-                {label: passes[i] for label, passes in theirs.items()}, peaks, seconds,
-                flops=flops, moved=moved, device=device,
+                about, calls[i], {label: passes[i] for label, passes in theirs.items()}, peaks,
+                seconds, flops=flops, moved=moved, device=device,
             )  # fmt: skip
-        if part == "forward" and dtype == "float32" and device == "cpu" and layer.fits_winograd:
-            row = replace(row, extra=_errors(layer.channels, layer.size, layer.outputs))
+            share = 0.0
+            if isinstance(row, Row) and row.peers:
+                label = next(iter(row.peers))
+                expected = theirs[label][i]()
+                if i:  # of all three gradients
+                    expected = expected[i - 1]
+                share = _difference(calls[i](), expected, terms[i], dtype)
+                row = replace(row, extra=row.extra | {"difference": share})
+        if isinstance(row, Row) and part == "forward" and dtype == "float32" and device == "cpu":
+            if layer.fits_winograd:
+                errors = _errors(layer.channels, layer.size, layer.outputs)
+                row = replace(row, extra=row.extra | errors)
         yield row
+        if not share <= 1:
+            yield Failure(*about, f"differs from {label} by {share:.3g} times what is allowed")
+
+
+def _difference(ours: Any, theirs: Any, terms: int, dtype: str) -> float:
+    """The largest difference on some pixels as a share of what is allowed.
+
+    The data are standard normal, so results are about ``sqrt(terms)`` large. Twice the bound for each
+    side, of at least that size: Winograd's algorithm errs more than a sum (docs/winograd.md), and a peer
+    may store parts of its sums. TF32 takes up to 2^-10 of an operand, and six standard deviations of the
+    sum of that are allowed to each side. A wrong product or pixel is about ``sqrt(terms)`` off.
+    """
+    import torch
+
+    tensor = ours if isinstance(ours, fastnn.Tensor) else fastnn.Tensor._wrap(ours)
+    got, expected = (_some(t).double().cpu().numpy() for t in (torch.from_dlpack(tensor), theirs))
+    size = np.sqrt(terms)
+    allowed = 4 * bound(np.maximum(np.abs(expected), size), terms, stored(dtype))
+    if dtype == "tf32":
+        allowed += 2 * 6 * 2.0**-10 * np.sqrt(2) * size
+    return float((np.abs(got - expected) / allowed).max())
+
+
+def _some(images: Any) -> Any:
+    """Two or three each of images, rows and columns; of weights, of filters, and small kernels whole."""
+    n, _, h, w = images.shape
+    return images[:: max(1, n // 2), :, :: max(1, h // 2), :: max(1, w // 2)]
 
 
 @cache
@@ -190,9 +234,9 @@ def _ours(
 
 
 def _torch(
-    x: np.ndarray, w: np.ndarray, g: fastnn.Tensor, dtype: str, layer: Layer, device: str
+    ours: tuple[fastnn.Tensor, ...], layer: Layer, case: str
 ) -> dict[str, list[Callable[[], Any]]]:
-    """The three passes in PyTorch, in both memory layouts."""
+    """The three passes in PyTorch on copies of input, weight and gradient, in both memory layouts."""
     import torch
 
     torch.set_num_threads(fastnn.get_num_threads())
@@ -201,14 +245,12 @@ def _torch(
         ("torch contiguous", torch.contiguous_format),
         ("torch channels_last", torch.channels_last),
     ):
-        kind = getattr(torch, dtype)
-        a, b, c = (
-            torch.tensor(np.asarray(v, np.float32))
-            .to(device, kind)
-            .contiguous(memory_format=layout)
-            for v in (x, w, g)
-        )
-        found[label] = _torch_passes(torch, a, b, c, layer)
+        try:
+            x, w, g = (torch.from_dlpack(t).clone(memory_format=layout) for t in ours)
+        except FAILURES as error:
+            left_out(f"{label} ({case})", error)
+            continue
+        found[label] = _torch_passes(torch, x, w, g, layer)
     return found
 
 

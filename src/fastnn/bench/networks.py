@@ -14,7 +14,7 @@ import numpy as np
 import fastnn
 from fastnn import models, optim
 from fastnn.bench.peaks import Peaks
-from fastnn.bench.row import Row, measured
+from fastnn.bench.row import Failure, Row, measured
 
 if TYPE_CHECKING:
     from fastnn.bench.run import Options
@@ -42,7 +42,7 @@ def _data(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((batch, 3, size, size), np.float32), rng.integers(0, 10, batch)
 
 
-def train(peaks: Peaks, options: Options) -> Iterator[Row]:
+def train(peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
     """A step: forward, cross entropy, backward, SGD with momentum. In bfloat16 under autocast."""
     for name, batch, size, work in (QUICK,) if options.quick else TRAINED:
         for dtype in options.dtypes:
@@ -115,7 +115,7 @@ def _torch_steps(
     return steps
 
 
-def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
+def infer(peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
     """One call of :func:`fastnn.compile`'s result against the peers' best configurations."""
     nets = ((QUICK[0], QUICK[2], QUICK[3]),) if options.quick else INFERRED
     for name, size, work in nets:

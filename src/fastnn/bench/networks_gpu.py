@@ -4,15 +4,15 @@ and, if asked, its compiled form."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import fastnn
 from fastnn import optim
 from fastnn.bench.networks import QUICK, _data, _ours
 from fastnn.bench.peaks import Peaks, precision
-from fastnn.bench.row import Row, measured
+from fastnn.bench.row import About, Failure, Row, attempted, left_out, measured
 from fastnn.bench.timing import graphed
 
 if TYPE_CHECKING:
@@ -24,33 +24,51 @@ TRAINED = (("resnet50", 128, 224, 4.089e9), ("vgg16", 64, 224, 15.47e9))
 Call = Callable[[], Any]
 
 
-def _cases(options: Options, suite: str) -> Iterator[tuple[str, int, int, float, str, str]]:
-    for name, batch, size, work in (QUICK,) if options.quick else TRAINED:
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    batch: int
+    size: int
+    work: float
+    dtype: str
+
+    @property
+    def case(self) -> str:
+        return f"n{self.batch}h{self.size}"
+
+
+def _cases(options: Options, suite: str) -> Iterator[_Case]:
+    for sizes in (QUICK,) if options.quick else TRAINED:
         for dtype in options.dtypes:
-            case = f"n{batch}h{size}"
-            if options.wants(f"{suite} {name}", case):
-                yield name, batch, size, work, case, dtype
+            one = _Case(*sizes, dtype)
+            if options.wants(f"{suite} {one.name}", one.case):
+                yield one
 
 
-def train(peaks: Peaks, options: Options) -> Iterator[Row]:
+def train(peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
     """A step: forward, cross entropy, backward, SGD with momentum; in bfloat16 under autocast."""
-    seconds = 0.1 if options.quick else 4.0
-    for name, batch, size, work, case, dtype in _cases(options, "train"):
-        x, target = _data(batch, size)
-        for part, as_graph in (("step", False), ("graphed step", True)):
-            theirs = {}
-            with precision(dtype, options.device):  # which torch.compile goes by, too
-                if "torch" in options.installed():
-                    compiled = options.compiled and not as_graph  # which takes minutes
-                    theirs = _torch_steps(name, x, target, dtype, options.device, compiled)
-                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
-                ours = _step(name, x, target, dtype, options.device, as_graph)
-                row = measured(
-                    ("train", name, case, part, dtype), ours, peers, peaks, seconds,
-                    flops=3 * 2 * work * batch, images=batch, device=options.device,
-                )  # fmt: skip
-            yield row
+    for one in _cases(options, "train"):
+        for part in ("step", "graphed step"):
+            about = ("train", one.name, one.case, part, one.dtype)
+            yield from attempted(about, _trained(about, one, peaks, options))
             fastnn.cuda.empty_cache(options.device)
+
+
+def _trained(about: About, one: _Case, peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
+    device, as_graph = options.device, about[3] != "step"
+    x, target = _data(one.batch, one.size)
+    theirs = {}
+    with precision(one.dtype, device):  # which torch.compile goes by, too
+        if "torch" in options.installed():
+            compiled = options.compiled and not as_graph  # which takes minutes
+            theirs = _torch_steps(one.name, x, target, one.dtype, device, compiled)
+        row = measured(
+            about, _step(one.name, x, target, one.dtype, device, as_graph),
+            _torch_graphs(theirs, device) if as_graph else theirs, peaks,
+            0.1 if options.quick else 4.0, flops=3 * 2 * one.work * one.batch, images=one.batch,
+            device=device,
+        )  # fmt: skip
+    yield row
 
 
 def _torch_graphs(calls: dict[str, Call], device: str) -> dict[str, Call]:
@@ -107,7 +125,7 @@ def _torch_steps(
 
         return step
 
-    found = {"torch channels_last": make(False)}
+    found = _if_it_runs("torch channels_last", lambda: make(False))
     if compiled:
         found |= _if_it_runs("torch compiled", lambda: make(True))
     return found
@@ -115,44 +133,48 @@ def _torch_steps(
 
 def _if_it_runs(name: str, make: Callable[[], Call]) -> dict[str, Call]:
     """The call by its name, after a first one; nothing, and why, where that fails: torch.compile needs
-    compilers of its own, and the rows without it do not."""
+    compilers of its own, and the rows without it need neither those nor PyTorch."""
     try:
         call = make()
         call()
     except Exception as error:  # of any library that takes part
-        said = str(error).strip().partition("\n")[0]
-        print(f"{name} is left out: {type(error).__name__}: {said}", file=sys.stderr)
+        left_out(name, error)
         return {}
     return {name: call}
 
 
-def infer(peaks: Peaks, options: Options) -> Iterator[Row]:
+def infer(peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
     """A forward pass without recording, call by call and as a graph."""
-    seconds = 0.1 if options.quick else 2.0
-    for name, batch, size, work, case, dtype in _cases(options, "infer"):
-        x, _ = _data(batch, size)
-        images = fastnn.tensor(x, device=options.device)
-        model = _ours(name).to(options.device).eval()
+    for one in _cases(options, "infer"):
+        about = ("infer", one.name, one.case, "setup", one.dtype)
+        yield from attempted(about, _inferred(one, peaks, options))
 
-        def call(images: Any = images, model: Any = model, dtype: str = dtype) -> Any:
-            with fastnn.no_grad(), fastnn.autocast(dtype == "bfloat16"):
-                return model(images)
 
-        theirs = {}
-        with precision(dtype, options.device):  # which torch.compile goes by, too
-            if "torch" in options.installed():
-                theirs = _torch_calls(name, x, dtype, options.device, options.compiled)
-        for part, ours in (("latency", call), ("graphed latency", fastnn.cuda.graphed(call))):
-            with precision(dtype, options.device):
-                as_graph = part != "latency"
-                peers = _torch_graphs(theirs, options.device) if as_graph else theirs
-                for _ in range(3):
-                    ours()
-                row = measured(
-                    ("infer", name, case, part, dtype), ours, peers, peaks, seconds,
-                    flops=2 * work * batch, images=batch, device=options.device,
-                )  # fmt: skip
-            yield row
+def _inferred(one: _Case, peaks: Peaks, options: Options) -> Iterator[Row | Failure]:
+    device = options.device
+    x, _ = _data(one.batch, one.size)
+    images = fastnn.tensor(x, device=device)
+    model = _ours(one.name).to(device).eval()
+
+    def call() -> Any:
+        with fastnn.no_grad(), fastnn.autocast(one.dtype == "bfloat16"):
+            return model(images)
+
+    theirs = {}
+    with precision(one.dtype, device):  # which torch.compile goes by, too
+        if "torch" in options.installed():
+            theirs = _torch_calls(one.name, x, one.dtype, device, options.compiled)
+    for part, ours in (("latency", call), ("graphed latency", fastnn.cuda.graphed(call))):
+        with precision(one.dtype, device):
+            peers = theirs if part == "latency" else _torch_graphs(theirs, device)
+            for _ in range(3):
+                ours()
+            row = measured(
+                ("infer", one.name, one.case, part, one.dtype), ours, peers, peaks,
+                0.1 if options.quick else 2.0, flops=2 * one.work * one.batch, images=one.batch,
+                device=device,
+            )  # fmt: skip
+        yield row
 
 
 def _torch_calls(name: str, x: Any, dtype: str, device: str, compiled: bool) -> dict[str, Call]:
@@ -177,9 +199,9 @@ def _torch_calls(name: str, x: Any, dtype: str, device: str, compiled: bool) -> 
 
     half = dtype == "bfloat16"
     kind = torch.bfloat16 if half else torch.float32
-    found = {"torch channels_last": make(torch.float32, half)}
+    found = _if_it_runs("torch channels_last", lambda: make(torch.float32, half))
     if half:
-        found["torch channels_last bfloat16"] = make(kind, False)
+        found |= _if_it_runs("torch channels_last bfloat16", lambda: make(kind, False))
     if compiled:
         found |= _if_it_runs("torch compiled", lambda: make(kind, False, compile_it=True))
     return found

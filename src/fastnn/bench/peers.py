@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from fastnn.bench.row import FAILURES, left_out
 from fastnn.reference.case import Problem
 
 Passes = tuple[Callable[[], Any], Callable[[], Any] | None]
@@ -16,14 +15,13 @@ _OPTIMIZERS = {"sgd_step": "SGD", "adam_step": "Adam", "adagrad_step": "Adagrad"
 
 
 def peers(
-    op: str, problem: Problem, dtype: str, inputs: dict[str, Any], device: str = "cpu"
+    op: str, problem: Problem, inputs: dict[str, Any], device: str = "cpu"
 ) -> dict[str, Passes]:
     """Forward and backward of one case in PyTorch, by memory layout; empty if it has no such call.
 
     Args:
         op: operator.
         problem: of the case.
-        dtype: ``"float32"`` or ``"bfloat16"``.
         inputs: our tensors, whose values are copied.
         device: where.
 
@@ -47,19 +45,18 @@ def peers(
         layouts["torch channels_last"] = torch.channels_last
     for label, layout in layouts.items():
         try:
-            found[label] = _passes(torch, call, problem, dtype, inputs, layout, device)
-        except (TypeError, RuntimeError, ValueError):
+            found[label] = _passes(torch, call, problem, inputs, layout)
+        except (TypeError, ValueError):
             return {}  # PyTorch has no such option (a fused activation, say): no peer
+        except FAILURES as error:
+            left_out(f"{label} ({op})", error)
     return found
 
 
-def _passes(
-    torch: Any, call: Any, problem: Problem, dtype: str, inputs: dict[str, Any], layout: Any,
-    device: str,
-) -> Passes:  # fmt: skip
+def _passes(torch: Any, call: Any, problem: Problem, inputs: dict[str, Any], layout: Any) -> Passes:
     # None is everywhere the default; leaving it out skips options that only we have.
     arguments = {
-        name: _copied(torch, value, name, problem, dtype, layout, device)
+        name: _copied(torch, value, layout)
         for name, value in (inputs | problem.kwargs).items()
         if value is not None
     }
@@ -81,31 +78,27 @@ def _passes(
     return forward, backward
 
 
-def _copied(
-    torch: Any, value: Any, name: str, problem: Problem, dtype: str, layout: Any, device: str
-) -> Any:
+def _copied(torch: Any, value: Any, layout: Any) -> Any:
     if isinstance(value, list):
-        return [_copied(torch, v, name, problem, dtype, layout, device) for v in value]
+        return [_copied(torch, v, layout) for v in value]
     if not hasattr(value, "detach"):
         return value
-    array = np.asarray(value.detach())
-    floating = value.dtype.is_floating_point
-    out = torch.from_numpy(array.astype(np.float32) if floating else array.copy())
-    if floating and dtype == "bfloat16" and name not in problem.float32_inputs:
-        out = out.to(torch.bfloat16)
-    if out.ndim == 4:
-        out = out.contiguous(memory_format=layout)
-    return out.to(device).requires_grad_(value.requires_grad)
+    shared = torch.from_dlpack(value.detach())
+    out = shared.clone(memory_format=layout) if shared.ndim == 4 else shared.clone()
+    return out.requires_grad_(value.requires_grad)
 
 
 def _optimizer(
     op: str, problem: Problem, inputs: dict[str, Any], torch: Any, device: str
 ) -> dict[str, Passes]:
     """PyTorch's fused optimizer, with the options that the case gives."""
-    params = [torch.tensor(np.array(p.detach(), np.float32)).to(device) for p in inputs["params"]]
-    for p, g in zip(params, inputs["grads"], strict=True):
+    params, grads = (
+        [torch.from_dlpack(t.detach()).float().clone() for t in inputs[name]]
+        for name in ("params", "grads")
+    )
+    for p, g in zip(params, grads, strict=True):
         p.requires_grad_(True)
-        p.grad = torch.tensor(np.array(g.detach(), np.float32)).to(device)
+        p.grad = g
     known = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps", "amsgrad"}
     options = {k: v for k, v in problem.kwargs.items() if k in known}
     if device != "cpu" and _OPTIMIZERS[op] == "Adam":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastnn.bench.peaks import Peaks
-from fastnn.bench.timing import graphed, times
+from fastnn.bench.timing import called, graphed, times
 
 _CALLS = "calls of "  # in Row.extra: whose
+#: Suite, name, case, part and dtype.
+About = tuple[str, str, str, str, str]
+#: What one row fails with and the next need not; PyTorch's errors on a GPU are among them.
+FAILURES = (RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Row:
         peers: median seconds of each peer in its configurations, measured in turns with ours.
         extra: other facts: images per second; errors, where the algorithm has a choice; by whom
             (``calls of NAME``, 1.0 each) a GPU's operator could not be recorded as a graph, so that
-            its calls were timed, one by one.
+            its calls were timed, one by one; ``difference``, the largest of ours from a peer's
+            result, as a share of what is allowed.
+        peer_spreads: of each peer's times, as ``spread``.
     """
 
     suite: str
@@ -44,6 +51,7 @@ class Row:
     share: float
     peers: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
+    peer_spreads: dict[str, float] = field(default_factory=dict)
 
     @property
     def best_peer(self) -> str | None:
@@ -64,29 +72,78 @@ class Row:
         return self.moved / self.seconds / 1e9, "GB/s"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What could not be measured, or computes something else than a peer.
+
+    Attributes:
+        suite, name, case, part, dtype: as of a row; ``part`` is ``"setup"`` where no pass had begun.
+        error: why.
+    """
+
+    suite: str
+    name: str
+    case: str
+    part: str
+    dtype: str
+    error: str
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def left_out(name: str, error: Exception) -> None:
+    """Says why a peer is not timed."""
+    print(f"{name} is left out: {_said(error)}", file=sys.stderr)
+
+
+def attempted(about: About, rows: Iterator[Row | Failure]) -> Iterator[Row | Failure]:
+    """The rows of a case; where they end in an error, a failure that says so."""
+    try:
+        yield from rows
+    except FAILURES as error:
+        yield Failure(*about, _said(error))
+
+
 def measured(
-    about: tuple[str, str, str, str, str], ours: Callable[[], Any],
+    about: About, ours: Callable[[], Any],
     theirs: Mapping[str, Callable[[], Any]], peaks: Peaks, seconds: float, *,
     flops: float = 0, moved: float = 0, images: int = 0, device: str = "cpu",
-) -> Row:  # fmt: skip
+) -> Row | Failure:  # fmt: skip
     """Times ours and the peers in turns; ``about`` is suite, name, case, part and dtype.
 
     Operators on a GPU are timed as replays of graphs, whole networks (``images``) as they are called.
+    A peer that fails is left out, which is said.
     """
-    called = {"fastnn": ours, **theirs}
-    runs = [(function, 1) for function in called.values()]
+    runs: dict[str, tuple[Callable[[], Any], int]] = {}
     extra: dict[str, float] = {}
-    if device != "cpu" and not images:
-        runs = [graphed(f, device, torch=i > 0) for i, (f, _) in enumerate(runs)]
-        replays = zip(called.items(), runs, strict=True)
-        extra = {f"{_CALLS}{name}": 1.0 for (name, f), (run, _) in replays if run is f}
-    found = times([function for function, _ in runs], seconds, device=device)
-    mine, *others = (t.median / calls for t, (_, calls) in zip(found, runs, strict=True))
+    try:
+        for name, function in {"fastnn": ours, **theirs}.items():
+            try:
+                if device == "cpu" or images:
+                    called(function, device)
+                    runs[name] = function, 1
+                else:
+                    runs[name] = graphed(function, device, torch=function is not ours)
+                    if runs[name][0] is function:
+                        extra[f"{_CALLS}{name}"] = 1.0
+            except FAILURES as error:
+                if function is ours:
+                    raise
+                left_out(f"{name} ({' '.join(about[1:])})", error)
+        found = times([function for function, _ in runs.values()], seconds, device=device)
+    except FAILURES as error:
+        return Failure(*about, _said(error))
+    taken = {
+        name: t.median / calls for (name, (_, calls)), t in zip(runs.items(), found, strict=True)
+    }
+    mine = taken.pop("fastnn")
     if images:
         extra["images per second"] = images / mine
     share = peaks.bound(flops, moved, about[4]) / mine
-    peers = dict(zip(theirs, others, strict=True))
-    return Row(*about, mine, found[0].spread, flops, moved, share, peers, extra)
+    spreads = {name: t.spread for name, t in zip(taken, found[1:], strict=True)}
+    return Row(*about, mine, found[0].spread, flops, moved, share, taken, extra, spreads)
 
 
 def header() -> str:
@@ -97,8 +154,11 @@ def header() -> str:
     )
 
 
-def format_row(row: Row) -> str:
+def format_row(row: Row | Failure) -> str:
     """A line of the table."""
+    kind = {"float32": "f32", "bfloat16": "bf16", "tf32": "tf32"}[row.dtype]
+    if isinstance(row, Failure):
+        return f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} FAILED: {row.error}"
     rate, unit = row.rate
     if "images per second" in row.extra:
         rate, unit = row.extra["images per second"], "img/s"
@@ -107,7 +167,6 @@ def format_row(row: Row) -> str:
     best, ratio = row.best_peer, row.ratio
     peer = "-" if best is None else f"{best} {row.peers[best] * 1e3:.3f} ms"
     times_faster = "-" if ratio is None else f"{ratio:.2f}"
-    kind = {"float32": "f32", "bfloat16": "bf16", "tf32": "tf32"}[row.dtype]
     return (
         f"{row.name:<18} {row.case:<42} {row.part:<15} {kind:<5} {row.seconds * 1e3:>8.3f} ms "
         f"{row.spread:>4.0%} {rate:>7.1f} {unit:<7} {row.share:>8.1%} {peer:>30} {times_faster:>6}"

@@ -15,9 +15,10 @@ import numpy as np
 import fastnn
 from fastnn import verify
 from fastnn.bench import layers, networks, networks_gpu
+from fastnn.bench.draw import Repeated
 from fastnn.bench.peaks import Peaks, precision, stored
 from fastnn.bench.peers import peers
-from fastnn.bench.row import Row, measured
+from fastnn.bench.row import Failure, Row, attempted, measured
 from fastnn.reference.case import Op, Problem, build
 
 PEERS = ("torch", "onnxruntime", "openvino")
@@ -73,16 +74,20 @@ class Options:
         return self.filter in f"{name} {case}"
 
 
-def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row]:
+def bench(peaks: Peaks, suites: Sequence[str], options: Options) -> Iterator[Row | Failure]:
     """Measures suites with the current threads and ISA level; rows come as they are measured.
 
     Raises:
         ValueError: there is no such suite, or cases of anything but one operator.
+        RuntimeError: after a failure, this process can use the GPU no more.
     """
     if options.device != "cpu":
         fastnn.cuda.set_device(options.device)  # graphs are recorded on the current one
     with _torch_prepared(options):
-        yield from _all(peaks, chosen(suites, options.cases), options)
+        for row in _all(peaks, chosen(suites, options.cases), options):
+            yield row
+            if isinstance(row, Failure) and options.device != "cpu":
+                fastnn.cuda.synchronize(options.device)
 
 
 @contextmanager
@@ -108,7 +113,7 @@ def _torch_prepared(options: Options) -> Iterator[None]:
 
 def _all(
     peaks: Peaks, suites: list[tuple[str, list[tuple[str, Op]]]], options: Options
-) -> Iterator[Row]:
+) -> Iterator[Row | Failure]:
     for suite, operators in suites:
         if suite == "conv":
             yield from layers.rows(peaks, options)
@@ -123,7 +128,9 @@ def _all(
                 for dtype in options.dtypes:
                     typed = case + ("_bf16" if dtype == "bfloat16" else "_f32")
                     if options.wants(name, typed):
-                        yield from _case(suite, name, op, typed, dtype, peaks, options)
+                        about = (suite, name, typed, "setup", dtype)
+                        rows = _case(suite, name, op, typed, dtype, peaks, options)
+                        yield from attempted(about, rows)
 
 
 def _larger(case: str) -> str:
@@ -165,9 +172,9 @@ def chosen(
 
 def _case(
     suite: str, name: str, op: Op, line: str, dtype: str, peaks: Peaks, options: Options
-) -> Iterator[Row]:
+) -> Iterator[Row | Failure]:
     seconds = 0.02 if options.quick else 0.5 if options.device == "cpu" else 0.1
-    problem = build(op, line)
+    problem = build(op, line, Repeated)
     if dtype == "tf32" and not problem.flops:
         return  # products only
     kind, device = stored(dtype), options.device
@@ -175,7 +182,7 @@ def _case(
         key: _tensor(value, key, problem, kind, device) for key, value in problem.inputs.items()
     }
     with_torch = "torch" in options.installed()
-    theirs = peers(name, problem, kind, inputs, device) if with_torch else {}
+    theirs = peers(name, problem, inputs, device) if with_torch else {}
     call = verify.call_of(name, op)
 
     def forward() -> Any:

@@ -103,6 +103,11 @@ def _torch_graph(function: Callable[[], Any], calls: int) -> Callable[[], Any]:
     return graph.replay
 
 
+def called(function: Callable[[], Any], device: str) -> None:
+    """Calls it and waits for its work, whose errors a GPU tells no sooner."""
+    _turn(function, 1, device)
+
+
 def _turn(function: Callable[[], Any], calls: int, device: str) -> float:
     """Seconds per call."""
     if device == "cpu":

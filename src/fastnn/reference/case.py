@@ -128,15 +128,17 @@ def _value(text: str) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def build(op: Op, line: str) -> Problem:
-    """The problem a case line names, with data seeded from the line.
+def build(
+    op: Op, line: str, generator: Callable[[int], np.random.Generator] = np.random.default_rng
+) -> Problem:
+    """The problem a case line names, with data of a generator that is seeded from the line.
 
     Raises:
         ValueError: the line is not of the grammar, or lacks what the operator's cases have.
     """
     params = parse(line)
     try:
-        return op.problem(params, np.random.default_rng(zlib.crc32(line.encode())))
+        return op.problem(params, generator(zlib.crc32(line.encode())))
     except KeyError as error:
         raise ValueError(
             f"case {line!r} lacks {error}, which cases of its operator have"
