@@ -36,6 +36,8 @@ __global__ void __launch_bounds__(kThreads) finish_wide_kernel(GroupFinish p, in
     double average = 0, square = 0;
     for (int64_t c = Team::member(); c < p.width; c += Team::size) average += m[c];
     average = Team::sum(average) / width;
+    // Unrolled further, eight threads' kernel spills.
+#pragma unroll 2
     for (int64_t c = Team::member(); c < p.width; c += Team::size)
       square += m2[c] + p.pixels * (m[c] - average) * (m[c] - average);
     square = Team::sum(square);

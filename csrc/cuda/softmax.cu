@@ -106,6 +106,7 @@ struct BackwardColumn {
 
 // Whether columns are long, and too few for a thread each to fill a quarter of the device: turning
 // them there and back reads and writes everything twice more.
+// The rows are overwritten in place: a kernel's thread writes what it alone reads in the last pass.
 bool worth_turning(int64_t outer, int64_t D, int64_t inner) {
   return inner > 1 && D >= 64 && outer * inner < int64_t{multiprocessors()} * 512;
 }
