@@ -264,6 +264,8 @@ _CONV = (
     # Depthwise: taps apart, four at a time, strides above 2, patches.
     "n2c24h17w30_oc24_k5p6d3g24_f32", "n2c40h12w19_oc40_k4s2p1g40_bf16", "n1c33h14w28_oc33_k3s3g33_f32",
     "n2c32h9w31_oc32_k3s2p2d2g32_bf16", "n1c17h12w40_oc17_k9p4g17_f32", "n2c40h8w16_oc40_k2s2g40_bf16",
+    # Dilations that no stride divides, seven taps to a row, rows of two pieces.
+    "n2c16h17w20_oc16_k5s3p4d2g16_bf16", "n2c12h15w19_oc12_k7p3g12_f32", "n1c8h14w15_oc8_k3x9s2x3p1x4d3x2g8_f32",
     # Panels in planes of 32 channels: rows, strides, dilation, images side by side.
     "n1c288h5w20_oc40_k3p1_relu_res_bf16", "n2c256h9w15_oc33_k3s2p1_bf16",
     "n9c256h4w5_oc264_k3p1_bf16", "n1c512h7w6_oc256_k2x3p1d2_bf16", "n1c256h6w6_oc16_k3_bf16",
