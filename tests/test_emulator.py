@@ -310,6 +310,14 @@ def test_device_primitives_do_what_numpy_says(tmp_path, where):
         assert np.array_equal(np.array(found[name], np.float32), values), name
 
 
+def test_loads_of_tiles_meet_no_bank_twice(tmp_path):
+    program = compiled(tmp_path / "banks", "banks.cu")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ways = dict(line.split() for line in done.stdout.splitlines())
+    assert len(ways) == 20 and set(ways.values()) == {"1"}, ways
+
+
 #: The body that a wrong instruction would have: what to replace in device/ptx.h, which of its
 #: occurrences, by what, and the primitives that then are found to be wrong.
 WRONG = {

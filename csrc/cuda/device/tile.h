@@ -3,9 +3,9 @@
 // A block computes kRows x kColumns outputs, each warp kWarpRows x kWarpColumns of them, from
 // stages of kDepth terms: 64 bytes of each row, or of each column, of the operands. Outputs lie in
 // registers as the tensor cores leave them, in pieces of 16 x 8 (device/ptx.h), also where there
-// are none: with Math::exact each thread multiplies its own outputs in float32. Rows in shared
-// memory are padded by 16 bytes: then the eight rows of a matrix load, and the 32 words of a plain
-// one, fall into different banks.
+// are none: with Math::exact each thread multiplies its own outputs in float32. Lines in shared
+// memory are padded by 16 bytes, turned ones of float32 by 32: then the eight rows of a matrix
+// load, and the 32 words of a plain one, fall into different banks (tests/emulator/banks.cu).
 #pragma once
 
 #include "cuda/device/ptx.h"
@@ -52,7 +52,7 @@ template <class Tile, int kRows, bool kTurned>
 struct Stage {
   using T = typename Tile::T;
   static constexpr bool turned = kTurned;
-  static constexpr int kPad = Tile::kVector;
+  static constexpr int kPad = (kTurned && sizeof(T) == 4 ? 2 : 1) * Tile::kVector;
   static constexpr int kStride = (kTurned ? kRows : Tile::kDepth) + kPad;
   static constexpr int kElements = kStride * (kTurned ? Tile::kDepth : kRows);
   T* data;
