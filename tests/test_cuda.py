@@ -616,7 +616,8 @@ def test_moments_from_before_a_graph_are_not_part_of_it():
 def test_tf32_is_off_by_default_and_errs_as_its_rounding_says():
     assert not fastnn.backends.cuda.allow_tf32()
     op = operators()["conv2d"]
-    for line in ("n2c64h9w9_oc48_k3s1p1_f32", "n3c24h10w11_oc20_k3s2p1_f32"):
+    for line in ("n2c64h9w9_oc48_k3s1p1_f32", "n3c24h10w11_oc20_k3s2p1_f32", "n2c6h24w23_oc33_k3_f32",
+                 "n1c120h5w6_oc60_k3p1_f32"):  # fmt: skip
         exact = run_case("conv2d", line, op, "cuda")
         with fastnn.backends.cuda.tf32(True):
             rounded = run_case("conv2d", line, op, "cuda")

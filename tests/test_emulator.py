@@ -343,6 +343,14 @@ def test_all_mismatches_of_primitives_are_told(tmp_path):
     assert output_of(program, tmp_path / "kept") == (3, "a 1 2")
 
 
+def test_loads_of_tiles_meet_no_bank_twice(tmp_path):
+    program = compiled(tmp_path / "banks", "banks.cu")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ways = dict(line.split() for line in done.stdout.splitlines())
+    assert len(ways) == 20 and set(ways.values()) == {"1"}, ways
+
+
 #: The body that a wrong instruction would have: what to replace in device/ptx.h, which of its
 #: occurrences, by what, and the primitives that then are found to be wrong.
 WRONG = {

@@ -173,7 +173,7 @@ def test_moments_do_not_depend_on_the_number_of_threads(c, k, s, dtype, isa):
 @pytest.mark.parametrize(
     ("n", "c", "oc", "h", "k", "s"),
     [(2, 5, 3, 9, 3, 1), (3, 8, 70, 13, 3, 2), (1, 16, 130, 20, 1, 1), (9, 3, 20, 7, 3, 1),
-     (7, 32, 70, 9, 3, 1), (5, 40, 136, 11, 1, 1), (3, 32, 17, 13, 3, 2),
+     (7, 32, 70, 9, 3, 1), (5, 40, 136, 11, 1, 1), (3, 32, 17, 13, 3, 2), (2, 130, 70, 5, 3, 1),
      (1, 5, 33, 129, 1, 1)],  # more parts than one launch merges
 )  # fmt: skip
 def test_moments_from_the_convolution_before_on_a_gpu(n, c, oc, h, k, s, kind):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 
 #: Bound functions that are the core itself, not operators of a family.
-CORE = {"array", "dlpack", "module"}
+CORE = {"array", "dlpack", "module", "random"}  # no operators of F
 
 
 def bound_functions(source: Path) -> set[str]:

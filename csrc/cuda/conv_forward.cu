@@ -21,14 +21,14 @@ struct Phases {
   std::vector<Tap> taps;
 };
 
-void gather_phases(const Gather& p, int64_t phases, DType dtype, ConvMoments* moments) {
+void gather_phases(const Gather& p, int64_t phases, int64_t most_taps, DType dtype,
+                   ConvMoments* moments) {
   const bool tensor = tensor_cores();
-  if (dtype == DType::bfloat16)
-    tensor ? gather_sized<bfloat16, Math::tensor>(p, phases, moments)
-           : gather_sized<bfloat16, Math::exact>(p, phases, moments);
-  else
-    tensor&& allow_tf32() ? gather_sized<float, Math::tensor>(p, phases, moments)
-                          : gather_sized<float, Math::exact>(p, phases, moments);
+  const auto run = dtype == DType::bfloat16 ? tensor ? gather_sized<bfloat16, Math::tensor>
+                                                     : gather_sized<bfloat16, Math::exact>
+                   : tensor && allow_tf32() ? gather_sized<float, Math::tensor>
+                                            : gather_sized<float, Math::exact>;
+  run(p, phases, most_taps, moments);
 }
 
 // `moments`, of a single phase, may be null.
@@ -55,13 +55,17 @@ void gather(Gather p, const Phases& all, DType dtype, ConvMoments* moments = nul
   const auto fewer_rows = [](const GatherPhase& a, const GatherPhase& b) {
     return a.down * a.across < b.down * b.across;
   };
+  const auto fewer_taps = [](const GatherPhase& a, const GatherPhase& b) {
+    return a.tap_count < b.tap_count;
+  };
   p.phase = *std::max_element(rest.begin(), rest.end(), fewer_rows);
+  const int64_t most_taps = std::max_element(rest.begin(), rest.end(), fewer_taps)->tap_count;
   if (p.groups > 1) moments = nullptr;
   constexpr size_t kMostPhases = 32768;  // of a grid
   for (size_t first = 0; first < rest.size(); first += kMostPhases) {
     const auto phases = static_cast<int64_t>(std::min(kMostPhases, rest.size() - first));
     p.phases = constant_table(rest.data() + first, phases);
-    gather_phases(p, phases, dtype, moments);
+    gather_phases(p, phases, most_taps, dtype, moments);
   }
 }
 

@@ -2,12 +2,17 @@
 // and the gradient of the input.
 //
 // Rows are output pixels, columns output channels, and the terms are (tap, channel) in vectors of
-// 16 bytes. Each thread of a block fetches the same few rows at every step; for a tap it adds the
-// tap's offset to each row's source pixel, and copies zeros where that falls outside the image.
+// 16 bytes. Each thread of a block fetches the same few rows at every step; when it comes to a tap
+// it finds which of their source pixels lie inside the image, and it copies zeros for the others.
 // Weights are packed as [column][tap][channel], channels padded to whole vectors, so they are read
 // in order. Cost: rows x columns x terms multiply-adds; the left operand is read once per 64 or 128
 // columns and tap, from L2 after the first.
+//
+// Where tiles are half as many as multiprocessors or fewer, several blocks share a tile's terms,
+// and a second kernel adds their sums in order: no atomics, the same bits every time.
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/conv_epilogue.h"
 #include "cuda/conv_operands.h"
@@ -51,6 +56,8 @@ struct Gather {
   Moments* moments;  // [row tile][column]: of the outputs as stored; null, or of one group
   bool pairs;        // whether outputs, residuals and biases are aligned two by two
   int groups;
+  int splits;      // blocks that share a tile's terms
+  float* partial;  // of more than one: [phase][split][group][tile] sums as their threads hold them
 
   __host__ __device__ int64_t rows() const { return images * phase.down * phase.across; }
 };
@@ -60,9 +67,9 @@ struct GatherRow {
   int64_t image;
   int64_t i, j;
   __device__ GatherRow(const Gather& p, int64_t row) {
-    j = row % p.phase.across;
-    i = row / p.phase.across % p.phase.down;
-    image = row / p.phase.across / p.phase.down;
+    const Divided across = divide(row, p.phase.across),
+                  down = divide(across.quotient, p.phase.down);
+    j = across.rest, i = down.rest, image = down.quotient;
   }
 };
 // Its output pixel.
@@ -185,86 +192,176 @@ class ColumnMoments {
   Workspace parts_;
 };
 
+// A block's tile.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads) gather_kernel(Gather p) {
+struct GatherTile {
+  int group, down, across;
+  __device__ explicit GatherTile(const Gather& p) : group(static_cast<int>(blockIdx.y)) {
+    const Divided at = divide(blockIdx.x, (p.columns + Tile::kColumns - 1) / Tile::kColumns);
+    down = static_cast<int>(at.quotient), across = static_cast<int>(at.rest);
+  }
+  FASTNN_MEMBER int64_t row0() const { return int64_t{down} * Tile::kRows; }
+  FASTNN_MEMBER int64_t column0() const { return int64_t{across} * Tile::kColumns; }
+};
+
+template <class Tile>
+FASTNN_DEVICE void finish_tile(const Gather& p, const GatherTile<Tile>& tile,
+                               typename Tile::Sums& sums) {
+  const typename Tile::Place at;
+#pragma unroll
+  for (int i = 0; i < Tile::kPiecesDown; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = tile.row0() + at.row + 16 * i + at.g + 8 * half;
+      if (row >= p.rows()) continue;
+      finish_pixel<typename Tile::T, Tile::kPiecesAcross>(
+          p, tile.group, tile.column0() + at.column + 2 * at.t, output_pixel(p, row),
+          [&](int j) { return &sums[i][j][2 * half]; });
+    }
+  if (p.moments) keep_moments<Tile>(p, sums, tile.row0(), tile.column0());
+}
+
+// Where this thread's sums of a phase's split lie, a piece's every 4 * kThreads.
+template <class Tile>
+FASTNN_DEVICE float* partial_sums(const Gather& p, int64_t phase_split) {
+  const int64_t block = (phase_split * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  return p.partial + block * Tile::kRows * Tile::kColumns + 4 * threadIdx.x;
+}
+
+// Blocks that a multiprocessor has the registers for.
+template <class Tile>
+constexpr int kGatherBlocks = Tile::kThreads > 128 ? 2
+                              : Tile::kRows > 64   ? 3
+                                                   : 4;
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, kGatherBlocks<Tile>) gather_kernel(Gather p) {
   using T = typename Tile::T;
   using A = Stage<Tile, Tile::kRows, false>;
   using B = Stage<Tile, Tile::kColumns, false>;
   constexpr int kRowStep = Tile::kThreads / 4;
   constexpr int kMine = Tile::kRows / kRowStep, kMineAcross = Tile::kColumns / kRowStep;
   T* const memory = reinterpret_cast<T*>(dynamic_shared());
-  p.phase = p.phases[blockIdx.z];
-  const int64_t column_tiles = (p.columns + Tile::kColumns - 1) / Tile::kColumns;
-  const int64_t row0 = blockIdx.x / column_tiles * Tile::kRows,
-                column0 = blockIdx.x % column_tiles * Tile::kColumns;
-  if (row0 >= p.rows()) return;  // another phase has more rows
-  const int group = static_cast<int>(blockIdx.y);
+  const int phase = static_cast<int>(blockIdx.z) / p.splits,
+            split = static_cast<int>(blockIdx.z) - phase * p.splits;
+  p.phase = p.phases[phase];
+  const GatherTile<Tile> tile(p);
+  if (tile.row0() >= p.rows()) return;  // another phase has more rows
   const int vector = static_cast<int>(threadIdx.x) % 4, first = static_cast<int>(threadIdx.x) / 4;
-  const T* const source =
-      static_cast<const T*>(p.source) + int64_t{group} * p.vectors * Tile::kVector;
-  const int64_t terms = int64_t{p.phase.tap_count} * p.vectors;
-  const int64_t all_terms = int64_t{p.all_taps} * p.vectors;  // of a column
-  const T* const weight =
-      static_cast<const T*>(p.weight) +
-      (group * p.columns * all_terms + int64_t{p.phase.first_tap} * p.vectors) * Tile::kVector;
-  const Tap* const taps = p.taps + p.phase.first_tap;
+  const int64_t steps = (int64_t{p.phase.tap_count} * p.vectors + 3) / 4,
+                of_each = (steps + p.splits - 1) / p.splits, begin = split * of_each,
+                left = steps - begin;
+
+  // The vector of the next step that this thread fetches: tap, and place among the tap's vectors.
+  const Divided start = divide(4 * begin + vector, p.vectors);
+  int tap = static_cast<int>(start.quotient), place = static_cast<int>(start.rest);
 
   constexpr int kNowhere = -(1 << 30);  // an image row that no tap brings inside
-  int64_t image[kMine];
+  const T* row[kMine];                  // the source pixel of no offset
   int down[kMine], across[kMine];
 #pragma unroll
   for (int n = 0; n < kMine; ++n) {
-    const int64_t row = row0 + first + n * kRowStep;
-    const GatherRow at(p, row < p.rows() ? row : 0);
-    image[n] = at.image * p.height * p.width;
-    down[n] = row < p.rows() ? static_cast<int>(at.i) * p.step_down : kNowhere;
-    across[n] = static_cast<int>(at.j) * p.step_across;
+    const int64_t number = tile.row0() + first + n * kRowStep;
+    const bool there = number < p.rows();
+    const GatherRow at(p, there ? number : 0);
+    const int64_t h = at.i * p.step_down, w = at.j * p.step_across;
+    row[n] = static_cast<const T*>(p.source) +
+             ((at.image * p.height + h) * p.width + w) * p.stride +
+             int64_t{tile.group} * p.vectors * Tile::kVector;
+    down[n] = there ? static_cast<int>(h) : kNowhere;
+    across[n] = static_cast<int>(w);
   }
+  const int64_t all_terms = int64_t{p.all_taps} * p.vectors;  // of a column
+  const T* column = static_cast<const T*>(p.weight) +
+                    ((tile.group * p.columns + tile.column0() + first) * all_terms +
+                     int64_t{p.phase.first_tap} * p.vectors + 4 * begin + vector) *
+                        Tile::kVector;
 
-  // The vector of the next step that this thread fetches: tap, and place among the tap's vectors.
-  int tap = vector / p.vectors, place = vector % p.vectors;
-  const auto load = [&](int64_t step, int stage) {
-    const A a{memory + stage * (A::kElements + B::kElements)};
+  // Of the tap: from a row's pixel to the vector, and bits: which of the rows' pixels are inside,
+  // and, from kMine on, which columns there are.
+  int64_t offset = 0;
+  unsigned inside = 0;
+  const auto find_tap = [&] {
+    inside = 0;
+    if (tap >= p.phase.tap_count) return;
+    const Tap at = p.taps[p.phase.first_tap + tap];
+    offset = (int64_t{at.down} * p.width + at.across) * p.stride + place * Tile::kVector;
+#pragma unroll
+    for (int n = 0; n < kMine; ++n)
+      if (static_cast<unsigned>(down[n] + at.down) < static_cast<unsigned>(p.height) &&
+          static_cast<unsigned>(across[n] + at.across) < static_cast<unsigned>(p.width))
+        inside |= 1u << n;
+#pragma unroll
+    for (int n = 0; n < kMineAcross; ++n)
+      if (tile.column0() + first + n * kRowStep < p.columns) inside |= 1u << (kMine + n);
+  };
+  find_tap();
+  const auto stage_at = [&](int stage) { return memory + stage * (A::kElements + B::kElements); };
+  const auto load = [&](int64_t, int stage) {
+    const A a{stage_at(stage)};
     const B b{a.data + A::kElements};
-    const bool there = tap < p.phase.tap_count;
-    const Tap offset = there ? taps[tap] : Tap{0, 0};
 #pragma unroll
-    for (int n = 0; n < kMine; ++n) {
-      const int h = down[n] + offset.down, w = across[n] + offset.across;
-      const bool inside = there && h >= 0 && h < p.height && w >= 0 && w < p.width;
-      const T* const from =
-          inside ? source + (image[n] + int64_t{h} * p.width + w) * p.stride + place * Tile::kVector
-                 : source;
-      copy_async(a.at(first + n * kRowStep, vector * Tile::kVector), from, inside);
-    }
+    for (int n = 0; n < kMine; ++n)
+      copy_async(a.at(first + n * kRowStep, vector * Tile::kVector), row[n] + offset,
+                 inside >> n & 1);
 #pragma unroll
-    for (int n = 0; n < kMineAcross; ++n) {
-      const int64_t column = column0 + first + n * kRowStep;
-      const bool inside = there && column < p.columns;
-      const T* const from =
-          inside ? weight + (column * all_terms + 4 * step + vector) * Tile::kVector : weight;
-      copy_async(b.at(first + n * kRowStep, vector * Tile::kVector), from, inside);
+    for (int n = 0; n < kMineAcross; ++n)
+      copy_async(b.at(first + n * kRowStep, vector * Tile::kVector),
+                 column + n * kRowStep * all_terms * Tile::kVector, inside >> (kMine + n) & 1);
+    column += 4 * Tile::kVector;
+    offset += 4 * Tile::kVector;
+    place += 4;
+    if (place < p.vectors) return;
+    for (; place >= p.vectors; place -= p.vectors) ++tap;
+    find_tap();
+  };
+  const auto arrived = [&](int stage) {
+    if constexpr (Tile::kMath == Math::tensor && sizeof(T) == 4) {
+      const A a{stage_at(stage)};
+      const B b{a.data + A::kElements};
+#pragma unroll
+      for (int n = 0; n < kMine; ++n) round_terms(a.at(first + n * kRowStep, vector * 4));
+#pragma unroll
+      for (int n = 0; n < kMineAcross; ++n) round_terms(b.at(first + n * kRowStep, vector * 4));
     }
-    for (place += 4; place >= p.vectors; place -= p.vectors) ++tap;
   };
   typename Tile::Sums sums = {};
-  pipeline<Tile>((terms + 3) / 4, load, [&](int stage) {
-    const A a{memory + stage * (A::kElements + B::kElements)};
+  pipeline<Tile>(left < of_each ? left : of_each, load, arrived, [&](int stage) {
+    const A a{stage_at(stage)};
     multiply<Tile>(a, B{a.data + A::kElements}, sums);
   });
 
-  const typename Tile::Place at;
+  p.phase = p.phases[phase];  // again: the loop leaves no registers to keep it in
+  if (p.splits == 1) return finish_tile(p, tile, sums);
+  float* to = partial_sums<Tile>(p, blockIdx.z);
 #pragma unroll
   for (int i = 0; i < Tile::kPiecesDown; ++i)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = row0 + at.row + 16 * i + at.g + 8 * half;
-      if (row >= p.rows()) continue;
-      finish_pixel<T, Tile::kPiecesAcross>(p, group, column0 + at.column + 2 * at.t,
-                                           output_pixel(p, row),
-                                           [&](int j) { return &sums[i][j][2 * half]; });
-    }
-  if (p.moments) keep_moments<Tile>(p, sums, row0, column0);
+    for (int j = 0; j < Tile::kPiecesAcross; ++j, to += 4 * Tile::kThreads)
+      store_floats(to, sums[i][j]);
+}
+
+// Blocks (tile, group, phase) of the same threads: adds up what the splits' blocks left.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads) gather_parts_kernel(Gather p) {
+  const int64_t phase = blockIdx.z;
+  p.phase = p.phases[phase];
+  const GatherTile<Tile> tile(p);
+  if (tile.row0() >= p.rows()) return;
+  typename Tile::Sums sums = {};
+#pragma unroll 2
+  for (int split = 0; split < p.splits; ++split) {
+    const float* from = partial_sums<Tile>(p, phase * p.splits + split);
+#pragma unroll
+    for (int i = 0; i < Tile::kPiecesDown; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::kPiecesAcross; ++j, from += 4 * Tile::kThreads) {
+        float part[4];
+        load_floats(from, part);
+        for (int n = 0; n < 4; ++n) sums[i][j][n] += part[n];
+      }
+  }
+  finish_tile(p, tile, sums);
 }
 
 // Shared memory of a block.
@@ -275,34 +372,72 @@ constexpr size_t gather_memory() {
           Stage<Tile, Tile::kColumns, false>::kElements);
 }
 
-// Runs `phases` phases, of which p.phase has the most rows.
+// What a product is cut into: p.phase has the most rows of its phases.
+template <class Tile>
+struct GatherGrid {
+  int64_t down, tiles, groups, phases;
+  GatherGrid(const Gather& p, int64_t phases_)
+      : down((p.rows() + Tile::kRows - 1) / Tile::kRows),
+        tiles(down * ((p.columns + Tile::kColumns - 1) / Tile::kColumns)),
+        groups(p.groups),
+        phases(phases_) {}
+  int64_t blocks() const { return tiles * groups * phases; }
+  dim3 of(int64_t splits) const {
+    return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(groups),
+                static_cast<unsigned>(phases * splits));
+  }
+  // Whether there are eight warps for every multiprocessor, with the memory that a block needs.
+  bool fills() const {
+    return blocks() * Tile::kThreads >= int64_t{multiprocessors()} * 256 &&
+           has_shared(gather_memory<Tile>());
+  }
+};
+
 template <class Tile>
 void gather_with(Gather p, int64_t phases, ConvMoments* moments) {
-  const int64_t down = (p.rows() + Tile::kRows - 1) / Tile::kRows;
-  const int64_t tiles = down * ((p.columns + Tile::kColumns - 1) / Tile::kColumns);
-  const ColumnMoments kept(p, moments, down);
-  launch(gather_kernel<Tile>,
-         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
-              static_cast<unsigned>(phases)),
-         Tile::kThreads, gather_memory<Tile>(), p);
+  const GatherGrid<Tile> grid(p, phases);
+  const ColumnMoments kept(p, moments, grid.down);
+  p.splits = 1;
+  launch(gather_kernel<Tile>, grid.of(1), Tile::kThreads, gather_memory<Tile>(), p);
   kept.merge();
 }
 
-// Large tiles where they fill the device, and a block has the memory for them. `moments`, of the
-// one group's one phase, may be null.
+// The same with several blocks to a tile, until there are two for every multiprocessor; each has 16
+// steps or more, for its sums are written and read again. False where tiles or steps do not allow
+// it.
+template <class Tile>
+bool gather_split(Gather p, int64_t phases, int64_t most_steps, ConvMoments* moments) {
+  const GatherGrid<Tile> grid(p, phases);
+  const int64_t blocks = grid.blocks(), wanted = 2 * int64_t{multiprocessors()} / blocks;
+  const int64_t splits = std::min(wanted, most_steps / 16);
+  if (2 * blocks > multiprocessors() || splits < 2) return false;
+  const ColumnMoments kept(p, moments, grid.down);
+  const Workspace partial(splits * blocks * Tile::kRows * Tile::kColumns * 4);
+  p.splits = static_cast<int>(splits), p.partial = partial.as<float>();
+  launch(gather_kernel<Tile>, grid.of(splits), Tile::kThreads, gather_memory<Tile>(), p);
+  launch(gather_parts_kernel<Tile>, grid.of(1), Tile::kThreads, gather_memory<Tile>(), p);
+  kept.merge();
+  return true;
+}
+
+// Large tiles where they fill the device, and a block has the memory for them. `most_taps` are
+// those of a phase; `moments`, of the one group's one phase, may be null.
 template <class T, Math math>
-void gather_sized(const Gather& p, int64_t phases, ConvMoments* moments) {
+void gather_sized(const Gather& p, int64_t phases, int64_t most_taps, ConvMoments* moments) {
   constexpr int64_t kMostGroups = 65535;  // a grid's second dimension
   if (p.groups > kMostGroups)
     return note_text("convolution: expected at most " + std::to_string(kMostGroups) +
                      " groups on a GPU, unless each has one channel and one filter, got " +
                      std::to_string(p.groups));
   using Large = Tile<T, math, 128, 128, 64, 32>;
-  const int64_t large = (p.rows() + 127) / 128 * ((p.columns + 127) / 128) * p.groups * phases;
-  if (p.columns > 64 && large >= multiprocessors() && has_shared(gather_memory<Large>()))
+  using Tall = Tile<T, math, 128, 64, 64, 32>;
+  using Small = Tile<T, math, 64, 64, 32, 32>;
+  if (p.columns > 64 && GatherGrid<Large>(p, phases).fills())
     gather_with<Large>(p, phases, moments);
-  else
-    gather_with<Tile<T, math, 64, 64, 32, 32>>(p, phases, moments);
+  else if (p.columns <= 64 && GatherGrid<Tall>(p, phases).fills())
+    gather_with<Tall>(p, phases, moments);
+  else if (!gather_split<Small>(p, phases, most_taps * p.vectors / 4, moments))
+    gather_with<Small>(p, phases, moments);
 }
 
 }  // namespace fastnn::cuda

@@ -47,7 +47,8 @@ FASTNN_DEVICE uint32_t round_two(float first, float second) {
 #endif
 }
 
-// 16 bytes from global to shared memory, zeros if not `valid`; there after wait_copies().
+// 16 bytes from global to shared memory; if not `valid` zeros, whatever the address. There after
+// wait_copies().
 FASTNN_DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),

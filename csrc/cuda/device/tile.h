@@ -3,9 +3,9 @@
 // A block computes kRows x kColumns outputs, each warp kWarpRows x kWarpColumns of them, from
 // stages of kDepth terms: 64 bytes of each row, or of each column, of the operands. Outputs lie in
 // registers as the tensor cores leave them, in pieces of 16 x 8 (device/ptx.h), also where there
-// are none: with Math::exact each thread multiplies its own outputs in float32. Rows in shared
-// memory are padded by 16 bytes: then the eight rows of a matrix load, and the 32 words of a plain
-// one, fall into different banks.
+// are none: with Math::exact each thread multiplies its own outputs in float32. Lines in shared
+// memory are padded by 16 bytes, turned ones of float32 by 32: then the eight rows of a matrix
+// load, and the 32 words of a plain one, fall into different banks (tests/emulator/banks.cu).
 #pragma once
 
 #include "cuda/device/ptx.h"
@@ -52,7 +52,7 @@ template <class Tile, int kRows, bool kTurned>
 struct Stage {
   using T = typename Tile::T;
   static constexpr bool turned = kTurned;
-  static constexpr int kPad = Tile::kVector;
+  static constexpr int kPad = (kTurned && sizeof(T) == 4 ? 2 : 1) * Tile::kVector;
   static constexpr int kStride = (kTurned ? kRows : Tile::kDepth) + kPad;
   static constexpr int kElements = kStride * (kTurned ? Tile::kDepth : kRows);
   T* data;
@@ -61,7 +61,19 @@ struct Stage {
   }
 };
 
-// sums += a b over the stage's kDepth terms.
+// Rounds four terms to TF32 where they lie: each thread those that it has copied, once, for two to
+// four warps read them.
+FASTNN_DEVICE void round_terms(float* at) {
+  const auto rounded = [](uint32_t bits) {
+    return to_tf32(__int_as_float(static_cast<int>(bits)));
+  };
+  auto* const terms = reinterpret_cast<uint4*>(at);
+  const uint4 exact = *terms;
+  *terms = {rounded(exact.x), rounded(exact.y), rounded(exact.z), rounded(exact.w)};
+}
+
+// sums += a b over the stage's kDepth terms. For TF32, stages by rows hold rounded terms; of turned
+// ones they are rounded here.
 template <class Tile, class A, class B>
 FASTNN_DEVICE void multiply(const A& a, const B& b, typename Tile::Sums& sums) {
   constexpr bool turned = A::turned;
@@ -100,17 +112,20 @@ FASTNN_DEVICE void multiply(const A& a, const B& b, typename Tile::Sums& sums) {
   } else if constexpr (Tile::kMath == Math::tensor) {
 #pragma unroll
     for (int k = 0; k < Tile::kDepth; k += 8) {
+      const auto term = [](const float* at) {
+        return turned ? to_tf32(*at) : static_cast<uint32_t>(__float_as_int(*at));
+      };
       uint32_t x[kDown][4], y[kAcross][2];
 #pragma unroll
       for (int i = 0; i < kDown; ++i)
 #pragma unroll
         for (int n = 0; n < 4; ++n)
-          x[i][n] = to_tf32(*a.at(at.row + 16 * i + at.g + n % 2 * 8, k + at.t + n / 2 * 4));
+          x[i][n] = term(a.at(at.row + 16 * i + at.g + n % 2 * 8, k + at.t + n / 2 * 4));
 #pragma unroll
       for (int j = 0; j < kAcross; ++j)
 #pragma unroll
         for (int n = 0; n < 2; ++n)
-          y[j][n] = to_tf32(*b.at(at.column + 8 * j + at.g, k + at.t + 4 * n));
+          y[j][n] = term(b.at(at.column + 8 * j + at.g, k + at.t + 4 * n));
 #pragma unroll
       for (int i = 0; i < kDown; ++i)
 #pragma unroll
@@ -136,22 +151,29 @@ FASTNN_DEVICE void multiply(const A& a, const B& b, typename Tile::Sums& sums) {
 }
 
 // The pipeline: load(step, stage) starts the copies of one step into a stage, kStages - 1 steps
-// ahead of the product.
-template <class Tile, class Load, class Product>
-FASTNN_DEVICE void pipeline(int64_t steps, const Load& load, const Product& product) {
+// ahead of the product; arrived(stage) may change what this thread has copied to it.
+template <class Tile, class Load, class Arrived, class Product>
+FASTNN_DEVICE void pipeline(int64_t steps, const Load& load, const Arrived& arrived,
+                            const Product& product) {
+  const int count = static_cast<int>(steps);
   for (int s = 0; s < Tile::kStages - 1; ++s) {
-    if (s < steps) load(s, s);
+    if (s < count) load(s, s);
     commit_copies();
   }
-  for (int64_t k = 0; k < steps; ++k) {
+  for (int k = 0; k < count; ++k) {
     wait_copies<Tile::kStages - 2>();
+    arrived(k % Tile::kStages);
     __syncthreads();  // the step has arrived for all, and its predecessor's stage is free
-    const int64_t next = k + Tile::kStages - 1;
-    if (next < steps) load(next, static_cast<int>(next % Tile::kStages));
+    const int next = k + Tile::kStages - 1;
+    if (next < count) load(next, next % Tile::kStages);
     commit_copies();
-    product(static_cast<int>(k % Tile::kStages));
+    product(k % Tile::kStages);
   }
   wait_copies<0>();
+}
+template <class Tile, class Load, class Product>
+FASTNN_DEVICE void pipeline(int64_t steps, const Load& load, const Product& product) {
+  pipeline<Tile>(steps, load, [](int) {}, product);
 }
 
 }  // namespace fastnn::cuda

@@ -264,6 +264,9 @@ _CONV = (
     # Depthwise: taps apart, four at a time, strides above 2, patches.
     "n2c24h17w30_oc24_k5p6d3g24_f32", "n2c40h12w19_oc40_k4s2p1g40_bf16", "n1c33h14w28_oc33_k3s3g33_f32",
     "n2c32h9w31_oc32_k3s2p2d2g32_bf16", "n1c17h12w40_oc17_k9p4g17_f32", "n2c40h8w16_oc40_k2s2g40_bf16",
+    # Dilations that no stride divides, seven taps to a row, rows of two pieces.
+    "n2c16h17w20_oc16_k5s3p4d2g16_bf16", "n2c12h15w19_oc12_k7p3g12_f32",
+    "n1c8h14w15_oc8_k3x9s2x3p1x4d3x2g8_f32",
     # Panels in planes of 32 channels: rows, strides, dilation, images side by side.
     "n1c288h5w20_oc40_k3p1_relu_res_bf16", "n2c256h9w15_oc33_k3s2p1_bf16",
     "n9c256h4w5_oc264_k3p1_bf16", "n1c512h7w6_oc256_k2x3p1d2_bf16", "n1c256h6w6_oc16_k3_bf16",
@@ -279,6 +282,10 @@ _CONV = (
     "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
     "n2c6h31w61_oc7_k1s3_f32", "n1c17h25w26_oc5_k3d11p11_f32", "n3c5h40w40_oc33_k2s5g1_bf16",
     "n1c3h30w30_oc9_k3d9p9_bf16", "n2c32h23w23_oc16_k1_f32", "n1c700h5w5_oc800_k1_f32",
+    # Few outputs of many terms, which a GPU's blocks share: epilogues, groups, phases of unequal length.
+    "n1c190h4w5_oc37_k3p1_relu6_f32", "n1c120h5w6_oc120_k3p1g2_relu_res_f32",
+    "n1c60h7w6_oc100_k3s2x1p1_f32", "n1c128h5w5_oc128_k5p2g2_relu6_res_bf16",
+    "n1c64h7w6_oc200_k3s2x1p1_relu_bf16", "n3c130h4w4_oc64_k3p1_res_nobias_bf16",
 )  # fmt: skip
 _TRANSPOSE = (
     "n1c1h1w1_oc1_k1_f32", "n2c5h4w5_oc7_k3_f32", "n2c16h5w5_oc8_k4s2p1_f32",

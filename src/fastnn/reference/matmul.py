@@ -95,7 +95,8 @@ _LINEAR = (
     "n4i65o33_nobias_f32", "n8i100o10_bf16", "n1i400o3_f32", "n2x1x3i5o6_nobias_bf16",
     "n3i1024o260_f32", "n16i130o2020_nobias_f32", "n5i600o444_nobias_bf16", "n20i608o440_bf16",
     "n9i1000o288_bf16", "n31i1056o256_nobias_bf16", "n32i520o541_f32",
-    "n2i1500o30_f32", "n1i77o18_bf16", "n100i2048o2090_bf16", "n45i2080o2048_nobias_bf16",
+    "n2i1500o30_f32", "n5i1040o70_bf16", "n1i77o18_bf16", "n100i2048o2090_bf16",
+    "n45i2080o2048_nobias_bf16",
 )  # fmt: skip
 
 OPS: dict[str, Op] = {
