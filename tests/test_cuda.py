@@ -535,6 +535,16 @@ def emulated(program, **setting):
     )  # fmt: skip
 
 
+def test_blocks_share_the_terms_of_few_outputs():
+    def launched(channels):
+        x, weight = on_cuda(1, channels, 5, 6), on_cuda(24, channels, 3, 3)
+        before = cuda_module().launches()
+        F.conv2d(x, weight)
+        return cuda_module().launches() - before
+
+    assert launched(128) == launched(16) + 1  # what adds up their sums
+
+
 def test_products_without_tensor_cores_round_nothing_to_tf32():
     x, weight = on_cuda(2, 8, 7, 7), on_cuda(8, 8, 3, 3)
     switches = fastnn.backends.cuda
