@@ -66,7 +66,7 @@ __global__ void probe_kernel(int* wgmma) {
 #endif
 }
 
-// What grids are sized for: by FASTNN_MULTIPROCESSORS fewer, so that small cases walk as large ones.
+// What grids are sized for: FASTNN_MULTIPROCESSORS, if fewer, so that small cases walk as large.
 int counted(int multiprocessors) {
   const char* const asked = std::getenv("FASTNN_MULTIPROCESSORS");
   return asked ? std::clamp(std::atoi(asked), 1, multiprocessors) : multiprocessors;
