@@ -130,8 +130,7 @@ void stem_forward(const ConvParams& p, const T* x, const float* w, const ConvEpi
   const int64_t panel_row = width + MR * next, pixels = ceil_div(kStemPixels, p.OW);
   const int64_t most = clamp(clamp(rows / kStemTasks, 1, pixels), 1, stem_rows(p, panel_row));
   const int64_t strips = ceil_div(p.OH, most), tasks = p.N * strips;
-  const bool counted =
-      epilogue.moments && !epilogue.residual && !epilogue.relu && p.OC % LANES == 0;
+  const bool counted = is_counted(epilogue, p.OC);
   Workspace room(counted ? tasks * blocks * int64_t{sizeof(TileMoments)} : 0);
   auto* const moments = counted ? reinterpret_cast<TileMoments*>(room.floats()) : nullptr;
   const StemOutput<T> out{epilogue, y, route, p.OC};

@@ -65,9 +65,11 @@ FASTNN_INLINE Route product_route(const T* y, int64_t columns) {
 
 // Whether moments are counted: of whole vectors, all channels (of one group), and nothing but a
 // bias.
+FASTNN_INLINE bool is_counted(const ConvEpilogue& e, int64_t channels) {
+  return e.moments && !e.residual && !e.relu && channels % LANES == 0;
+}
 FASTNN_INLINE bool is_counted(const TapGrid& g) {
-  return g.epilogue.moments && !g.epilogue.residual && !g.epilogue.relu && g.columns % LANES == 0 &&
-         g.columns == g.y_pixel;
+  return g.columns == g.y_pixel && is_counted(g.epilogue, g.columns);
 }
 
 // One finished tile: y = relu(tile + bias + residual), row by row.

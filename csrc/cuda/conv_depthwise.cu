@@ -144,6 +144,15 @@ struct SpanStart {
     image = of_image.quotient;
     h = static_cast<int>(of_image.rest), w = static_cast<int>(of_row.rest) * length;
   }
+  // The gradients of the span's outputs, zeros beyond the row.
+  template <class T, int kOutputs, int N>
+  FASTNN_MEMBER void load(const Depthwise& p, const T* g, int64_t c,
+                          float (&grad)[kOutputs][N]) const {
+    const T* const first = g + ((image * p.OH + h) * p.OW + w) * p.C + c;
+#pragma unroll
+    for (int s = 0; s < kOutputs; ++s)
+      if (w + s < p.OW) load_floats(first + s * p.C, grad[s]);
+  }
 };
 
 // Neighbouring outputs of a row that a thread takes of 3 x 3 taps with stride S, and the inputs
@@ -305,11 +314,8 @@ struct SpanWeight {
       const Depthwise& p = in.p;
       const SpanStart start(span, kOutputs, p);
       const Span<S> at{start.image, start.h, start.w};
-      const T* const first = in.g + ((at.image * p.OH + at.h) * p.OW + at.w) * p.C + c;
       float grad[kOutputs][N] = {};
-#pragma unroll
-      for (int s = 0; s < kOutputs; ++s)
-        if (at.w + s < p.OW) load_floats(first + s * p.C, grad[s]);
+      start.load(p, in.g, c, grad);
 #pragma unroll
       for (int kh = 0; kh < 3; ++kh) {
         Pack<T, N> inputs[kInputs];
@@ -400,11 +406,8 @@ struct PieceWeight {
         if (j < kOutputs - 1 + p.KW - piece.first && w < static_cast<unsigned>(p.W))
           inputs[j] = load_pack<N>(from + w * p.C);
       }
-      const T* const grads = in.g + ((at.image * p.OH + at.h) * p.OW + at.w) * p.C + c;
       float grad[kOutputs][N] = {};
-#pragma unroll
-      for (int s = 0; s < kOutputs; ++s)
-        if (at.w + s < p.OW) load_floats(grads + s * p.C, grad[s]);
+      at.load(p, in.g, c, grad);
 #pragma unroll
       for (int j = 0; j < kInputs; ++j) {
         float v[N];
