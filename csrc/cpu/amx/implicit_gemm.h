@@ -18,9 +18,7 @@
 #pragma once
 
 #include "core/allocator.h"
-#include "cpu/amx/tiles.h"
-#include "cpu/implicit_gemm.h"
-#include "cpu/conv_moments.h"
+#include "cpu/amx/meanwhile.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -32,11 +30,8 @@ constexpr int64_t kFarWeights = 384 << 10;   // of one tap: more than L2 holds b
 constexpr int64_t kFarInput = 512 << 10;     // more pixels then go through each of them
 constexpr int64_t kPanelValues = 640 << 10;
 constexpr int64_t kNextInput = 256 << 10;  // of the next tile, beside this one's
-constexpr int64_t kFarOutput = 2 << 20;    // values, of which little is in L2
 constexpr int64_t kSliceSteps = 80;        // 160 KiB of B
 constexpr int64_t kPlaneChannels = 256;    // whose pixels leave L1 between one tap and the next
-constexpr int kColumns = NR;               // of a block: two tiles
-static_assert(kColumns == 2 * kTile);
 
 // Bytes of packed B: `rows` values, padded to whole steps, for every column.
 FASTNN_INLINE int64_t packed_bytes(int64_t rows, int64_t columns) {
@@ -65,94 +60,6 @@ FASTNN_INLINE StepOf step_at(const InputTiles& t, const Steps& steps, int64_t in
   return {index / steps.per_tap, index % steps.per_tap};
 }
 
-// What the other units of the core do while the tiles multiply, some of it after every step: bring
-// input of a later task into L2, and, where finishing goes block of columns by block, the next rows
-// of a residual or of an output that is not written around the caches, and finish the rows of the
-// pair of pixel blocks before. Its members are set one by one, as NextRows' are.
-struct Meanwhile {
-  const ConvEpilogue& epilogue;
-  bfloat16* y;
-  Route route;
-  int block_rows;  // of a pixel block; the next one's begin kTile rows on
-  NextRows input{}, residual{}, output{};
-  // The pair:
-  const float* sums = nullptr;
-  const int64_t* where = nullptr;
-  int64_t channel = 0, count = 0;
-  int row = 0, rows = 0;  // row: the first that is not finished
-  TileMoments* moments = nullptr;
-  bool opens = false;    // whether the tile's first point is among these rows
-  int repeated[2] = {};  // rows at the start of each block that the block before has, too
-
-  FASTNN_INLINED inline void finish(int64_t n) {
-    for (const int end = static_cast<int>(clamp(row + n, 0, rows)); row < end;) {
-      const int block = row >= block_rows, at = row - block * block_rows;
-      const int stop = block || end < block_rows ? end : block_rows;
-      finish_block(block, at, stop - row);
-      row = stop;
-    }
-  }
-  // n rows of a pixel block.
-  inline void finish_block(int block, int at, int n) {
-    const int slot = block * kTile + at;
-    const float* from = sums + slot * kColumns;
-    const int64_t* to = where + slot;
-    if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
-    const Rows<bfloat16> out(epilogue, channel, count, y, route);
-    const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
-    if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);
-    if (moments) count_half_rows(from + uncounted * kColumns, n - uncounted);
-    if (count == kColumns) {
-      for (int i = 0; i < n; ++i, from += kColumns)
-        out.store(load(from), load(from + kTile), to[i]);
-      return;
-    }
-    for (int i = 0; i < n; ++i, from += kColumns)
-      // A whole line, so that every line is written around the caches or none of it.
-      if (i + 1 < n && to[i + 1] == to[i] + kTile && streams(out.y + to[i], 64, Route::around))
-        out.store(load(from), load(from + kColumns), to[i]), ++i, from += kColumns;
-      else
-        finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
-  }
-  inline void count_half_rows(const float* from, int n) {
-    if (n == 0) return;
-    const vfloat bias = epilogue.bias ? load(epilogue.bias + channel) : vfloat{};
-    const auto row = [&](int i) FASTNN_INLINED {
-      return as_stored<bfloat16>(load(from + i * kColumns) + bias);
-    };
-    CountedVector counted = opens ? CountedVector(row(0)) : CountedVector(*moments, 0);
-    for (int i = 0; i < n; ++i) counted.add(row(i));
-    counted.keep(*moments, 0);
-    opens = false;
-  }
-  // n rows of 32, counted but for the first few.
-  inline void finish_counted(const Rows<bfloat16>& out, const float* from, const int64_t* to, int n,
-                             int uncounted) {
-    CountedVector low(*moments, 0), high(*moments, LANES);
-    bool opening = opens;
-    for (int i = 0; i < n; ++i) {
-      const __m512i stored =
-          out.store(load(from + i * kColumns), load(from + i * kColumns + kTile), to[i]);
-      if (i < uncounted) continue;
-      const auto half = [&](__m256i values) { return widen(reinterpret_cast<vhalf>(values)); };
-      const vfloat first = half(_mm512_maskz_extracti64x4_epi64(0xf, stored, 0));
-      const vfloat second = half(_mm512_maskz_extracti64x4_epi64(0xf, stored, 1));
-      if (opening) low = CountedVector(first), high = CountedVector(second), opening = false;
-      low.add(first);
-      high.add(second);
-    }
-    opens = opening;
-    low.keep(*moments, 0);
-    high.keep(*moments, LANES);
-  }
-  FASTNN_INLINED inline void step(int64_t finished) {
-    input.fetch();
-    residual.fetch();
-    output.fetch();
-    finish(finished);
-  }
-};
-
 // A run of the reduction's steps.
 struct Slice {
   const int64_t* offset;  // of each step, from a point's first value
@@ -164,22 +71,34 @@ struct Slice {
 
 // A pair of pixel blocks times a slice of a column block. Step s multiplies what lies at
 // a + offset[s] and at b + s * NB * depth * 16.
-template <int MA, int NB>
+template <int MA, int NB, class Before>
 void product(const Slice& slice, const bfloat16* a0, const bfloat16* a1, int64_t a_bytes,
              const bfloat16* b, float* sums, Meanwhile& meanwhile) {
-  load_sums<MA, NB>(sums, slice.before > 0);
+  const int64_t rows = meanwhile.block_rows;
+  load_sums<MA, NB>(sums, slice.before > 0, rows);
+  Before before(meanwhile);
   const int64_t size = slice.depth * kTile, finished = slice.finished;
   const int64_t* const end = slice.offset + slice.steps;
   for (const int64_t* offset = slice.offset; offset < end; ++offset, b += NB * size) {
     multiply<MA, NB>(a0 + *offset, a1 + *offset, a_bytes, b, b + size);
-    meanwhile.step(finished);
+    meanwhile.fetch();
+    before.finish(finished);
   }
-  store_sums<MA, NB>(sums);
+  store_sums<MA, NB>(sums, rows);
+  before.keep();
 }
 using Product = void (*)(const Slice&, const bfloat16*, const bfloat16*, int64_t, const bfloat16*,
                          float*, Meanwhile&);
-constexpr Product kProducts[2][2] = {{product<1, 1>, product<1, 2>},
-                                     {product<2, 1>, product<2, 2>}};
+template <class Before>
+constexpr Product kProducts[2][2] = {{product<1, 1, Before>, product<1, 2, Before>},
+                                     {product<2, 1, Before>, product<2, 2, Before>}};
+// Those that finish what `m` holds.
+FASTNN_INLINE auto products_for(const Meanwhile& m) -> const Product (&)[2][2] {
+  if (m.count != kColumns) return kProducts<AnyRows>;
+  if (!m.moments) return kProducts<WholeRows<false>>;
+  if (m.opens || m.repeated[0] || m.repeated[1]) return kProducts<AnyRows>;
+  return kProducts<WholeRows<true>>;
+}
 
 // The pixel blocks of one tile: `lines` of `length` points, each cut into `per_line` blocks.
 struct PixelBlocks {
@@ -217,7 +136,7 @@ inline void place_blocks(const TapGrid& g, const InputTiles& t, const Tile& tile
   const int64_t image_step = output_offset(g, tile, 1, 0, 0) - output_offset(g, tile, 0, 0, 0);
   const int64_t col_step = g.y_col_step * g.y_pixel;
   for (int64_t line = 0; line < p.lines; ++line)
-    for (int64_t b = 0; b < p.per_line; ++b, ++at, where += kTile) {
+    for (int64_t b = 0; b < p.per_line; ++b, ++at, where += p.rows) {
       const int64_t start = p.start(b);
       int64_t image = 0, row = 0, col = 0;
       if (p.across)
@@ -256,7 +175,7 @@ struct Task {
 // The pixel block pair i times a slice of a block of up to 32 columns; the epilogue after the last.
 // `kept` floats of sums wait per pixel block.
 FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, int64_t i,
-                            int64_t kept, Meanwhile& meanwhile) {
+                            int64_t kept, int lines, Meanwhile& meanwhile) {
   const TapGrid& g = k.g;
   const int64_t left = g.columns - block * kColumns, count = left < kColumns ? left : kColumns;
   const int halves = count > kTile ? 2 : 1, two = i + 1 < k.p.count();
@@ -265,35 +184,18 @@ FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, in
                             slice.before * halves * slice.depth * kTile;
   // Sums of the pair before are still being read.
   float* const sums = k.sums + (kept ? i * kept : meanwhile.sums == k.sums ? 4 * kTileFloats : 0);
-  kProducts[two][halves - 1](slice, k.at[i], k.at[i + two], k.p.point_stride * 2, b, sums,
-                             meanwhile);
+  products_for(meanwhile)[two][halves - 1](slice, k.at[i], k.at[i + two], k.p.point_stride * 2, b,
+                                           sums, meanwhile);
   if (!slice.last) return;
-  meanwhile.sums = sums, meanwhile.where = k.where + i * kTile;
+  meanwhile.sums = sums, meanwhile.where = k.where + i * k.p.rows;
   meanwhile.channel = g.y_channel + block * kColumns, meanwhile.count = count;
   meanwhile.row = 0, meanwhile.rows = (1 + two) * k.p.rows;
+  meanwhile.lines = lines;
   if (!k.moments) return;
   meanwhile.moments = k.moments + block;
   meanwhile.moments->count = static_cast<float>(k.tile.images * k.tile.rows * k.tile.cols);
   meanwhile.opens = i == 0;
   for (int64_t j = 0; j <= two; ++j) meanwhile.repeated[j] = static_cast<int>(k.p.repeated(i + j));
-}
-
-// Columns [begin, end) of the pixels after those of pair i, within so many steps: where the output
-// is one long row of pixels, those of the next task included.
-inline void bring_rows(const Task& k, int64_t i, int64_t begin, int64_t end, int64_t steps,
-                       Meanwhile& meanwhile) {
-  const TapGrid& g = k.g;
-  if (g.YH != 1 || g.y_col_step != 1 || k.p.lines != 1 || g.YW * g.y_pixel < kFarOutput) return;
-  const int64_t from = k.where[i * kTile] + 2 * k.p.rows * g.y_pixel;
-  const int64_t rows = clamp(g.YW - from / g.y_pixel, 0, 2 * k.p.rows);
-  const int64_t columns = clamp(g.columns, begin, end) - begin;
-  const int64_t at = from + g.y_channel + begin;
-  const auto bring = [&](NextRows& next, const void* wanted) {
-    next.bring(static_cast<const bfloat16*>(wanted) + at, g.y_pixel, columns, wanted ? rows : 0,
-               steps);
-  };
-  bring(meanwhile.residual, g.epilogue.residual);
-  bring(meanwhile.output, g.route == Route::around ? nullptr : g.y);
 }
 
 // Column blocks [begin, end). As many as have little B together take turns, so that lines of the
@@ -309,6 +211,11 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
   const int64_t per_slice = ceil_div(units, slices);
   const int64_t kept = per_slice < units ? 2 * kTileFloats : 0;  // sums of one pixel block
   const int64_t together = kept ? 1 : clamp(kSliceSteps / (units * unit), 1, end - begin);
+  // After the last pair come, most likely, the next columns of the first, or the next task's.
+  const int64_t rows = k.p.count() * k.p.rows;
+  for (int64_t i = 0; i < 2 * k.p.rows; ++i)
+    k.where[rows + i] = together < end - begin && i < rows ? k.where[i] + together * kColumns
+                                                           : k.where[rows + i - 1] + k.g.y_pixel;
   for (int64_t group = begin; group < end; group += together)
     for (int64_t first = 0; first < units; first += per_slice) {
       const int64_t n = clamp(units - first, 1, per_slice) * unit;
@@ -316,12 +223,11 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
       const Slice slice{
           k.offset + first * unit,   n, first * unit, steps.depth, ceil_div(2 * k.p.rows, n),
           first + per_slice >= units};
-      for (int64_t i = 0; i < k.p.count(); i += 2) {
-        if (together > 1)
-          bring_rows(k, i, group * kColumns, last * kColumns, n * together, meanwhile);
-        for (int64_t block = group; block < last; ++block)
-          run_pair(k, slice, block, i, kept, meanwhile);
-      }
+      for (int64_t i = 0; i < k.p.count(); i += 2)
+        for (int64_t block = group; block < last; ++block) {
+          const int lines = (block - group) % 2 ? 0 : block + 1 < last ? 2 : 1;
+          run_pair(k, slice, block, i, kept, lines, meanwhile);
+        }
     }
   meanwhile.finish(meanwhile.rows);
 }
@@ -420,7 +326,7 @@ inline void run_tiles(const TapGrid& g, const InputTiles& t) {
     const int64_t per_block = 2 * kTileFloats * 4 + kTile * 8 + 8;
     auto* const sums = static_cast<float*>(thread_scratch((p.count() + 3) * per_block, 1));
     auto* const where = reinterpret_cast<int64_t*>(sums + (p.count() + 3) * 2 * kTileFloats);
-    auto* const at = reinterpret_cast<const bfloat16**>(where + p.count() * kTile);
+    auto* const at = reinterpret_cast<const bfloat16**>(where + (p.count() + 2) * kTile);
     place_blocks(own, t, tile, p, panel, at, where);
     const Task k{own, t,  steps, offset, tile,
                  p,   at, where, sums,   moments ? moments + index * blocks : nullptr};

@@ -43,11 +43,12 @@ FASTNN_INLINE void shape_tiles(int rows, int depth) {
 }
 FASTNN_INLINE void release_tiles() { _tile_release(); }
 
-// Sets C to zero, or to what c holds; and back. c is 2 x 2 tiles, row pitch 2 * kTile floats.
+// Sets C to zero, or to what c holds; and back. c is 2 x 2 tiles of `rows`, row pitch 2 * kTile
+// floats.
 template <int MA, int NB>
-FASTNN_INLINE void load_sums(const float* c, bool add) {
+FASTNN_INLINE void load_sums(const float* c, bool add, int64_t rows = kTile) {
   constexpr int64_t kPitch = 2 * kTile * 4;
-  const float* const below = c + 2 * kTileFloats;
+  const float* const below = c + 2 * kTile * rows;
   asm volatile("" ::: "memory");
   if (add) {
     _tile_loadd(0, c, kPitch);
@@ -62,9 +63,9 @@ FASTNN_INLINE void load_sums(const float* c, bool add) {
   }
 }
 template <int MA, int NB>
-FASTNN_INLINE void store_sums(float* c) {
+FASTNN_INLINE void store_sums(float* c, int64_t rows = kTile) {
   constexpr int64_t kPitch = 2 * kTile * 4;
-  float* const below = c + 2 * kTileFloats;
+  float* const below = c + 2 * kTile * rows;
   _tile_stored(0, c, kPitch);
   if (NB == 2) _tile_stored(1, c + kTile, kPitch);
   if (MA == 2) _tile_stored(2, below, kPitch);
