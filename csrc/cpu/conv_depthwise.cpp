@@ -62,6 +62,7 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t taps, int64_t
   start_row(sum, d, c, lanes);
   const int64_t first = i * S + d.start, pitch = d.pitch, next = d.w_next_vector;
   bring_next<B, S>(d, i, c);
+  bring_output<B>(d, i + B, c);
   for (int64_t r = 0; r < d.rows; ++r) {
     const float* w = d.weights(r, c);
     const T* in = d.inputs(r, first * pitch + c);

@@ -324,6 +324,12 @@ FASTNN_INLINE void copy_values(P* to, const T* from, int64_t n) {
 }
 template <class P>
 FASTNN_INLINE void zero_values(P* to, int64_t n) {
+#if defined(FASTNN_ISA_avx512_bf16)
+  if (kSame<P, bfloat16> && n <= 32) {
+    const auto mask = static_cast<__mmask32>((int64_t{1} << n) - 1);
+    return _mm512_mask_storeu_epi16(to, mask, _mm512_setzero_si512());
+  }
+#endif
   __builtin_memset(static_cast<void*>(to), 0, sizeof(P) * static_cast<size_t>(n));
 }
 

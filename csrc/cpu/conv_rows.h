@@ -18,6 +18,7 @@ namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
 constexpr int kHeld = 16 * LANES;
+constexpr int64_t kNearOutput = 2 << 20;  // bytes of all outputs that L2 holds
 
 // y[i] = sum over r, tap, k of (k of the group in) in[r][i * S + start + tap * gap] * w[r][tap][k],
 // inputs outside [0, width) counted as zero.
@@ -36,6 +37,7 @@ struct ChannelRow {
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows, new_next_row;
   const T* next;
+  bool brings_output;  // whether outputs are brought into L2 before they are written
 
   FASTNN_INLINED inline const T* inputs(int64_t r, int64_t c) const {
     return in + r * next_row + c;
@@ -115,6 +117,29 @@ FASTNN_INLINE void bring_next(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
   }
 }
 
+// Prefetches where outputs i to i + count - 1 go. Too few lines lie one behind the other for the
+// hardware to do so, and stores that miss L2 hold up those behind them.
+template <int N, class T, class P>
+FASTNN_INLINE void bring_output(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
+  if (!d.brings_output) return;
+  const T* to = d.y + d.at + i * d.step + c;
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j, to += d.step) __builtin_prefetch(to, 0, 2);
+}
+
+// How so many pixels of C channels are written: around the caches where a pixel is whole lines, for
+// those written in pieces cost twice; and brought before, where L2 does not hold all of them.
+struct RowRoute {
+  Route route;
+  bool brings;
+};
+template <class T>
+FASTNN_INLINE RowRoute row_route(const T* y, int64_t pixels, int64_t C) {
+  const int64_t pixel = C * int64_t{sizeof(T)};
+  const Route route = pixel % 64 ? Route::through : route_to(y, C, kCachedOfProducts);
+  return {route, route == Route::through && pixels * pixel > kNearOutput};
+}
+
 FASTNN_INLINE int64_t turned_size(int64_t C, int64_t taps, int64_t G) {
   return (C + LANES - 1) / LANES * LANES * taps * G;
 }
@@ -162,7 +187,7 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
   Workspace room(turned_size(C, taps, G) * int64_t{sizeof(P)});
   P* const turned = reinterpret_cast<P*>(room.floats());
   turn_channels(w, C, taps * G, turned);
-  const Route route = route_to(y, C, kCachedOfProducts);
+  const RowRoute to = row_route(y, p.N * p.OH * p.OW, C);
   // With a stride, prefetching what a cache holds costs more than it hides.
   const bool near = p.stride_w > 1 && p.N * p.H * p.W * C * int64_t{sizeof(T)} <= kNearBytes;
   each_strip(p.N, p.OH, [&](int64_t n, int64_t begin, int64_t end) {
@@ -187,7 +212,8 @@ void each_output_row(const ConvParams& p, const T* x, const T* w, const ConvEpil
       d.e = e;
       d.held = held;
       d.y = y;
-      d.route = route;
+      d.route = to.route;
+      d.brings_output = to.brings;
       d.at = (n * p.OH + oh) * p.OW * C;
       d.step = C;
       d.new_rows = near || below < 0 || below >= p.H ? 0 : below + 1 < p.H ? p.stride_h : 1;
@@ -282,7 +308,7 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
     if (G > 1) turn_group_taps(p, w, across, of_phase);
     turned_taps += p.KH * across.count;
   }
-  const Route route = route_to(grad_input, C, kCachedOfProducts);
+  const RowRoute to = row_route(grad_input, p.N * p.H * p.W, C);
   const bool near = p.N * p.OH * p.OW * C * int64_t{sizeof(T)} <= kNearBytes;
   each_strip(p.N, p.H, [&](int64_t n, int64_t begin, int64_t end) {
     int64_t taps_before = 0;
@@ -310,7 +336,8 @@ void each_input_row(const ConvParams& p, const T* g, const T* w, const ConvEpilo
         d.e = e;
         d.held = held;
         d.y = grad_input;
-        d.route = route;
+        d.route = to.route;
+        d.brings_output = to.brings;
         d.at = ((n * p.H + h) * p.W + phase) * C;
         d.step = S * C;
         const int64_t below = (h + 1 + p.pad_top) / p.stride_h;
