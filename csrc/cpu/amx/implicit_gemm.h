@@ -256,9 +256,10 @@ inline InputTiles plan_tiles(TapGrid& g) {
   // All of a pixel's channels wait in L2 for their group's turn, those of the next tile too; but
   // for small maps, of which many images make a tile. Strided tiles share a quarter of their rows.
   if (g.groups > 1) {
-    const int64_t per_point = g.in.a_pixel * g.in.step_h * g.in.step_w;
+    const int64_t down = clamp(g.in.step_h, 1, g.in.GH), across = clamp(g.in.step_w, 1, g.in.GW);
+    const int64_t per_point = g.in.a_pixel * down * across;
     const int64_t values = g.in.GW < 12 ? 3 * kNextInput : kNextInput;
-    pixels = clamp((g.in.step_h > 1 ? values * 3 / 4 : values) / per_point, 64, pixels);
+    pixels = clamp((down > 1 ? values * 3 / 4 : values) / per_point, 64, pixels);
   }
   const bool planes = g.in.tap_count > 1 && g.in.K >= kPlaneChannels && g.in.K % 32 == 0;
   plan_input<bfloat16, bfloat16>(t, pixels, kPanelValues, !planes, true, planes ? 32 : 0);
