@@ -94,10 +94,10 @@ constexpr Product kProducts[2][2] = {{product<1, 1, Before>, product<1, 2, Befor
                                      {product<2, 1, Before>, product<2, 2, Before>}};
 // Those that finish what `m` holds.
 FASTNN_INLINE auto products_for(const Meanwhile& m) -> const Product (&)[2][2] {
-  if (m.count != kColumns) return kProducts<AnyRows>;
-  if (!m.moments) return kProducts<WholeRows<false>>;
-  if (m.opens || m.repeated[0] || m.repeated[1]) return kProducts<AnyRows>;
-  return kProducts<WholeRows<true>>;
+  if (m.count % kTile || m.opens || m.repeated[0] || m.repeated[1]) return kProducts<AnyRows>;
+  if (m.count == kColumns)
+    return m.moments ? kProducts<LikeRows<true, kColumns>> : kProducts<LikeRows<false, kColumns>>;
+  return m.moments ? kProducts<LikeRows<true, kTile>> : kProducts<LikeRows<false, kTile>>;
 }
 
 // The pixel blocks of one tile: `lines` of `length` points, each cut into `per_line` blocks.

@@ -56,6 +56,8 @@ struct Meanwhile {
   inline void finish_block(int block, int at, int n) {
     const float* from = sums + row * kColumns;
     const int64_t* to = where + row;
+    if (lines > 0 && route == Route::through)
+      for (int i = 0; i < n; ++i) _mm_prefetch(y + channel + to[2 * block_rows + i], _MM_HINT_T1);
     if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
     const Rows<bfloat16> out(epilogue, channel, count, y, route);
     const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
@@ -115,32 +117,55 @@ struct AnyRows {
   FASTNN_INLINED inline void finish(int64_t n) { meanwhile.finish(n); }
   FASTNN_INLINED inline void keep() {}
 };
-// or rows of 32, counted or not, of which all that they share stays in registers from step to step.
-template <bool kCounted>
-struct WholeRows {
+// or rows of `columns`, 32 or 16, counted or not, of which all that they share stays in registers
+// from step to step.
+template <bool kCounted, int columns>
+struct LikeRows {
   Meanwhile& meanwhile;
   const Rows<bfloat16> out;
   const float* from;
   const int64_t *to, *const end;
   CountedVector low{vfloat{}}, high{vfloat{}};
 
-  FASTNN_INLINED explicit inline WholeRows(Meanwhile& of)
+  FASTNN_INLINED explicit inline LikeRows(Meanwhile& of)
       : meanwhile(of),
-        out(of.epilogue, of.channel, kColumns, of.y, of.route),
+        out(of.epilogue, of.channel, columns, of.y, of.route),
         from(of.sums + of.row * kColumns),
         to(of.where + of.row),
         end(of.where + of.rows) {
-    if (kCounted) low = CountedVector(*of.moments, 0), high = CountedVector(*of.moments, LANES);
+    if (!kCounted) return;
+    low = CountedVector(*of.moments, 0);
+    if (columns == kColumns) high = CountedVector(*of.moments, LANES);
   }
   FASTNN_INLINED inline void finish(int64_t n) {
-    for (; n > 0 && to < end; --n, ++to, from += kColumns) {
-      const __m512i stored = out.store(load(from), load(from + kTile), *to);
-      if (kCounted) low.add(low_half(stored)), high.add(high_half(stored));
-      if (meanwhile.lines == 0) continue;
-      const int64_t next = to[2 * meanwhile.block_rows];
-      if (out.route == Route::through) bring(out.y + next);
-      if (out.residual) bring(out.residual + next);
+    while (n > 0 && to < end) {
+      const int rows = columns == kColumns ? finish_row() : finish_half();
+      n -= rows, to += rows, from += rows * kColumns;
     }
+  }
+  FASTNN_INLINED inline int finish_row() {
+    const __m512i stored = out.store(load(from), load(from + kTile), *to);
+    if (kCounted) low.add(low_half(stored)), high.add(high_half(stored));
+    bring();
+    return 1;
+  }
+  // Two, where they are neighbouring pixels that make a line.
+  FASTNN_INLINED inline int finish_half() {
+    bring();
+    if (to + 1 < end && to[1] == *to + kTile && streams(out.y + *to, 64, Route::around)) {
+      const __m512i stored = out.store(load(from), load(from + kColumns), *to);
+      if (kCounted) low.add(low_half(stored)), low.add(high_half(stored));
+      return 2;
+    }
+    out.store(load(from), *to);
+    if (kCounted) low.add(as_stored<bfloat16>(load(from) + out.bias[0]));
+    return 1;
+  }
+  FASTNN_INLINED inline void bring() const {
+    if (meanwhile.lines == 0) return;
+    const int64_t next = to[2 * meanwhile.block_rows];
+    if (out.route == Route::through) bring(out.y + next);
+    if (out.residual) bring(out.residual + next);
   }
   // The columns beside these are the next block's, which brings none then.
   FASTNN_INLINED inline void bring(const bfloat16* next) const {
@@ -149,7 +174,9 @@ struct WholeRows {
   }
   FASTNN_INLINED inline void keep() {
     meanwhile.row = static_cast<int>(to - meanwhile.where);
-    if (kCounted) low.keep(*meanwhile.moments, 0), high.keep(*meanwhile.moments, LANES);
+    if (!kCounted) return;
+    low.keep(*meanwhile.moments, 0);
+    if (columns == kColumns) high.keep(*meanwhile.moments, LANES);
   }
 };
 
