@@ -168,7 +168,8 @@ inline void plan(const ConvParams& p, const bfloat16* x, int64_t group, const in
          a.partials * a.value_parts * a.oc_parts < kTasks)
     a.partials *= 2;
   // The ranges change no result: as few as the threads need, for each packs its operands itself.
-  while (a.partials * a.value_parts * a.oc_parts < 2 * get_num_threads() && split()) {
+  const int64_t tasks = 2 * get_num_threads();
+  while (p.groups < tasks && a.partials * a.value_parts * a.oc_parts < tasks && split()) {
   }
 }
 
@@ -404,8 +405,8 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
     dh[t] = t / p.KW * p.dilation_h - p.pad_top;
     dw[t] = t % p.KW * p.dilation_w - p.pad_left;
   }
-  Plan a;
-  for (int64_t group = 0; group < p.groups; ++group) {
+  each_group(p, [&](int64_t group) {
+    Plan a;
     plan(p, static_cast<const bfloat16*>(x), group, dh, dw, a);
     const bfloat16* const g = static_cast<const bfloat16*>(grad_output) + group * a.oc;
     const WeightGradient gw = WeightGradient(p, grad_weight).from(group * a.oc * a.row);
@@ -436,7 +437,7 @@ void backward_weight(const ConvParams& p, const void* x, const void* grad_output
                        clamp(a.values - value, 0, kTile), gw.from(o * a.row + column), a.row);
         }
     });
-  }
+  });
 }
 
 }  // namespace
