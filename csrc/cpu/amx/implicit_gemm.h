@@ -92,12 +92,14 @@ using Product = void (*)(const Slice&, const bfloat16*, const bfloat16*, int64_t
 template <class Before>
 constexpr Product kProducts[2][2] = {{product<1, 1, Before>, product<1, 2, Before>},
                                      {product<2, 1, Before>, product<2, 2, Before>}};
-// Those that finish what `m` holds.
+// Those that finish what `m` holds: at first, nothing.
 FASTNN_INLINE auto products_for(const Meanwhile& m) -> const Product (&)[2][2] {
-  if (m.count % kTile || m.opens || m.repeated[0] || m.repeated[1]) return kProducts<AnyRows>;
+  if (m.rows == 0 || m.count % kTile || m.opens || m.repeated[0] || m.repeated[1])
+    return kProducts<AnyRows>;
   if (m.count == kColumns)
-    return m.moments ? kProducts<LikeRows<true, kColumns>> : kProducts<LikeRows<false, kColumns>>;
-  return m.moments ? kProducts<LikeRows<true, kTile>> : kProducts<LikeRows<false, kTile>>;
+    return m.moments ? kProducts<UniformRows<true, kColumns>>
+                     : kProducts<UniformRows<false, kColumns>>;
+  return m.moments ? kProducts<UniformRows<true, kTile>> : kProducts<UniformRows<false, kTile>>;
 }
 
 // The pixel blocks of one tile: `lines` of `length` points, each cut into `per_line` blocks.

@@ -117,29 +117,29 @@ struct AnyRows {
   FASTNN_INLINED inline void finish(int64_t n) { meanwhile.finish(n); }
   FASTNN_INLINED inline void keep() {}
 };
-// or rows of `columns`, 32 or 16, counted or not, of which all that they share stays in registers
-// from step to step.
-template <bool kCounted, int columns>
-struct LikeRows {
+// or rows of 32 or 16, counted or not, of which all that they share stays in registers from step to
+// step.
+template <bool kCounted, int kWidth>
+struct UniformRows {
   Meanwhile& meanwhile;
   const Rows<bfloat16> out;
   const float* from;
   const int64_t *to, *const end;
   CountedVector low{vfloat{}}, high{vfloat{}};
 
-  FASTNN_INLINED explicit inline LikeRows(Meanwhile& of)
+  FASTNN_INLINED explicit inline UniformRows(Meanwhile& of)
       : meanwhile(of),
-        out(of.epilogue, of.channel, columns, of.y, of.route),
+        out(of.epilogue, of.channel, kWidth, of.y, of.route),
         from(of.sums + of.row * kColumns),
         to(of.where + of.row),
         end(of.where + of.rows) {
     if (!kCounted) return;
     low = CountedVector(*of.moments, 0);
-    if (columns == kColumns) high = CountedVector(*of.moments, LANES);
+    if (kWidth == kColumns) high = CountedVector(*of.moments, LANES);
   }
   FASTNN_INLINED inline void finish(int64_t n) {
     while (n > 0 && to < end) {
-      const int rows = columns == kColumns ? finish_row() : finish_half();
+      const int rows = kWidth == kColumns ? finish_row() : finish_half();
       n -= rows, to += rows, from += rows * kColumns;
     }
   }
@@ -176,7 +176,7 @@ struct LikeRows {
     meanwhile.row = static_cast<int>(to - meanwhile.where);
     if (!kCounted) return;
     low.keep(*meanwhile.moments, 0);
-    if (columns == kColumns) high.keep(*meanwhile.moments, LANES);
+    if (kWidth == kColumns) high.keep(*meanwhile.moments, LANES);
   }
 };
 
