@@ -89,17 +89,28 @@ void product(const Slice& slice, const bfloat16* a0, const bfloat16* a1, int64_t
 }
 using Product = void (*)(const Slice&, const bfloat16*, const bfloat16*, int64_t, const bfloat16*,
                          float*, Meanwhile&);
+// By how the pair before is finished: the products, and what finishes it without one.
+struct Finishing {
+  Product products[2][2];
+  void (*rest)(Meanwhile&);
+};
 template <class Before>
-constexpr Product kProducts[2][2] = {{product<1, 1, Before>, product<1, 2, Before>},
-                                     {product<2, 1, Before>, product<2, 2, Before>}};
-// Those that finish what `m` holds: at first, nothing.
-FASTNN_INLINE auto products_for(const Meanwhile& m) -> const Product (&)[2][2] {
-  if (m.rows == 0 || m.count % kTile || m.opens || m.repeated[0] || m.repeated[1])
-    return kProducts<AnyRows>;
+void finish_rest(Meanwhile& meanwhile) {
+  Before before(meanwhile);
+  before.finish(meanwhile.rows);
+  before.keep();
+}
+template <class Before>
+constexpr Finishing kFinishing{{{product<1, 1, Before>, product<1, 2, Before>},
+                                {product<2, 1, Before>, product<2, 2, Before>}},
+                               finish_rest<Before>};
+// At first there is no pair.
+FASTNN_INLINE const Finishing& finishing_of(const Meanwhile& m) {
+  if (m.rows == 0 || m.count % kTile) return kFinishing<CutRows>;
   if (m.count == kColumns)
-    return m.moments ? kProducts<UniformRows<true, kColumns>>
-                     : kProducts<UniformRows<false, kColumns>>;
-  return m.moments ? kProducts<UniformRows<true, kTile>> : kProducts<UniformRows<false, kTile>>;
+    return m.moments ? kFinishing<UniformRows<true, kColumns>>
+                     : kFinishing<UniformRows<false, kColumns>>;
+  return m.moments ? kFinishing<UniformRows<true, kTile>> : kFinishing<UniformRows<false, kTile>>;
 }
 
 // The pixel blocks of one tile: `lines` of `length` points, each cut into `per_line` blocks.
@@ -186,8 +197,8 @@ FASTNN_INLINE void run_pair(const Task& k, const Slice& slice, int64_t block, in
                             slice.before * halves * slice.depth * kTile;
   // Sums of the pair before are still being read.
   float* const sums = k.sums + (kept ? i * kept : meanwhile.sums == k.sums ? 4 * kTileFloats : 0);
-  products_for(meanwhile)[two][halves - 1](slice, k.at[i], k.at[i + two], k.p.point_stride * 2, b,
-                                           sums, meanwhile);
+  finishing_of(meanwhile).products[two][halves - 1](slice, k.at[i], k.at[i + two],
+                                                    k.p.point_stride * 2, b, sums, meanwhile);
   if (!slice.last) return;
   meanwhile.sums = sums, meanwhile.where = k.where + i * k.p.rows;
   meanwhile.channel = g.y_channel + block * kColumns, meanwhile.count = count;
@@ -231,7 +242,7 @@ inline void run_columns(const Task& k, int64_t begin, int64_t end, Meanwhile& me
           run_pair(k, slice, block, i, kept, lines, meanwhile);
         }
     }
-  meanwhile.finish(meanwhile.rows);
+  finishing_of(meanwhile).rest(meanwhile);
 }
 
 // Where each step's values lie, from a point's first.

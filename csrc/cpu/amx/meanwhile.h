@@ -44,77 +44,27 @@ struct Meanwhile {
   // around the caches and of a residual.
   int lines = 0;
 
-  __attribute__((noinline)) void finish(int64_t n) {
-    for (const int end = static_cast<int>(clamp(row + n, 0, rows)); row < end;) {
-      const int block = row >= block_rows, at = row - block * block_rows;
-      const int stop = block || end < block_rows ? end : block_rows;
-      finish_block(block, at, stop - row);
-      row = stop;
-    }
-  }
-  // n rows of a pixel block.
-  inline void finish_block(int block, int at, int n) {
-    const float* from = sums + row * kColumns;
-    const int64_t* to = where + row;
-    if (lines > 0 && route == Route::through)
-      for (int i = 0; i < n; ++i) _mm_prefetch(y + channel + to[2 * block_rows + i], _MM_HINT_T1);
-    if (count % kTile) return store_tile(from, kColumns, n, to, channel, count, epilogue, y, route);
-    const Rows<bfloat16> out(epilogue, channel, count, y, route);
-    const int uncounted = static_cast<int>(clamp(repeated[block] - at, 0, n));
-    if (moments && count == kColumns) return finish_counted(out, from, to, n, uncounted);
-    if (moments) count_half_rows(from + uncounted * kColumns, n - uncounted);
-    if (count == kColumns) {
-      for (int i = 0; i < n; ++i, from += kColumns)
-        out.store(load(from), load(from + kTile), to[i]);
-      return;
-    }
-    for (int i = 0; i < n; ++i, from += kColumns)
-      // A whole line, so that every line is written around the caches or none of it.
-      if (i + 1 < n && to[i + 1] == to[i] + kTile && streams(out.y + to[i], 64, Route::around))
-        out.store(load(from), load(from + kColumns), to[i]), ++i, from += kColumns;
-      else
-        finish_vector(load(from), epilogue, channel, to[i] + channel, LANES, y, route);
-  }
-  inline void count_half_rows(const float* from, int n) {
-    if (n == 0) return;
-    const vfloat bias = epilogue.bias ? load(epilogue.bias + channel) : vfloat{};
-    const auto row = [&](int i) FASTNN_INLINED {
-      return as_stored<bfloat16>(load(from + i * kColumns) + bias);
-    };
-    CountedVector counted = opens ? CountedVector(row(0)) : CountedVector(*moments, 0);
-    for (int i = 0; i < n; ++i) counted.add(row(i));
-    counted.keep(*moments, 0);
-    opens = false;
-  }
-  // n rows of 32, counted but for the first few.
-  inline void finish_counted(const Rows<bfloat16>& out, const float* from, const int64_t* to, int n,
-                             int uncounted) {
-    CountedVector low(*moments, 0), high(*moments, LANES);
-    bool opening = opens;
-    for (int i = 0; i < n; ++i) {
-      const __m512i stored =
-          out.store(load(from + i * kColumns), load(from + i * kColumns + kTile), to[i]);
-      if (i < uncounted) continue;
-      const vfloat first = low_half(stored), second = high_half(stored);
-      if (opening) low = CountedVector(first), high = CountedVector(second), opening = false;
-      low.add(first);
-      high.add(second);
-    }
-    opens = opening;
-    low.keep(*moments, 0);
-    high.keep(*moments, LANES);
-  }
   FASTNN_INLINED inline void fetch() {
     input.fetch();
     output.fetch();
   }
 };
 
-// How a product finishes the pair before: any rows, from memory to memory,
-struct AnyRows {
+// How a product finishes the pair before: rows of a block that is cut off within a tile, or none;
+struct CutRows {
   Meanwhile& meanwhile;
-  FASTNN_INLINED explicit inline AnyRows(Meanwhile& of) : meanwhile(of) {}
-  FASTNN_INLINED inline void finish(int64_t n) { meanwhile.finish(n); }
+  FASTNN_INLINED explicit inline CutRows(Meanwhile& of) : meanwhile(of) {}
+  __attribute__((noinline)) void finish(int64_t n) {
+    Meanwhile& m = meanwhile;
+    const int count = static_cast<int>(clamp(n, 0, m.rows - m.row));
+    const int64_t* const to = m.where + m.row;
+    if (m.lines > 0 && m.route == Route::through)
+      for (int i = 0; i < count; ++i)
+        _mm_prefetch(m.y + m.channel + to[2 * m.block_rows + i], _MM_HINT_T1);
+    store_tile(m.sums + m.row * kColumns, kColumns, count, to, m.channel, m.count, m.epilogue, m.y,
+               m.route);
+    m.row += count;
+  }
   FASTNN_INLINED inline void keep() {}
 };
 // or rows of 32 or 16, counted or not, of which all that they share stays in registers from step to
@@ -125,6 +75,7 @@ struct UniformRows {
   const Rows<bfloat16> out;
   const float* from;
   const int64_t *to, *const end;
+  const bool repeats;  // whether some rows are not counted
   CountedVector low{vfloat{}}, high{vfloat{}};
 
   FASTNN_INLINED explicit inline UniformRows(Meanwhile& of)
@@ -132,10 +83,15 @@ struct UniformRows {
         out(of.epilogue, of.channel, kWidth, of.y, of.route),
         from(of.sums + of.row * kColumns),
         to(of.where + of.row),
-        end(of.where + of.rows) {
+        end(of.where + of.rows),
+        repeats(of.repeated[0] || of.repeated[1]) {
     if (!kCounted) return;
-    low = CountedVector(*of.moments, 0);
-    if (kWidth == kColumns) high = CountedVector(*of.moments, LANES);
+    low = counted(0);
+    if (kWidth == kColumns) high = counted(1);
+  }
+  FASTNN_INLINED inline CountedVector counted(int half) const {
+    if (!meanwhile.opens) return CountedVector(*meanwhile.moments, half * LANES);
+    return CountedVector(as_stored<bfloat16>(load(from + half * kTile) + out.bias[half]));
   }
   FASTNN_INLINED inline void finish(int64_t n) {
     while (n > 0 && to < end) {
@@ -145,21 +101,30 @@ struct UniformRows {
   }
   FASTNN_INLINED inline int finish_row() {
     const __m512i stored = out.store(load(from), load(from + kTile), *to);
-    if (kCounted) low.add(low_half(stored)), high.add(high_half(stored));
+    if (kCounted && counts(0)) low.add(low_half(stored)), high.add(high_half(stored));
     bring();
     return 1;
   }
-  // Two, where they are neighbouring pixels that make a line.
+  // Two, where they are neighbouring pixels that make a line: every line is written around the
+  // caches whole, or not around them.
   FASTNN_INLINED inline int finish_half() {
     bring();
     if (to + 1 < end && to[1] == *to + kTile && streams(out.y + *to, 64, Route::around)) {
       const __m512i stored = out.store(load(from), load(from + kColumns), *to);
-      if (kCounted) low.add(low_half(stored)), low.add(high_half(stored));
+      if (kCounted && counts(0)) low.add(low_half(stored));
+      if (kCounted && counts(1)) low.add(high_half(stored));
       return 2;
     }
     out.store(load(from), *to);
-    if (kCounted) low.add(as_stored<bfloat16>(load(from) + out.bias[0]));
+    if (kCounted && counts(0)) low.add(as_stored<bfloat16>(load(from) + out.bias[0]));
     return 1;
+  }
+  // Whether the row so many on is one that the block before does not have.
+  FASTNN_INLINED inline bool counts(int later) const {
+    if (!repeats) return true;
+    const auto row = static_cast<int>(to + later - meanwhile.where);
+    const int block = row >= meanwhile.block_rows;
+    return row - block * meanwhile.block_rows >= meanwhile.repeated[block];
   }
   FASTNN_INLINED inline void bring() const {
     if (meanwhile.lines == 0) return;
@@ -177,6 +142,7 @@ struct UniformRows {
     if (!kCounted) return;
     low.keep(*meanwhile.moments, 0);
     if (kWidth == kColumns) high.keep(*meanwhile.moments, LANES);
+    meanwhile.opens = false;
   }
 };
 
