@@ -45,38 +45,71 @@ FASTNN_INLINE void finish_chains(const vfloat (&sum)[N][Chains], const ChannelRo
   finish_row(total, d, i, c, LANES);
 }
 
-// Outputs i to i + N - 1 of the channels from c on, over a buffer of their inputs.
+// Outputs i to i + N - 1, over buffers of the inputs of W channels: while one is multiplied, the
+// next channels' pixels are copied to the other, a few before every step, which then take no time
+// of their own; of a whole row at once on AVX2, where a copy in the loop costs a sum its register.
 template <int N, int G, int KW, int S, class P, class T>
-FASTNN_INLINE void buffered_block(const ChannelRow<T, P>& d, int64_t i, int64_t c) {
+FASTNN_INLINE void buffered_block(const ChannelRow<T, P>& d, int64_t i) {
   constexpr int W = kWidth<G>, kInputs = (N - 1) * S + KW, kSteps = static_cast<int>(G / kStep<P>);
   constexpr int kChains = N < kBlock && LANES == 16 ? 2 : 1;  // of each sum, for the latency
-  alignas(64) P in[kGroupedRows * kInputs * W];
-  for (int64_t r = 0; r < d.rows; ++r)
-    buffer_pixels<W>(d.inputs(r, c), i * S + d.start, kInputs, d.width, d.C, in + r * kInputs * W);
-  for (int v = 0; v < W; v += LANES) {
-    bring_next<N, S>(d, i, c + v);
-    vfloat sum[N][kChains];
-    start_chains(sum, d, c + v);
-    for (int64_t r = 0; r < d.rows; ++r) {
-      const P* w = d.weights(r, c + v);
-      for (int step = 0; step < kSteps; step += kChains)
+  constexpr int kCopies = (kInputs * kChains + kSteps - 1) / kSteps;
+  alignas(64) P buffers[2][kGroupedRows][kInputs][W];
+  const int64_t first = i * S + d.start;
+  const int64_t begin = clamp(-first, 0, kInputs), end = clamp(d.width - first, begin, kInputs);
+  const auto pixels = [&](int64_t r, int64_t c) { return d.inputs(r, (first + begin) * d.C + c); };
+  for (int64_t r = 0; r < d.rows; ++r) {
+    for (auto& buffer : buffers) {
+      zero_values(buffer[r][0], begin * W);
+      zero_values(buffer[r][0] + end * W, (kInputs - end) * W);
+    }
+    const T* from = pixels(r, 0);
+    for (int64_t j = begin; j < end; ++j, from += d.C) copy_pixel<W>(buffers[0][r][j], from);
+  }
+  for (int64_t c = 0; c < d.C; c += W)
+    for (int v = 0; v < W; v += LANES) {
+      const auto& in = buffers[c / W % 2];
+      auto& other = buffers[(c / W + 1) % 2];
+      bring_next<N, S>(d, i, c + v);
+      vfloat sum[N][kChains];
+      start_chains(sum, d, c + v);
+      for (int64_t r = 0; r < d.rows; ++r) {
+        const T* next = pixels(r, c + W);
+        int64_t copied = v == 0 && c + W < d.C ? begin : end;
+        const auto copy = [&](int count) FASTNN_INLINED {
+          for (; count > 0 && copied < end; --count, ++copied, next += d.C) {
+            __builtin_prefetch(next + 8 * d.C);
+            copy_pixel<W>(other[r][copied], next);
+          }
+        };
+        if (LANES != 16) copy(kInputs);
+        const P* w = d.weights(r, c + v);
+        for (int step = 0; step < kSteps; step += kChains) {
+          if (LANES == 16) copy(kCopies);
 #pragma GCC unroll 2
-        for (int chain = 0; chain < kChains; ++chain, w += LANES * kStep<P>) {
-          vfloat tap[KW];
+          for (int chain = 0; chain < kChains; ++chain, w += LANES * kStep<P>) {
+            vfloat tap[KW];
 #pragma GCC unroll 3
-          for (int t = 0; t < KW; ++t) tap[t] = load_steps(w + t * G * LANES);
+            for (int t = 0; t < KW; ++t) tap[t] = load_steps(w + t * G * LANES);
+            const int k = step + chain;
+            const P* from = in[r][0] + (G >= LANES ? k * kStep<P> : 0);
+            asm("" : "+r"(from));  // else GCC keeps an address of every pixel, in vector registers
 #pragma GCC unroll 32
-          for (int j = 0; j < kInputs; ++j) {
-            const vfloat value = of_group<G>(in + (r * kInputs + j) * W, step + chain);
+            for (int j = 0; j < kInputs; ++j) {
+              vfloat value;
+              if constexpr (G >= LANES)
+                value = set1_step(from + j * W);
+              else
+                value = permuted(load_pixel(from + j * W, P{}), lanes() / G * kSteps + k);
 #pragma GCC unroll 3
-            for (int t = 0; t < KW; ++t)
-              if (j >= t && (j - t) % S == 0 && (j - t) / S < N)
-                add_step(sum[(j - t) / S][chain], value, tap[t], P{});
+              for (int t = 0; t < KW; ++t)
+                if (j >= t && (j - t) % S == 0 && (j - t) / S < N)
+                  add_step(sum[(j - t) / S][chain], value, tap[t], P{});
+            }
           }
         }
+      }
+      finish_chains(sum, d, i, c + v);
     }
-    finish_chains(sum, d, i, c + v);
-  }
 }
 
 // The same, of groups that share a vector, as the inputs lie: a permutation per step, but no copy.
@@ -109,11 +142,10 @@ FASTNN_INLINE void direct_block(const ChannelRow<T, P>& d, int64_t i, int64_t c)
   finish_chains(sum, d, i, c);
 }
 
-// A buffer pays where most steps use an input: of small groups, eight by three taps.
+// Whether a buffer pays where a permutation is needed anyway.
 template <int G, int KW, int S, class P>
-constexpr bool is_buffered() {
-  return G >= LANES || (G / kStep<P> == 8 && KW == 3 && S == 1);
-}
+constexpr bool kBuffered =
+    G >= LANES || (LANES == 16 && KW == 3 && G >= 4 && (S == 1 || G / kStep<P> < 8));
 
 template <int N, int G, int KW, int S, class P, class T>
 FASTNN_INLINE void grouped_blocks(const ChannelRow<T, P>& d) {
@@ -121,10 +153,12 @@ FASTNN_INLINE void grouped_blocks(const ChannelRow<T, P>& d) {
     // The last block may overlap the one before.
     const int64_t i = next < d.outputs - N ? next : d.outputs - N, first = i * S + d.start;
     const bool inside = first >= 0 && first + (N - 1) * S + KW <= d.width;
+    if constexpr (kBuffered<G, KW, S, P>) {
+      buffered_block<N, G, KW, S>(d, i);
+      continue;
+    }
     for (int64_t c = 0; c < d.C; c += kWidth<G>) {
-      if constexpr (is_buffered<G, KW, S, P>())
-        buffered_block<N, G, KW, S>(d, i, c);
-      else if (inside)
+      if (inside)
         direct_block<false, N, G, KW, S>(d, i, c);
       else
         direct_block<true, N, G, KW, S>(d, i, c);
@@ -133,7 +167,7 @@ FASTNN_INLINE void grouped_blocks(const ChannelRow<T, P>& d) {
 }
 template <int G, int KW, int S, class P, class T>
 void grouped_row(const ChannelRow<T, P>& d) {
-  if (is_buffered<G, KW, S, P>() && d.outputs >= kBlock)
+  if (kBuffered<G, KW, S, P> && d.outputs >= kBlock)
     grouped_blocks<kBlock, G, KW, S>(d);
   else if (d.outputs >= 7)
     grouped_blocks<7, G, KW, S>(d);

@@ -3,7 +3,8 @@
 //
 // Strips of a few rows of one image, or of two images where bfloat16 is multiplied in pairs: a pair
 // is the same pixel of both. A group's share of a strip's inputs and gradients is copied to
-// buffers. Tiles of 8 outputs x 3 taps of a vector of inputs stay in registers over a strip:
+// buffers, pixel by pixel while the group before is multiplied. Tiles of 8 outputs x 3 taps of a
+// vector of inputs stay in registers over a strip:
 //
 //   for a pixel:  x_t = the inputs under tap t, for 8 outputs m:
 //                 v = the m-th gradient of each lane's group,  sum[m][t] += v * x_t
@@ -34,39 +35,116 @@ FASTNN_INLINE vfloat of_group(const P* pixel, int k) {
     return permuted(load_steps(pixel), lanes() / G * G + k);
 }
 
-// in[first .. first + count) of a row of `width` pixels C apart, zeros outside: to[pixel][W].
+// Copies W channels of a pixel; a step of them is of one image, or of that and the one `image`
+// values on, if that is not 0.
 template <int W, class T, class P>
-FASTNN_INLINE void buffer_pixels(const T* in, int64_t first, int64_t count, int64_t width,
-                                 int64_t C, P* to) {
-  for (int64_t j = first; j < first + count; ++j, to += W)
-    if (j >= 0 && j < width)
-      copy_values(to, in + j * C, W);
-    else
-      zero_values(to, W);
+FASTNN_INLINE void copy_pixel(P* to, const T* from) {
+  if constexpr (kSame<T, P>)
+    __builtin_memcpy(to, from, W * sizeof(P));
+  else
+    for (int i = 0; i < W; i += LANES) store(to + i, load(from + i));
 }
-// The same of a step of images, `image` values apart, of which `images` are there.
 template <int W, class T>
-FASTNN_INLINE void buffer_images(const T* in, int64_t, int64_t, int64_t first, int64_t count,
-                                 int64_t width, int64_t C, float* to) {
-  buffer_pixels<W>(in, first, count, width, C, to);
+FASTNN_INLINE void copy_step(float* to, const T* from, int64_t) {
+  copy_pixel<W>(to, from);
 }
 template <int W>
-FASTNN_INLINE void buffer_images(const bfloat16* in, int64_t image, int64_t images, int64_t first,
-                                 int64_t count, int64_t width, int64_t C, bfloat16* to) {
-  for (int64_t j = first; j < first + count; ++j, to += 2 * W)
-    if (j >= 0 && j < width)
-      copy_pairs(in + j * C, images > 1 ? in + j * C + image : nullptr, W, to);
-    else
-      zero_values(to, 2 * W);
+FASTNN_INLINE void copy_step(bfloat16* to, const bfloat16* from, int64_t image) {
+  copy_pairs(from, image ? from + image : nullptr, W, to);
 }
 
+// Copies the inputs under a strip and its gradients, W channels at a time, a pixel with each call
+// of copy(). Of the inputs, cols x lines with what is outside the image; zeros there are written
+// once, by clear(), for those of all channels lie at the same places.
+template <int W, class P, class T>
+class StripCopy {
+ public:
+  static constexpr int64_t kPixel = W * kStep<P>;
+  int64_t lines, cols, grads;  // of the inputs, and pixels of the gradient, which come after them
+
+  StripCopy(const ConvParams& p, const T* x, const T* g, int64_t n, int64_t images, int64_t first,
+            int64_t rows)
+      : lines((rows - 1) * p.stride_h + (p.KH - 1) * p.dilation_h + 1),
+        cols((p.OW - 1) * p.stride_w + 3),
+        grads(rows * p.OW),
+        C_(p.C),
+        x_row_(p.W * p.C),
+        x_image_(images > 1 ? p.H * p.W * p.C : 0),
+        g_image_(images > 1 ? p.OH * p.OW * p.C : 0) {
+    const int64_t top = first * p.stride_h - p.pad_top;
+    line_ = clamp(-top, 0, lines);
+    end_ = clamp(p.H - top, line_, lines);
+    col_ = clamp(p.pad_left, 0, cols);
+    width_ = clamp(p.W + p.pad_left, col_, cols) - col_;
+    x_ = x + ((n * p.H + top + line_) * p.W + col_ - p.pad_left) * p.C;
+    g_ = g + (n * p.OH + first) * p.OW * p.C;
+  }
+  int64_t size() const { return (lines * cols + grads) * kPixel; }
+
+  void clear(P* to) const {
+    for (int64_t i = 0; i < lines; ++i) {
+      const bool inside = i >= line_ && i < end_;
+      const int64_t left = inside ? col_ : cols, right = inside ? cols - col_ - width_ : 0;
+      P* const line = to + i * cols * kPixel;
+      zero_values(line, left * kPixel);
+      zero_values(line + (cols - right) * kPixel, right * kPixel);
+    }
+  }
+  // From here on, the channels from c on are copied.
+  void start(int64_t c, P* to) {
+    c_ = c;
+    to_ = to;
+    next_ = line_;
+    left_ = 0;
+  }
+  // Turns to the next row, if this one is done and there is one.
+  FASTNN_INLINED inline void next_row() {
+    if (left_ || next_ > end_) return;
+    if (next_ < end_) {
+      from_ = x_ + (next_ - line_) * x_row_ + c_;
+      at_ = to_ + (next_ * cols + col_) * kPixel;
+      image_ = x_image_;
+      left_ = width_;
+    } else {
+      from_ = g_ + c_;
+      at_ = to_ + lines * cols * kPixel;
+      image_ = g_image_;
+      left_ = grads;
+    }
+    ++next_;
+  }
+  FASTNN_INLINED inline void copy() {
+    if (left_ == 0) return;
+    __builtin_prefetch(from_ + 24 * C_, 0, 2);  // L2 does not hold all channels of a large strip
+    copy_step<W>(at_, from_, image_);
+    from_ += C_;
+    at_ += kPixel;
+    --left_;
+  }
+  // Copies what is left.
+  void rest() {
+    while (next_ <= end_ || left_) {
+      next_row();
+      while (left_) copy();
+    }
+  }
+
+ private:
+  int64_t C_, x_row_, x_image_, g_image_;
+  int64_t line_, end_, col_, width_;  // lines and columns inside the image
+  const T *x_, *g_;
+  int64_t c_ = 0, next_ = 0, left_ = 0, image_ = 0;
+  const T* from_ = nullptr;
+  P *to_ = nullptr, *at_ = nullptr;
+};
+
 // M outputs of a group at a time, by 3 taps; the taps of one output lie kWidth<G> apart, those of
-// the next `pitch`.
+// the next `pitch`. Returns what is left to copy.
 template <int G>
 constexpr int kOutputs = G < LANES / 2 ? G : LANES / 2;
-template <int G, int S, class P>
-FASTNN_INLINE void grouped_outer(const P* x, int64_t x_row, const P* g, int64_t rows, int64_t cols,
-                                 int m, float* to, int64_t pitch, Ahead ahead) {
+template <int G, int S, class P, class Copy>
+FASTNN_INLINE Copy grouped_outer(const P* x, int64_t x_row, const P* g, int64_t rows, int64_t cols,
+                                 float* to, int64_t pitch, Ahead ahead, Copy copies) {
   constexpr int W = kWidth<G>, M = kOutputs<G>;
   constexpr int64_t kPixel = W * kStep<P>;
   vfloat sum[M][3];
@@ -76,13 +154,15 @@ FASTNN_INLINE void grouped_outer(const P* x, int64_t x_row, const P* g, int64_t 
     for (int t = 0; t < 3; ++t) sum[o][t] = load(to + o * pitch + t * W);
   for (int64_t row = 0; row < rows; ++row, x += x_row) {
     const P* in = x;
+    copies.next_row();
     for (int64_t col = 0; col < cols; ++col, in += S * kPixel, g += kPixel) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from = static_cast<const char*>(ahead.from) + ahead.step;
+      copies.copy();
       const vfloat tap[3] = {load_steps(in), load_steps(in + kPixel), load_steps(in + 2 * kPixel)};
 #pragma GCC unroll 8
       for (int o = 0; o < M; ++o) {
-        const vfloat value = of_group<G>(g, m + o);
+        const vfloat value = of_group<G>(g, o);
 #pragma GCC unroll 3
         for (int t = 0; t < 3; ++t) add_step(sum[o][t], value, tap[t], P{});
       }
@@ -92,6 +172,7 @@ FASTNN_INLINE void grouped_outer(const P* x, int64_t x_row, const P* g, int64_t 
   for (int o = 0; o < M; ++o)
 #pragma GCC unroll 3
     for (int t = 0; t < 3; ++t) store(to + o * pitch + t * W, sum[o][t]);
+  return copies;
 }
 
 // Adds the share of output rows [first, first + rows) of `images` images from n on to the gradient.
@@ -101,33 +182,36 @@ void grouped_strip(const ConvParams& p, const T* x, const T* g, int64_t n, int64
                    int64_t first, int64_t rows, float* sums, NextPixels next) {
   constexpr int W = kWidth<G>, M = kOutputs<G>;
   constexpr int64_t kPixel = W * kStep<P>;
-  const int64_t C = p.C, cols = (p.OW - 1) * S + 3;
-  const int64_t lines = (rows - 1) * p.stride_h + (p.KH - 1) * p.dilation_h + 1;
-  const int64_t in_size = lines * cols * kPixel, grad_size = rows * p.OW * kPixel;
-  auto* const in = static_cast<P*>(thread_scratch((in_size + grad_size) * int64_t{sizeof(P)}, 0));
-  P* const grad = in + in_size;
+  const int64_t C = p.C;
+  StripCopy<W, P, T> copies(p, x, g, n, images, first, rows);
+  const int64_t cols = copies.cols, size = copies.size();
+  auto* in = static_cast<P*>(thread_scratch(2 * size * int64_t{sizeof(P)}, 0));
+  auto* other = in + size;
+  copies.clear(in);
+  copies.clear(other);
+  copies.start(0, in);
+  copies.rest();
   const int64_t calls = C / LANES * p.KH * (G / M);
   next.share = (next.x_bytes + next.g_bytes) / calls;
   const int64_t step = ceil_div(next.share, rows * p.OW);
   int64_t call = 0;
   for (int64_t c = 0; c < C; c += W) {
-    for (int64_t line = 0; line < lines; ++line) {
-      const int64_t h = first * p.stride_h - p.pad_top + line;
-      const bool inside = h >= 0 && h < p.H;
-      buffer_images<W>(x + (n * p.H + (inside ? h : 0)) * p.W * C + c, p.H * p.W * C, images,
-                       -p.pad_left, cols, inside ? p.W : 0, C, in + line * cols * kPixel);
-    }
-    buffer_images<W>(g + (n * p.OH + first) * p.OW * C + c, p.OH * p.OW * C, images, 0, rows * p.OW,
-                     rows * p.OW, C, grad);
+    const P* const grad = in + copies.lines * cols * kPixel;
+    if (c + W < C) copies.start(c + W, other);
     for (int64_t kh = 0; kh < p.KH; ++kh)
       for (int m = 0; m < G; m += M)
         for (int v = 0; v < W; v += LANES) {
           float* const to = G < LANES ? sums + (c / LANES * p.KH + kh) * G * 3 * LANES
                                       : sums + ((c + m) * p.KH + kh) * 3 * G + v;
-          grouped_outer<G, S>(in + (kh * p.dilation_h * cols * W + v) * kStep<P>,
-                              p.stride_h * cols * kPixel, grad, rows, p.OW, m, to,
-                              G < LANES ? 3 * LANES : p.KH * 3 * G, next.piece(call++, step));
+          copies = grouped_outer<G, S>(in + (kh * p.dilation_h * cols * W + v) * kStep<P>,
+                                       p.stride_h * cols * kPixel, grad + m * kStep<P>, rows, p.OW,
+                                       to, G < LANES ? 3 * LANES : p.KH * 3 * G,
+                                       next.piece(call++, step), copies);
         }
+    copies.rest();
+    P* const done = in;
+    in = other;
+    other = done;
   }
 }
 

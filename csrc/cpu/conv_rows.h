@@ -87,14 +87,13 @@ FASTNN_INLINE void finish_row(vfloat (&sum)[N][V], const ChannelRow<T, P>& d, in
   T* const y = d.y;
   const bool around =
       n == LANES && step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
-  if constexpr (V * LANES * sizeof(T) == 32 && kSame<T, float>)
+  if constexpr (V * LANES * sizeof(T) == 32)
     if (around && d.C % (2 * LANES) == 0) {
-      // Lines written half by half around the caches cost twice as much: channels come in order.
+      // Lines written half by half around the caches cost up to twice: channels come in order.
       float* held = d.held;
       if (c & LANES)
         each([&](vfloat value, int64_t to) FASTNN_INLINED {
-          stream(y + to - LANES, load(held));
-          stream(y + to, value);
+          store_two(y + to - LANES, load(held), value, Route::around);
           held += LANES;
         });
       else
