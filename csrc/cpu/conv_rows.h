@@ -87,7 +87,7 @@ FASTNN_INLINE void finish_row(vfloat (&sum)[N][V], const ChannelRow<T, P>& d, in
   T* const y = d.y;
   const bool around =
       n == LANES && step % LANES == 0 && streams(y + at, LANES * sizeof(T), d.route);
-  if constexpr (V * LANES * sizeof(T) == 32)
+  if constexpr (V == 1 && LANES * sizeof(T) == 32)
     if (around && d.C % (2 * LANES) == 0) {
       // Lines written half by half around the caches cost up to twice: channels come in order.
       float* held = d.held;
