@@ -28,6 +28,13 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{family}: cases of this family of operators")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """``pytest -n auto``: a process to a core, of those whose memory is there too (up to 4 GB each)."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(fastnn.get_num_threads(), memory // (4 << 30)))
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and CUDA is None:
