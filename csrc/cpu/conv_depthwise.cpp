@@ -5,14 +5,25 @@
 // all their channels before the next: every input loaded serves all outputs it reaches (3.8 loads
 // for 9 multiply-adds at 3x3, stride 1), and only the blocks at the ends of a row check their
 // columns. Vectors of half a cache line go in twos: bfloat16's, and AVX2's by four outputs. Taps
-// of wide kernels are added four at a time; of a dilated one, outputs that share inputs make rows
-// of their own, without gaps. Strides above 2 take a loop with a load for every multiply-add. The
-// weight's gradient walks the channels of a strip of rows, its sums in registers; chunks of rows
-// are added in order.
+// of wide kernels are added four at a time, three of a rest or single ones; of a dilated one,
+// outputs that share inputs make rows of their own, without gaps. Strides above 2 take a loop with
+// a load for every multiply-add. The weight's gradient walks the channels of a strip of rows, its
+// sums in registers; chunks of rows are added in order.
 #include "core/allocator.h"
 #include "cpu/conv_rows.h"
 #include "cpu/conv_weight.h"
 #include "ops/slots.h"
+
+#if defined(FASTNN_ISA_avx512_bf16)
+namespace fastnn::cpu::avx512 {  // whose kernels of float32 serve this level, too
+void depthwise_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
+                       void* y);
+void depthwise_backward_data(const ConvParams& p, const void* g, const void* w,
+                             const ConvEpilogue& e, void* grad_input);
+void depthwise_backward_weight(const ConvParams& p, const void* x, const void* g,
+                               void* grad_weight);
+}  // namespace fastnn::cpu::avx512
+#endif
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -70,22 +81,16 @@ FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t taps, int64_t
       add_taps<Checked, B, KW, S>(in, pitch, w, next, there, lanes, sum);
       continue;
     }
-    for (int64_t tap = 0; tap < taps; tap += 4, in += 4 * pitch, w += 4 * LANES) {
-      const uint32_t some =
+    for (int64_t tap = 0, some; tap < taps; tap += some, in += some * pitch, w += some * LANES) {
+      const uint32_t columns =
           Checked ? columns_there(first + tap, (B - 1) * S + 4, d.width) : ~uint32_t{};
-      switch (taps - tap) {
-        case 1:
-          add_taps<Checked, B, 1, S>(in, pitch, w, next, some, lanes, sum);
-          break;
-        case 2:
-          add_taps<Checked, B, 2, S>(in, pitch, w, next, some, lanes, sum);
-          break;
-        case 3:
-          add_taps<Checked, B, 3, S>(in, pitch, w, next, some, lanes, sum);
-          break;
-        default:
-          add_taps<Checked, B, 4, S>(in, pitch, w, next, some, lanes, sum);
-      }
+      some = taps - tap >= 4 ? 4 : taps - tap == 3 ? 3 : 1;
+      if (some == 4)
+        add_taps<Checked, B, 4, S>(in, pitch, w, next, columns, lanes, sum);
+      else if (some == 3)
+        add_taps<Checked, B, 3, S>(in, pitch, w, next, columns, lanes, sum);
+      else
+        add_taps<Checked, B, 1, S>(in, pitch, w, next, columns, lanes, sum);
     }
   }
   finish_row(sum, d, i, c, lanes);
@@ -193,7 +198,6 @@ void run_dense(const ChannelRow<T>* rows, int count, int64_t taps, int64_t S) {
         FASTNN_ROWS(1, 1)
         FASTNN_ROWS(2, 1)
         FASTNN_ROWS(3, 1)
-        FASTNN_ROWS(4, 1)
         FASTNN_ROWS(5, 1)
         default:
           return depthwise_rows<0, 1>(rows, count, taps);
@@ -396,39 +400,51 @@ void backward_weight_typed(const ConvParams& p, const T* x, const T* g, WeightGr
   });
 }
 
-void forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e, void* y) {
-  if (p.dtype == DType::float32)
-    forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), e,
-                  static_cast<float*>(y));
-  else
-    forward_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w), e,
-                  static_cast<bfloat16*>(y));
-}
-
-void backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
-                   void* grad_input) {
-  if (p.dtype == DType::float32)
-    backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), e,
-                        static_cast<float*>(grad_input));
-  else
-    backward_data_typed(p, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w), e,
-                        static_cast<bfloat16*>(grad_input));
-}
-
-void backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
-  const WeightGradient gw(p, grad_weight);
-  if (p.dtype == DType::float32)
-    backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
-  else
-    backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
-}
-
 }  // namespace
 
+void depthwise_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
+                       void* y) {
+  if (p.dtype == DType::bfloat16)
+    return forward_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(w), e,
+                         static_cast<bfloat16*>(y));
+#if defined(FASTNN_ISA_avx512_bf16)
+  avx512::depthwise_forward(p, x, w, e, y);
+#else
+  forward_typed(p, static_cast<const float*>(x), static_cast<const float*>(w), e,
+                static_cast<float*>(y));
+#endif
+}
+
+void depthwise_backward_data(const ConvParams& p, const void* g, const void* w,
+                             const ConvEpilogue& e, void* grad_input) {
+  if (p.dtype == DType::bfloat16)
+    return backward_data_typed(p, static_cast<const bfloat16*>(g), static_cast<const bfloat16*>(w),
+                               e, static_cast<bfloat16*>(grad_input));
+#if defined(FASTNN_ISA_avx512_bf16)
+  avx512::depthwise_backward_data(p, g, w, e, grad_input);
+#else
+  backward_data_typed(p, static_cast<const float*>(g), static_cast<const float*>(w), e,
+                      static_cast<float*>(grad_input));
+#endif
+}
+
+void depthwise_backward_weight(const ConvParams& p, const void* x, const void* g,
+                               void* grad_weight) {
+  const WeightGradient gw(p, grad_weight);
+  if (p.dtype == DType::bfloat16)
+    return backward_weight_typed(p, static_cast<const bfloat16*>(x),
+                                 static_cast<const bfloat16*>(g), gw);
+#if defined(FASTNN_ISA_avx512_bf16)
+  avx512::depthwise_backward_weight(p, x, g, grad_weight);
+#else
+  backward_weight_typed(p, static_cast<const float*>(x), static_cast<const float*>(g), gw);
+#endif
+}
+
 void fill_conv_depthwise(Slots& slots) {
-  slots.conv.depthwise_forward = forward;
-  slots.conv.depthwise_backward_data = backward_data;
-  slots.conv.depthwise_backward_weight = backward_weight;
+  slots.conv.depthwise_forward = depthwise_forward;
+  slots.conv.depthwise_backward_data = depthwise_backward_data;
+  slots.conv.depthwise_backward_weight = depthwise_backward_weight;
 }
 
 }  // namespace fastnn::cpu::FASTNN_ISA

@@ -208,16 +208,19 @@ FASTNN_INLINE void dispatch(const ConvParams& p, const Body& body) {
         return body(Size<32>{}, type);
     }
   };
-  if (p.dtype == DType::float32)
-    with_size(float{});
-  else
-    with_size(bfloat16{});
+  if (p.dtype == DType::bfloat16) return with_size(bfloat16{});
+#if !defined(FASTNN_ISA_avx512_bf16)
+  with_size(float{});
+#endif
 }
 
 }  // namespace
 
 void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
                      void* y) {
+#if defined(FASTNN_ISA_avx512_bf16)
+  if (p.dtype == DType::float32) return avx512::grouped_forward(p, x, w, e, y);
+#endif
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     using P = Operand<T>;
@@ -230,6 +233,9 @@ void grouped_forward(const ConvParams& p, const void* x, const void* w, const Co
 
 void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
                            void* grad_input) {
+#if defined(FASTNN_ISA_avx512_bf16)
+  if (p.dtype == DType::float32) return avx512::grouped_backward_data(p, g, w, e, grad_input);
+#endif
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);
     using P = Operand<T>;
@@ -242,6 +248,9 @@ void grouped_backward_data(const ConvParams& p, const void* g, const void* w, co
 }
 
 void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight) {
+#if defined(FASTNN_ISA_avx512_bf16)
+  if (p.dtype == DType::float32) return avx512::grouped_backward_weight(p, x, g, grad_weight);
+#endif
   const WeightGradient gw(p, grad_weight);
   dispatch(p, [&](auto size, auto type) {
     using T = decltype(type);

@@ -28,3 +28,13 @@ void grouped_backward_data(const ConvParams& p, const void* g, const void* w, co
 void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight);
 
 }  // namespace fastnn::cpu::FASTNN_ISA
+
+#if defined(FASTNN_ISA_avx512_bf16)
+namespace fastnn::cpu::avx512 {  // whose kernels of float32 serve this level, too
+void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
+                     void* y);
+void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
+                           void* grad_input);
+void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight);
+}  // namespace fastnn::cpu::avx512
+#endif
