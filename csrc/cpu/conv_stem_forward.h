@@ -1,18 +1,14 @@
 // Forward pass of stems:
 //
 //   y[row][col][oc] = sum over kh, j of
-//       x[row * stride_h + kh][col * stride_w * C + j] * w[kh][j][oc]    0 <= j
-//       < KW * C
+//       x[row * stride_h + kh][col * stride_w * C + j] * w[kh][j][oc]    0 <= j < KW * C
 //
-//   task = some rows of outputs of one image: the input under them, zero
-//   padded, float32
-//     for each row, MR or 8 of its outputs, and NR output channels: a tile of
-//     sums, finished and stored (all channels of these outputs first, where the
-//     weight fits L1 beside them)
+//   task = some rows of outputs of one image: the input under them, zero padded, float32
+//     for each row, MR or 8 of its outputs, and NR output channels: a tile of sums, finished and
+//     stored (all channels of these outputs first, where the weight fits L1 beside them)
 //
-// Kernel rows outside the image are left out. Flops: 2 N OH OW OC KH KW C. What
-// implicit_gemm.h does around a product, which finds each output's input and
-// place, takes as long as so few terms.
+// Kernel rows outside the image are left out. Flops: 2 N OH OW OC KH KW C. What implicit_gemm.h
+// does around a product, which finds each output's input and place, takes as long as so few terms.
 #pragma once
 
 #include "cpu/conv_stem.h"
@@ -27,18 +23,16 @@ constexpr int64_t kNearWeight = 4 << 10;  // values: in L1 beside the pixels
 // Outputs of a tile, MR or these, whichever makes more of a row whole tiles.
 constexpr int kFewOutputs = LANES == 16 ? 8 : MR;
 
-// What a tile sums up: `values` values from each of `rows` rows on, `next_row`
-// apart, those of the next output `next` further on; w is packed as for product
-// kernels.
+// What a tile sums up: `values` values from each of `rows` rows on, `next_row` apart, those of the
+// next output `next` further on; w is packed as for product kernels.
 struct StemTerms {
   const float* x;
   int64_t rows, next_row, values, next;
   const float* w;
 };
 
-// The tile of M outputs by V vectors of columns. Of one vector, two sums for
-// each output, of every other term: enough of them that none waits for the one
-// before.
+// The tile of M outputs by V vectors of columns. Of one vector, two sums for each output, of every
+// other term: enough of them that none waits for the one before.
 template <int M, int V>
 FASTNN_INLINE void stem_sums(const StemTerms& s, vfloat (&sum)[M][V]) {
   constexpr int kNear = 3, kFar = (M + kNear - 1) / kNear;  // few registers reach all outputs
@@ -79,8 +73,8 @@ struct StemOutput {
   int64_t OC;
 };
 
-// `count` outputs from y[at] on, channels from `channel` on. Moments, if
-// counted, of a task's first tile open.
+// `count` outputs from y[at] on, channels from `channel` on. Moments, if counted, of a task's first
+// tile open.
 template <int M, int V, class T>
 void stem_tile(const StemTerms& terms, const StemOutput<T>& out, int64_t at, int count,
                int64_t channel, TileMoments* moments, bool opens) {
