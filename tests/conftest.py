@@ -24,15 +24,22 @@ CUDA = _cuda_device()
 
 
 def pytest_configure(config):
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    fastnn.set_num_threads(
+        min(fastnn.get_num_threads(), max(2, fastnn.get_num_threads() // workers))
+    )
     for family in FAMILIES:
         config.addinivalue_line("markers", f"{family}: cases of this family of operators")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """``pytest -n auto``: a process to a core, of those whose memory is there too (up to 4 GB each)."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(fastnn.get_num_threads(), memory // (4 << 30)))
+    """``pytest -n auto``: up to eight processes, as many as there are cores and 4 GB of memory for each.
+    ``PYTEST_XDIST_AUTO_NUM_WORKERS`` says otherwise."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(8, fastnn.get_num_threads(), round(memory / 4)))
 
 
 def pytest_collection_modifyitems(items):

@@ -271,6 +271,21 @@ def test_absurd_settings_use_little_memory_and_time(settings, groups, dtype, isa
         )
 
 
+@pytest.mark.parametrize("stride", [5, 10**6, 2**30])
+def test_one_window_of_few_channels_whatever_the_stride(stride, isa):
+    x = fastnn.randn(1, 3, 5, 5, requires_grad=True)
+    weight = fastnn.randn(8, 3, 3, 3, requires_grad=True)
+    out = F.conv2d(x, weight, stride=stride)
+    assert out.shape == (1, 8, 1, 1)
+    out.sum().backward()
+    window, w = x.detach().numpy()[0, :, :3, :3], weight.detach().numpy()
+    np.testing.assert_allclose(
+        out.detach().numpy()[0, :, 0, 0], (w * window).sum((1, 2, 3)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(weight.grad.numpy(), np.broadcast_to(window, w.shape), rtol=1e-6)
+    np.testing.assert_allclose(x.grad.numpy()[0, :, :3, :3], w.sum(0), rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_are_zero_where_no_window_reaches(isa):
     """Also beside infinite gradients: nothing is multiplied by a zero that stands for nothing."""
     x = fastnn.ones(1, 2, 5, 5, requires_grad=True)

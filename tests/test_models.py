@@ -10,6 +10,10 @@ import fastnn.nn.functional as F
 from fastnn import models, nn
 
 PARAMETERS = {
+    "alexnet": 61_100_840, "densenet121": 7_978_856, "densenet161": 28_681_000,
+    "densenet169": 14_149_480, "densenet201": 20_013_928, "googlenet": 6_624_904,
+    "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
+    "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
     "lenet5": 60_850, "lenet5_modern": 61_706, "resnet20": 269_722,
     "resnet56": 853_018, "resnet110": 1_727_962,
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
@@ -18,6 +22,9 @@ PARAMETERS = {
     "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248,
 }  # fmt: skip
 GMACS = {
+    "alexnet": 0.714, "densenet121": 2.834, "densenet161": 7.728, "densenet169": 3.36,
+    "densenet201": 4.291, "googlenet": 1.498, "resnext50_32x4d": 4.23, "resnext101_32x8d": 16.414,
+    "wide_resnet50_2": 11.398, "wide_resnet101_2": 22.753,
     "vgg11": 7.609, "vgg13": 11.308, "vgg16": 15.47, "vgg19": 19.632, "resnet18": 1.814,
     "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
 }  # fmt: skip
@@ -28,7 +35,7 @@ def quick_init(monkeypatch):
     """Zeros instead of random values: drawing 140 million of them takes seconds."""
     from fastnn.nn import init
 
-    for fill in ("kaiming_normal_", "kaiming_uniform_", "normal_", "_uniform"):
+    for fill in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "_uniform"):
         monkeypatch.setattr(init, fill, lambda tensor, *args, **kwargs: init.zeros_(tensor))
 
 
@@ -133,6 +140,53 @@ def test_vgg_names_and_their_order_are_torchvisions(quick_init):
     assert list(models.vgg11().state_dict()) == want
 
 
+def test_names_of_networks_of_blocks_are_torchvisions(quick_init):
+    alexnet = [f"features.{i}.{kind}" for i in (0, 3, 6, 8, 10) for kind in ("weight", "bias")]
+    alexnet += [f"classifier.{i}.{kind}" for i in (1, 4, 6) for kind in ("weight", "bias")]
+    assert list(models.alexnet().state_dict()) == alexnet
+    assert list(models.resnext50_32x4d().state_dict()) == _resnet_names((3, 4, 6, 3), 3)
+    dense = list(models.densenet121().state_dict())
+    assert dense[0] == "features.conv0.weight" and dense[-2:] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+    assert {
+        "features.norm0.running_mean", "features.denseblock1.denselayer1.norm1.weight",
+        "features.denseblock3.denselayer24.conv2.weight", "features.transition3.conv.weight",
+        "features.transition1.norm.num_batches_tracked", "features.norm5.bias",
+    } <= set(dense)  # fmt: skip
+    google = list(models.googlenet(aux_logits=True).state_dict())
+    assert google[0] == "conv1.conv.weight" and google[-2:] == ["fc.weight", "fc.bias"]
+    assert {
+        "conv3.bn.running_var", "inception3a.branch1.conv.weight",
+        "inception4e.branch2.1.bn.weight", "inception5b.branch4.1.conv.weight",
+        "aux1.conv.conv.weight", "aux2.fc2.bias",
+    } <= set(google)  # fmt: skip
+    assert (len(dense), len(google)) == (727, 364)
+
+
+def test_auxiliary_classifiers_are_there_in_training_only():
+    model = models.googlenet(num_classes=5, aux_logits=True)
+    assert sum(p.numel() for p in model.parameters()) == 13_004_888 - 3 * 995 * 1024 - 3 * 995
+    out = model(fastnn.randn(2, 3, 64, 64))
+    assert out._fields == ("logits", "aux_logits2", "aux_logits1")
+    assert all(part.shape == (2, 5) for part in out)
+    (out.logits.sum() + 0.3 * (out.aux_logits1.sum() + out.aux_logits2.sum())).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()(fastnn.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_dense_layer_sees_all_before_it():
+    block = models.densenet.DenseBlock(3, 8, 4, 2, 0.0).eval()
+    x = fastnn.randn(2, 8, 5, 5)
+    joined = x
+    for layer in (block.denselayer1, block.denselayer2, block.denselayer3):
+        joined = fastnn.cat([joined, layer(joined)], 1)
+    out = block(x)
+    assert out.shape == (2, 20, 5, 5)
+    assert np.array_equal(out.detach().numpy(), joined.detach().numpy())
+
+
 def test_names_are_torchvisions(quick_init):
     resnet = set(models.resnet50(num_classes=3).state_dict())
     assert {
@@ -149,7 +203,8 @@ def test_names_are_torchvisions(quick_init):
     ("name", "shape"),
     [("lenet5", (1, 32, 32)), ("lenet5_modern", (1, 32, 32)),
      ("resnet20", (3, 16, 16)), ("resnet18", (3, 32, 32)),
-     ("resnet50", (3, 32, 32))],
+     ("resnet50", (3, 32, 32)), ("resnext50_32x4d", (3, 32, 32)), ("densenet121", (1, 32, 32)),
+     ("googlenet", (3, 32, 32)), ("alexnet", (1, 63, 63))],
 )  # fmt: skip
 def test_a_step_lowers_the_loss(name, shape):
     model = models.create_model(name, in_channels=shape[0], num_classes=10)
@@ -209,8 +264,10 @@ def test_zero_init_starts_blocks_as_identities():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="create_model: expected one of lenet5, .*got 'resnet19'"):
+    with pytest.raises(ValueError, match="create_model: expected one of alexnet, .*got 'resnet19'"):
         models.create_model("resnet19")
+    with pytest.raises(ValueError, match="BasicBlock: groups and width_per_group expect 1 and 64"):
+        models.resnet18(groups=2)
     with pytest.raises(ValueError, match=r"depth expects 6n \+ 2, got 21"):
         models.CifarResNet(21)
     with pytest.raises(ValueError, match=r"LeNet5: input expects shape \(N, 1, 32, 32\)"):

@@ -65,7 +65,7 @@ FASTNN_INLINE void add_taps(const T* in, int64_t pitch, const float* w, int64_t 
 }
 
 // Outputs i to i + B - 1, V vectors of channels from c on, of KW taps; or, if KW is 0, of any
-// number of them, four at a time.
+// number of them, four at a time and a rest of three or of single ones.
 template <bool Checked, int B, int KW, int S, int V, class T>
 FASTNN_INLINE void depthwise_block(const ChannelRow<T>& d, int64_t taps, int64_t i, uint32_t there,
                                    int64_t c, int lanes) {

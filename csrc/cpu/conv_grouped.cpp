@@ -9,8 +9,8 @@
 //                                      sum[j - t] += v * w_t
 //
 // 42 multiply-adds for 19 loads; v is one value in all lanes, or, where groups share a vector, a
-// permutation. The inputs of a block are copied to a buffer, with the zeros around them, unless
-// there is little to do with each: then the loop over k is the inner one. A k is a pair of channels
+// permutation. The inputs of a block are copied to a buffer, with the zeros around them, or read
+// where they lie (kBuffered): then the loop over k is the inner one. A k is a pair of channels
 // where bfloat16 is multiplied in pairs. The gradient with respect to the input is the same, by
 // phases of the stride; that with respect to the weight is in conv_grouped_weight.h.
 // Flops: 2 * outputs * KH * 3 * G.
@@ -46,13 +46,15 @@ FASTNN_INLINE void finish_chains(const vfloat (&sum)[N][Chains], const ChannelRo
 }
 
 // Outputs i to i + N - 1, over buffers of the inputs of W channels: while one is multiplied, the
-// next channels' pixels are copied to the other, a few before every step, which then take no time
-// of their own; of a whole row at once on AVX2, where a copy in the loop costs a sum its register.
+// next channels' pixels are copied to the other, kCopies before every step (all of them before the
+// last one), which then take no time of their own. Where registers are few (AVX2), a copy in the
+// loop would cost a sum its place: all of a row are copied before it.
 template <int N, int G, int KW, int S, class P, class T>
 FASTNN_INLINE void buffered_block(const ChannelRow<T, P>& d, int64_t i) {
   constexpr int W = kWidth<G>, kInputs = (N - 1) * S + KW, kSteps = static_cast<int>(G / kStep<P>);
   constexpr int kChains = N < kBlock && LANES == 16 ? 2 : 1;  // of each sum, for the latency
   constexpr int kCopies = (kInputs * kChains + kSteps - 1) / kSteps;
+  static_assert(kSteps % kChains == 0);
   alignas(64) P buffers[2][kGroupedRows][kInputs][W];
   const int64_t first = i * S + d.start;
   const int64_t begin = clamp(-first, 0, kInputs), end = clamp(d.width - first, begin, kInputs);
@@ -142,7 +144,9 @@ FASTNN_INLINE void direct_block(const ChannelRow<T, P>& d, int64_t i, int64_t c)
   finish_chains(sum, d, i, c);
 }
 
-// Whether a buffer pays where a permutation is needed anyway.
+// Whether inputs are copied: where a group fills vectors, for then one value of it is all that a
+// step takes; of smaller groups, of which a step takes a permutation, where three taps share it (of
+// two steps apart, if the permutations do not take all of the time already).
 template <int G, int KW, int S, class P>
 constexpr bool kBuffered =
     G >= LANES || (LANES == 16 && KW == 3 && G >= 4 && (S == 1 || G / kStep<P> < 8));
@@ -151,25 +155,25 @@ template <int N, int G, int KW, int S, class P, class T>
 FASTNN_INLINE void grouped_blocks(const ChannelRow<T, P>& d) {
   for (int64_t next = 0; next < d.outputs; next += N) {
     // The last block may overlap the one before.
-    const int64_t i = next < d.outputs - N ? next : d.outputs - N, first = i * S + d.start;
-    const bool inside = first >= 0 && first + (N - 1) * S + KW <= d.width;
+    const int64_t i = next < d.outputs - N ? next : d.outputs - N;
     if constexpr (kBuffered<G, KW, S, P>) {
       buffered_block<N, G, KW, S>(d, i);
-      continue;
-    }
-    for (int64_t c = 0; c < d.C; c += kWidth<G>) {
-      if (inside)
-        direct_block<false, N, G, KW, S>(d, i, c);
-      else
-        direct_block<true, N, G, KW, S>(d, i, c);
+    } else {
+      const int64_t first = i * S + d.start;
+      const bool inside = first >= 0 && first + (N - 1) * S + KW <= d.width;
+      for (int64_t c = 0; c < d.C; c += kWidth<G>)
+        if (inside)
+          direct_block<false, N, G, KW, S>(d, i, c);
+        else
+          direct_block<true, N, G, KW, S>(d, i, c);
     }
   }
 }
 template <int G, int KW, int S, class P, class T>
 void grouped_row(const ChannelRow<T, P>& d) {
-  if (kBuffered<G, KW, S, P> && d.outputs >= kBlock)
-    grouped_blocks<kBlock, G, KW, S>(d);
-  else if (d.outputs >= 7)
+  if constexpr (kBuffered<G, KW, S, P> && kBlock > 7)
+    if (d.outputs >= kBlock) return grouped_blocks<kBlock, G, KW, S>(d);
+  if (d.outputs >= 7)
     grouped_blocks<7, G, KW, S>(d);
   else if (d.outputs >= 4)
     grouped_blocks<4, G, KW, S>(d);

@@ -35,8 +35,7 @@ FASTNN_INLINE vfloat of_group(const P* pixel, int k) {
     return permuted(load_steps(pixel), lanes() / G * G + k);
 }
 
-// Copies W channels of a pixel; a step of them is of one image, or of that and the one `image`
-// values on, if that is not 0.
+// Copies W channels of a pixel.
 template <int W, class T, class P>
 FASTNN_INLINE void copy_pixel(P* to, const T* from) {
   if constexpr (kSame<T, P>)
@@ -44,12 +43,13 @@ FASTNN_INLINE void copy_pixel(P* to, const T* from) {
   else
     for (int i = 0; i < W; i += LANES) store(to + i, load(from + i));
 }
+// The same of a step: of one image, or of that and the one `image` values on, if that is not 0.
 template <int W, class T>
-FASTNN_INLINE void copy_step(float* to, const T* from, int64_t) {
+FASTNN_INLINE void copy_images(float* to, const T* from, int64_t) {
   copy_pixel<W>(to, from);
 }
 template <int W>
-FASTNN_INLINE void copy_step(bfloat16* to, const bfloat16* from, int64_t image) {
+FASTNN_INLINE void copy_images(bfloat16* to, const bfloat16* from, int64_t image) {
   copy_pairs(from, image ? from + image : nullptr, W, to);
 }
 
@@ -97,7 +97,7 @@ class StripCopy {
     next_ = line_;
     left_ = 0;
   }
-  // Turns to the next row, if this one is done and there is one.
+  // Turns to the next row of inputs, or after them to the gradients, if what was begun is done.
   FASTNN_INLINED inline void next_row() {
     if (left_ || next_ > end_) return;
     if (next_ < end_) {
@@ -116,7 +116,7 @@ class StripCopy {
   FASTNN_INLINED inline void copy() {
     if (left_ == 0) return;
     __builtin_prefetch(from_ + 24 * C_, 0, 2);  // L2 does not hold all channels of a large strip
-    copy_step<W>(at_, from_, image_);
+    copy_images<W>(at_, from_, image_);
     from_ += C_;
     at_ += kPixel;
     --left_;
@@ -139,7 +139,7 @@ class StripCopy {
 };
 
 // M outputs of a group at a time, by 3 taps; the taps of one output lie kWidth<G> apart, those of
-// the next `pitch`. Returns what is left to copy.
+// the next `pitch`. Takes and returns what is left to copy by value, which stays in registers.
 template <int G>
 constexpr int kOutputs = G < LANES / 2 ? G : LANES / 2;
 template <int G, int S, class P, class Copy>

@@ -33,7 +33,7 @@ struct ChannelRow {
   T* y;
   Route route;
   int64_t at, step;  // of output 0 in y; distance of the next
-  float* held;       // kHeld floats: half lines that wait for the other half
+  float* held;       // kHeld floats: half lines that wait for the other half, which comes next
   // Rows that the next task reads for the first time, brought meanwhile.
   int64_t new_rows, new_next_row;
   const T* next;

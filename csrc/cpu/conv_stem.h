@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/conv_input.h"
+#include "cpu/matmul.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
@@ -20,7 +21,7 @@ FASTNN_INLINE int64_t stem_width(const ConvParams& p) {
 }
 FASTNN_INLINE bool is_stem(const ConvParams& p) {
   return p.groups == 1 && p.C <= kStemChannels && p.dilation_h == 1 && p.dilation_w == 1 &&
-         p.KH * stem_width(p) <= kStemPanel;
+         p.stride_w <= kStemPanel && p.KH * (stem_width(p) + MR * p.stride_w * p.C) <= kStemPanel;
 }
 
 // Rows of outputs whose input, rows of `width` values, is no larger than kStemPanel, if there are

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kStemPixels = 512;      // of a task
 constexpr int64_t kStemTasks = 64;        // at least, if there are as many rows
 constexpr int64_t kNearWeight = 4 << 10;  // values: in L1 beside the pixels
-// Outputs of a tile, MR or these, whichever makes more of a row whole tiles.
+// Outputs of a tile: MR or these, whichever computes fewer beyond a row's end.
 constexpr int kFewOutputs = LANES == 16 ? 8 : MR;
 
 // What a tile sums up: `values` values from each of `rows` rows on, `next_row` apart, those of the
@@ -42,12 +42,12 @@ FASTNN_INLINE void stem_sums(const StemTerms& s, vfloat (&sum)[M][V]) {
     const float* x[kFar];
 #pragma GCC unroll 16
     for (int i = 0; i < kFar; ++i) x[i] = row + i * kNear * s.next;
-    const auto add = [&](int sum_of_one) FASTNN_INLINED {
+    const auto add = [&](int of_one) FASTNN_INLINED {
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const vfloat factor = set1(x[m / kNear][m % kNear * s.next]);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) acc[m][V == 2 ? v : sum_of_one] += factor * load(w + v * LANES);
+        for (int v = 0; v < V; ++v) acc[m][V == 2 ? v : of_one] += factor * load(w + v * LANES);
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kFar; ++i) ++x[i];

@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastnn.models.alexnet import AlexNet, alexnet
+from fastnn.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from fastnn.models.googlenet import GoogLeNet, googlenet
 from fastnn.models.lenet import LeNet5, ModernLeNet5, lenet5, lenet5_modern
-from fastnn.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+from fastnn.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    resnext101_32x8d,
+    wide_resnet50_2,
+    wide_resnet101_2,
+)
 from fastnn.models.resnet_cifar import (
     CifarResNet,
     resnet20,
@@ -31,8 +45,12 @@ from fastnn.nn.module import Module
 _FACTORIES: dict[str, Callable[..., Module]] = {
     factory.__name__: factory
     for factory in (
+        alexnet,
+        densenet121, densenet161, densenet169, densenet201,
+        googlenet,
         lenet5, lenet5_modern,
         resnet18, resnet34, resnet50, resnet101, resnet152,
+        resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, wide_resnet101_2,
         resnet20, resnet32, resnet44, resnet56, resnet110,
         vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn,
     )
