@@ -31,10 +31,8 @@ void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, 
 
 #if defined(FASTNN_ISA_avx512_bf16)
 namespace fastnn::cpu::avx512 {  // whose kernels of float32 serve this level, too
-void grouped_forward(const ConvParams& p, const void* x, const void* w, const ConvEpilogue& e,
-                     void* y);
-void grouped_backward_data(const ConvParams& p, const void* g, const void* w, const ConvEpilogue& e,
-                           void* grad_input);
-void grouped_backward_weight(const ConvParams& p, const void* x, const void* g, void* grad_weight);
+decltype(FASTNN_ISA::grouped_forward) grouped_forward;
+decltype(FASTNN_ISA::grouped_backward_data) grouped_backward_data;
+decltype(FASTNN_ISA::grouped_backward_weight) grouped_backward_weight;
 }  // namespace fastnn::cpu::avx512
 #endif
