@@ -475,6 +475,20 @@ def test_copy_fill_and_zero():
     assert whole.fill_(2**62 + 1).tolist() == [2**62 + 1] * 2, "no detour through a double"
 
 
+@pytest.mark.parametrize("target", ["float32", "bfloat16", "int64", "uint8"])
+@pytest.mark.parametrize("source", ["float32", "int64", "bool"])
+def test_copies_of_expanded_tensors_repeat_their_elements(source, target):
+    rng = np.random.default_rng(7)
+    for shape, to in (
+        ((1, 3, 1, 1), (4, 3, 40, 50)), ((5, 3, 1, 1), (5, 3, 9, 11)), ((2, 1, 3, 1), (2, 4, 3, 5)),
+        ((1,), (3, 7)), ((7,), (2000, 7)), ((3, 1), (3, 70)), ((2, 1, 700), (2, 9, 700)),
+        ((2, 3, 1, 1), (2, 3, 0, 4)), ((4, 1, 5, 6), (4, 2, 5, 6)), ((1, 1, 1, 40), (3, 2, 5, 40)),
+    ):  # fmt: skip
+        values = rng.integers(0, 2 if source == "bool" else 100, shape).astype(source)
+        copy = fastnn.tensor(values).expand(*to).to(target).contiguous()
+        np.testing.assert_array_equal(copy.float().numpy(), np.broadcast_to(values, to))
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_are_not_written_to_elements_that_overlap(device):
     x = fastnn.zeros(2, 1, 3, device=device)

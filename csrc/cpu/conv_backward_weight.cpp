@@ -308,23 +308,28 @@ void backward_weight(const ConvParams& p, const void* x, const void* g, void* gr
     backward_weight_typed(p, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(g), gw);
 }
 
-// Column sums in fixed chunks of rows, added in order.
+// Column sums in fixed chunks of rows, added in order. Of a few channels, LANES pixels are taken
+// for one of as many times the channels.
 template <class T>
 void bias_gradient_typed(const T* g, int64_t pixels, int64_t channels, float* grad_bias) {
-  const int64_t chunk = clamp(kGrain / (channels + 1), 64, 8192);
-  const int64_t chunks = (pixels + chunk - 1) / chunk;
-  Workspace partial((chunks * channels + 1) * 4);
+  const int64_t together = channels < LANES ? LANES : 1, width = together * channels;
+  const int64_t chunk = clamp(kGrain / (channels + 1), 64, 8192) / LANES * LANES;
+  const int64_t chunks = ceil_div(pixels, chunk);
+  Workspace partial((chunks * width + 1) * 4);
   parallel_ranges(pixels, chunk, [&](int64_t begin, int64_t end) {
-    float* sum = partial.floats() + begin / chunk * channels;
-    __builtin_memset(sum, 0, sizeof(float) * static_cast<size_t>(channels));
-    for (int64_t q = begin; q < end; ++q)
-      vector_loop(0, channels, [&](int64_t c, int n) {
+    float* sum = partial.floats() + begin / chunk * width;
+    __builtin_memset(sum, 0, sizeof(float) * static_cast<size_t>(width));
+    for (int64_t q = begin; q < end; q += together) {
+      const int64_t some = end - q < together ? (end - q) * channels : width;
+      vector_loop(0, some, [&](int64_t c, int n) FASTNN_INLINED {
         store_any(sum + c, load_any(sum + c, n) + load_any(g + q * channels + c, n), n);
       });
+    }
   });
   vector_loop(0, channels, [&](int64_t c, int n) {
     vfloat total{};
-    for (int64_t i = 0; i < chunks; ++i) total += load_any(partial.floats() + i * channels + c, n);
+    for (int64_t i = 0; i < chunks * together; ++i)
+      total += load_any(partial.floats() + i * channels + c, n);
     store_any(grad_bias + c, total, n);
   });
 }

@@ -38,6 +38,10 @@ template <class D, class S>
 FASTNN_INLINE void copy_row(D* dst, int64_t to, const S* src, int64_t from, int64_t n) {
   if (to == 1 && from == 1) {
     for (int64_t i = 0; i < n; ++i) convert(dst[i], src[i]);
+  } else if (to == 1 && from == 0) {
+    D value;
+    convert(value, *src);
+    for (int64_t i = 0; i < n; ++i) dst[i] = value;
   } else {
     for (int64_t i = 0; i < n; ++i) convert(dst[i * to], src[i * from]);
   }
@@ -82,6 +86,17 @@ FASTNN_INLINE void copy_bytes(char* dst, const char* src, int64_t n) {
 template <class D, class S>
 void copy_tiles(D* dst, int64_t dst_row, int64_t dst_col, const S* src, int64_t src_row,
                 int64_t src_col, int64_t rows, int64_t columns) {
+  if (src_row == 0 && dst_col == 1 && dst_row == columns && rows > 1) {
+    // One row throughout: once, and then as much as there is already, up to a share of L1.
+    copy_tiles(dst, dst_row, dst_col, src, src_row, src_col, 1, columns);
+    constexpr int64_t kEnough = 8192 / sizeof(D);
+    for (int64_t done = columns, period = columns, more; done < rows * columns; done += more) {
+      more = period < rows * columns - done ? period : rows * columns - done;
+      __builtin_memcpy(dst + done, dst, sizeof(D) * static_cast<size_t>(more));
+      if (period < kEnough) period = done + more;
+    }
+    return;
+  }
   if constexpr (kSame<D, S>)
     if (dst_col == 1 && src_col == 1) {
       for (int64_t i = 0; i < rows; ++i)

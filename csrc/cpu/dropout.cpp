@@ -138,29 +138,46 @@ void elements_typed(const T* x, T* y, int64_t count, uint64_t seed, uint64_t off
 template <class T>
 void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t seed, uint64_t offset,
                  uint32_t threshold, float scale) {
-  auto kept = [&](int64_t unit) {
-    return half(philox(seed, offset, static_cast<uint64_t>(unit / 8)), unit % 8) >= threshold;
+  // Eight units in a row share their words.
+  const auto factors = [=](int64_t first, int64_t count, float* to) {
+    Philox4 block{};
+    for (int64_t i = 0, unit = first; i < count; ++i, ++unit) {
+      if (i == 0 || unit % 8 == 0) block = philox(seed, offset, static_cast<uint64_t>(unit / 8));
+      to[i] = half(block, static_cast<int>(unit % 8)) >= threshold ? scale : 0.0f;
+    }
   };
-  const Route route = route_to(y, C == 1 ? P : C);
   if (C == 1) {  // whole samples
+    const Route route = route_to(y, P);
     parallel_for(N, [&](int64_t n) {
-      if (kept(n))
+      float factor;
+      factors(n, 1, &factor);
+      if (factor != 0)
         vector_loop(n * P, (n + 1) * P, [&](int64_t i, int l) {
-          store_any(y + i, load_ahead(x + i, l) * scale, l, route);
+          store_any(y + i, load_ahead(x + i, l) * factor, l, route);
         });
       else
         __builtin_memset(y + n * P, 0, sizeof(T) * static_cast<size_t>(P));
     });
     return;
   }
+  // Pixels are taken together where one is short or no whole vectors.
+  constexpr int64_t kShort = 256;
+  const int64_t together = C < kShort ? (1 + kShort / C / LANES) * LANES : 1;
+  const Route route = route_to(y, P * C % LANES ? P * C % LANES : together * C);
   parallel_for(N, [&](int64_t n) {
-    float* factor = static_cast<float*>(thread_scratch(C * 4, 0));
-    for (int64_t c = 0; c < C; ++c) factor[c] = kept(n * C + c) ? scale : 0.0f;
-    for (int64_t pixel = n * P; pixel < (n + 1) * P; ++pixel)
-      vector_loop(0, C, [&](int64_t c, int l) {
-        const vfloat f = load_any(factor + c, l), v = load_ahead(x + pixel * C + c, l);
-        store_any(y + pixel * C + c, select(f == 0, vfloat{}, v * f), l, route);
+    auto* const factor = static_cast<float*>(thread_scratch(together * C * int64_t{4}, 0));
+    factors(n * C, C, factor);
+    for (int64_t i = C; i < together * C; ++i) factor[i] = factor[i - C];
+    for (int64_t first = n * P * C, end = first + P * C; first < end; first += together * C) {
+      const int64_t some = end - first < together * C ? end - first : together * C;
+      vectors_loop<2>(0, some, [&](int64_t i, auto vectors, int l) FASTNN_INLINED {
+#pragma GCC unroll 2
+        for (int64_t at = i; at < i + decltype(vectors)::count * LANES; at += LANES) {
+          const vfloat f = load_any(factor + at, l), v = load_ahead(x + first + at, l);
+          store_any(y + first + at, select(f == 0, vfloat{}, v * f), l, route);
+        }
       });
+    }
   });
 }
 

@@ -226,8 +226,7 @@ template <int N, class Op>
 void predicate_rows(const ElementwiseParams& p, const Op& op) {
   for_rows(p, [&](char* out, const char* const* in, int64_t n) {
     general_row<N>(p, in, n, op, [&](int64_t i, int lanes, vint mask) FASTNN_INLINED {
-      const vbyte bytes = to_bytes(mask & 1);
-      __builtin_memcpy(out + i, &bytes, static_cast<size_t>(lanes));
+      store_bytes(reinterpret_cast<uint8_t*>(out) + i, to_bytes(mask & 1), lanes);
     });
   });
 }

@@ -10,18 +10,11 @@
 namespace fastnn::cpu::FASTNN_ISA {
 namespace {
 
-FASTNN_INLINE void store_index(uint8_t* p, vint v, int n) {
-  const vbyte b = to_bytes(v);
-  __builtin_memcpy(p, &b, static_cast<size_t>(n));
-}
+FASTNN_INLINE void store_index(uint8_t* p, vint v, int n) { store_bytes(p, to_bytes(v), n); }
 FASTNN_INLINE void store_index(int32_t* p, vint v, int n) {
   __builtin_memcpy(p, &v, sizeof(int32_t) * static_cast<size_t>(n));
 }
-FASTNN_INLINE vint load_index(const uint8_t* p, int n) {
-  vbyte b{};
-  __builtin_memcpy(&b, p, static_cast<size_t>(n));
-  return from_bytes(b);
-}
+FASTNN_INLINE vint load_index(const uint8_t* p, int n) { return from_bytes(load_bytes(p, n)); }
 FASTNN_INLINE vint load_index(const int32_t* p, int n) {
   vint v{};
   __builtin_memcpy(&v, p, sizeof(int32_t) * static_cast<size_t>(n));

@@ -102,41 +102,57 @@ Array delivered(const Array& result, const Out& out) {
   return *out;
 }
 
-// Repeats a short innermost row: a channel vector of 3 against NHWC pixels would leave most lanes
-// of a vector empty. Applies where every operand either runs on through the two innermost
-// dimensions or is the same short row throughout; `tiles` keeps the repeated rows alive.
+// Takes several short innermost rows for one: a channel vector of 3 against NHWC pixels would leave
+// most lanes of a vector empty. Applies where every operand either runs on through the two
+// innermost dimensions or is the same row throughout the last but one: `tiles` gets such rows,
+// repeated, at most a quarter of the output where there are many of them.
 void widen_short_rows(ElementwiseParams& p, std::vector<Array>& tiles) {
   constexpr int64_t kShort = 128, kWide = 2048;
-  const int last = p.rank - 1;
+  const int last = p.rank - 1, row = last - 1;
   if (p.rank < 2 || p.shape[last] >= kShort) return;
-  const int64_t columns = p.shape[last], rows = p.shape[last - 1];
+  const int64_t columns = p.shape[last], rows = p.shape[row];
+  if (p.out_steps[row] != columns * p.out_steps[last]) return;
+  bool repeats[kMaxOperands] = {}, many = false;
+  for (int k = 0; k < p.operands; ++k) {
+    if (!p.in[k] || p.in_steps[k][row] == columns * p.in_steps[k][last]) continue;
+    if (p.in_steps[k][row] != 0) return;
+    repeats[k] = true;
+    for (int i = 0; i < row; ++i) many = many || p.in_steps[k][i] != 0;
+  }
   int64_t repeat = 1;
-  for (int64_t r = 2; r * columns <= kWide; ++r)
+  for (int64_t r = 2; r * columns <= kWide && r <= (many ? rows / 4 : rows); ++r)
     if (rows % r == 0) repeat = r;
   if (repeat == 1) return;
-  bool repeating[kMaxOperands] = {};
-  if (p.out_steps[last - 1] != columns * p.out_steps[last]) return;
   for (int k = 0; k < p.operands; ++k) {
-    if (!p.in[k] || p.in_steps[k][last - 1] == columns * p.in_steps[k][last]) continue;
-    for (int i = 0; i < last; ++i)
-      if (p.in_steps[k][i] != 0) return;
-    repeating[k] = true;
-  }
-  for (int k = 0; k < p.operands; ++k) {
-    p.in_steps[k][last - 1] *= repeat;
-    if (!repeating[k]) continue;
-    const int64_t item = item_size(p.in_dtype[k]);
-    Array tile = empty({repeat * columns}, p.in_dtype[k]);
+    int64_t* const steps = p.in_steps[k];
+    if (!repeats[k]) {
+      steps[row] *= repeat;
+      continue;
+    }
+    const int64_t item = item_size(p.in_dtype[k]), bytes = repeat * columns * item;
+    int64_t count = 1, old[kMaxRank];
+    std::copy_n(steps, p.rank, old);
+    for (int i = row - 1; i >= 0; --i)
+      if (old[i] != 0) steps[i] = count * bytes, count *= p.shape[i];
+    const Array tile = empty({count * repeat * columns}, p.in_dtype[k]);
     auto* to = static_cast<char*>(tile.raw());
-    for (int64_t i = 0; i < columns; ++i)
-      std::copy_n(static_cast<const char*>(p.in[k]) + i * p.in_steps[k][last], item, to + i * item);
-    for (int64_t r = 1; r < repeat; ++r) std::copy_n(to, columns * item, to + r * columns * item);
-    p.in[k] = to;
-    p.in_steps[k][last] = item;
+    for (int64_t t = 0; t < count; ++t, to += bytes) {
+      const auto* from = static_cast<const char*>(p.in[k]);
+      int64_t rest = t;
+      for (int i = row - 1; i >= 0; --i)
+        if (old[i] != 0) from += rest % p.shape[i] * old[i], rest /= p.shape[i];
+      for (int64_t i = 0; i < columns; ++i) std::copy_n(from + i * old[last], item, to + i * item);
+      for (int64_t done = columns * item, more; done < bytes; done += more) {
+        more = std::min(done, bytes - done);
+        std::copy_n(to, more, to + done);
+      }
+    }
+    p.in[k] = tile.raw();
+    steps[last] = item;
     tiles.push_back(tile);
   }
-  p.out_steps[last - 1] *= repeat;
-  p.shape[last - 1] = rows / repeat;
+  p.out_steps[row] *= repeat;
+  p.shape[row] = rows / repeat;
   p.shape[last] = repeat * columns;
 }
 

@@ -4,6 +4,9 @@
 #include <vector>
 
 #include "core/error.h"
+#include "ops/copy.h"
+#include "ops/elementwise.h"
+#include "ops/reduce.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -56,6 +59,15 @@ struct Windows {
     return {input[0], input[1], h.view(), w.view(), h.extent * w.extent > 256, dtype};
   }
   Dims output(const Dims& input) const { return {input[0], input[1], h.out, w.out}; }
+
+  // Whether one window covers the input and nothing else: its average is the mean over all pixels.
+  bool covers_input() const {
+    const auto covers = [](const Axis& a) {
+      return a.out == 1 && a.start[0] == 0 && a.taps[0] == a.in && a.dilation == 1;
+    };
+    return covers(h) && covers(w) && pixels() == static_cast<float>(h.in * w.in);
+  }
+  float pixels() const { return h.divisor[0] * w.divisor[0]; }
 };
 
 void check_image(const char* op, const Dims& input) {
@@ -168,6 +180,10 @@ Array run_flat(const Array& indices, const Dims& input_shape, const Windows& win
 Array run_average(const char* op, const Array& input, const Windows& windows) {
   check_floating(op, "input", input);
   const Array x = canonical(input);
+  // Few threads share one window; a reduction cuts it into parts.
+  constexpr int64_t kManyPixels = 256;
+  if (x.device() == kCpu && windows.covers_input() && windows.h.in * windows.w.in >= kManyPixels)
+    return astype(mean(x, {2, 3}), x.dtype());
   Array y = empty(windows.output(x.shape()), x.dtype());
   if (y.count()) kernels().pool.average(windows.params(x.shape(), x.dtype()), x.raw(), y.raw());
   return y;
@@ -177,6 +193,10 @@ Array run_average_backward(const char* op, const Array& grad_output, const Dims&
                            const Windows& windows) {
   check_gradient(op, grad_output, windows.output(input_shape));
   const Array g = canonical(grad_output);
+  if (g.device() == kCpu && windows.covers_input()) {
+    const Operand area = Operand::of(static_cast<double>(windows.pixels()));
+    return canonical(broadcast_to(arithmetic(op, Arithmetic::div, g, area, {}), input_shape));
+  }
   Array grad_input = empty(input_shape, g.dtype());
   if (grad_input.count())
     kernels().pool.average_backward(windows.params(input_shape, g.dtype()), g.raw(),

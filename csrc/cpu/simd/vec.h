@@ -73,6 +73,41 @@ FASTNN_INLINE vbyte to_bytes(vint v) {
 #endif
 }
 
+// The first n bytes at p, zeros behind them. A call of memcpy takes longer than all the rest.
+#if defined(FASTNN_ISA_avx512)
+FASTNN_INLINE vbyte load_bytes(const uint8_t* p, int n) {
+  return reinterpret_cast<vbyte>(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), p));
+}
+FASTNN_INLINE void store_bytes(uint8_t* p, vbyte b, int n) {
+  _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m128i>(b));
+}
+#else
+FASTNN_INLINE vbyte load_bytes(const uint8_t* p, int n) {
+  vbyte b;
+  if (n == LANES) return __builtin_memcpy(&b, p, sizeof(b)), b;
+  uint64_t bits = 0;
+#pragma GCC unroll 4
+  for (int piece = 1; piece < LANES; piece *= 2) {  // from the last to the first
+    if (!(n & piece)) continue;
+    uint64_t some = 0;
+    __builtin_memcpy(&some, p + (n & ~(2 * piece - 1)), static_cast<size_t>(piece));
+    bits = bits << 8 * piece | some;
+  }
+  return __builtin_memcpy(&b, &bits, sizeof(b)), b;
+}
+FASTNN_INLINE void store_bytes(uint8_t* p, vbyte b, int n) {
+  if (n == LANES) return (void)__builtin_memcpy(p, &b, sizeof(b));
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, &b, sizeof(b));
+#pragma GCC unroll 4
+  for (int piece = LANES / 2; piece > 0; piece /= 2) {
+    if (!(n & piece)) continue;
+    __builtin_memcpy(p, &bits, static_cast<size_t>(piece));
+    p += piece, bits >>= 8 * piece;
+  }
+}
+#endif
+
 FASTNN_INLINE vuint from_halves(vhalf h) {
 #if defined(FASTNN_ISA_avx512)
   return reinterpret_cast<vuint>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(h)));

@@ -248,7 +248,7 @@ _CONV = (
     "n1c48h5w20_oc48_k3p4d4_f32", "n2c5h9w8_oc36_k3p2d2_bf16", "n3c3h8w9_oc33_k3x2p1_bf16",
     "n2c3h31w29_oc40_k2s9_bf16",
     "n2c1h12w12_oc6_k5_bf16", "n1c7h1w1_oc33_k3p1_bf16",
-    "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
+    "n2c1h91w91_oc3_k1_f32", "n40c5h2w3_oc6_k2_f32", "n1c200h3w40_oc36_k1x3p0x1_f32",
     # Small groups: sizes from 2 to 32, both strides, rows shorter than a block, groups taken together.
     "n2c64h9w17_oc64_k3p1g4_f32", "n1c64h7w15_oc64_k3p1g2_relu_res_f32", "n2c32h9w30_oc32_k3s2p1g2_f32",
     "n3c96h8w9_oc96_k3s2p1g3_bf16", "n1c64h20w20_oc64_k3p8x1d8x1g4_f32", "n20c64h3w4_oc64_k3p1g2_bf16",

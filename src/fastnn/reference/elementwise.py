@@ -353,6 +353,9 @@ _BROADCASTS = (
     "s70x19_o19_f32",
     "s70x19_o70x1_bf16",
     "s2x1x3x1x2_o4x1x5x1_f32",
+    "s3x5x7x9_o3x5x1x1_f32",
+    "s3x16x8x6_o3x16x1x1_bf16",
+    "s2x3x2x12x5_o2x1x2x1x5_f32",
 )
 _INTEGERS = ("s3x37_int", "s2x3x5x7_o1x3x1x1_int", "s3x37_byte", "s2x17_v3_int", "s5x9_v2_byte")
 _NUMBERS = ("s3x37_v2_f32", "s2x3x5x7_v0.3_f32", "s2x3x5x7_v0.3_bf16", "s0x3_v2.5_f32")
