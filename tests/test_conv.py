@@ -121,6 +121,31 @@ def test_conv2d_of_few_channels_to_a_group(line):
 
 
 @st.composite
+def scattered_lines(draw):
+    """From many channels to few, forward or backward: what a pixel adds to those around it is scattered
+    over bands of rows, where a vector of channels would be mostly idle."""
+    few, many = draw(st.sampled_from([1, 2, 3, 3, 5, 7])), draw(st.sampled_from([24, 40, 65, 130]))
+    forward = draw(st.booleans())
+    kh, kw, dh = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 4, 7])), draw(small)
+    sh, sw = (1, 1) if forward else (draw(small), draw(st.integers(1, 5)))
+    ph, pw = draw(st.integers(0, 4)), draw(st.integers(0, 6))
+    h = max(1, draw(st.integers(1, 30)) + dh * (kh - 1) - 2 * ph)
+    w = max(1, draw(st.integers(1, 20)) + kw - 1 - 2 * pw)
+    c, oc = (many, few) if forward else (few, many)
+    fused = draw(st.sampled_from(["", "_relu", "_relu_res", "_nobias", "_res"]))
+    return (
+        f"n{draw(st.integers(0, 3))}c{c}h{h}w{w}_oc{oc}"
+        f"_k{kh}x{kw}s{sh}x{sw}p{ph}x{pw}d{dh}x1{fused}_{draw(DTYPE)}"
+    )
+
+
+@PROPERTY
+@given(scattered_lines())
+def test_conv2d_to_few_channels(line):
+    check_everywhere("conv2d", line)
+
+
+@st.composite
 def depthwise_lines(draw):
     """A filter per channel: the widths that have kernels of their own, and others; a part of a vector
     of channels to a few vectors; rows of less than a block of outputs to a few blocks."""

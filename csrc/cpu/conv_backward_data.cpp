@@ -5,6 +5,7 @@
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
 #include "cpu/conv_phases.h"
+#include "cpu/conv_scatter.h"
 #include "cpu/joined_groups.h"
 
 namespace fastnn::cpu::FASTNN_ISA {
@@ -33,10 +34,25 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packe
   });
 }
 
+// Whether what output pixels add to the input is scattered.
+bool is_scattered(const ConvParams& p, int64_t step) {
+  const double taps = static_cast<double>(p.KH * p.KW);
+  return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1) && scatter_backward(p).pays(taps, step);
+}
+
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
   using P = Operand<T>;
+  if (is_scattered(p, kStep<P>)) {
+    const Scatter s = scatter_backward(p);
+    Workspace packed(packed_columns(s.columns()) * s.K * int64_t{sizeof(float)});
+    const auto weight = [&](int64_t k, int64_t column) {
+      return to_float(w[k * s.columns() + column]);
+    };
+    pack_scatter(s, weight, packed.floats());
+    return run_scatter(s, g, packed.floats(), epilogue, grad_input);
+  }
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), missing = oc % kStep<P>;
   const int64_t size = packed_columns(ic) * (oc + missing) * p.KH * p.KW;
   Workspace packed(p.groups * size * int64_t{sizeof(P)});

@@ -8,7 +8,7 @@
 // the whole input (a strip in L2 costs a hundredth of it).
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
-#include "cpu/conv_stem_forward.h"
+#include "cpu/conv_scatter.h"
 #include "cpu/even_channels.h"
 #include "cpu/implicit_gemm.h"
 #include "cpu/joined_groups.h"
@@ -35,10 +35,28 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, P* packed) {
   });
 }
 
+// Whether what input pixels add to the output is scattered.
+bool is_scattered(const ConvParams& p, int64_t step) {
+  const double taps = static_cast<double>(p.KH * p.KW);
+  return p.groups == 1 && p.stride_h == 1 && p.stride_w == 1 && !is_stem(p) &&
+         (p.dilation_w == 1 || p.KW == 1) && scatter_forward(p).pays(taps, step);
+}
+
 template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
   using P = Operand<T>;
+  if (is_scattered(p, kStep<P>)) {
+    const Scatter s = scatter_forward(p);
+    KeptWorkspace packed(p.kept, hash(3, LANES, s.columns(), s.C, s.K),
+                         packed_columns(s.columns()) * s.K * int64_t{sizeof(float)});
+    const auto weight = [&](int64_t k, int64_t column) {
+      const int64_t tap = p.KH * p.KW - 1 - column / s.C;
+      return to_float(w[(column % s.C * p.KH * p.KW + tap) * s.K + k]);
+    };
+    if (!packed.filled()) pack_scatter(s, weight, packed.floats());
+    return run_scatter(s, x, packed.floats(), epilogue, y);
+  }
   const int64_t real = p.group_inputs(), oc = p.group_outputs(), taps = p.KH * p.KW;
   int64_t dh[kMaxTaps], dw[kMaxTaps];
   for (int64_t t = 0; t < taps; ++t) {
