@@ -4,6 +4,7 @@
 // backward pass reads an eighth of the bytes. Both backward passes gather: an input pixel adds up
 // the windows it is in, in a fixed order, and is written once; no atomics, no zeroing. Floor: read
 // x, write y (and indices); for overlapping windows the re-reads come from L1.
+#include "core/allocator.h"
 #include "cpu/simd/vec.h"
 #include "ops/slots.h"
 
@@ -130,6 +131,68 @@ FASTNN_INLINE int64_t most_hits(const PoolAxis& a) {
   return most;
 }
 
+// The j-th windows that a vector of an input row is in, whose lanes are several pixels of few
+// channels: the outputs lie within a vector too, `n` of them from `base` in their row on.
+struct alignas(64) FewHits {
+  int32_t lane[LANES];  // where they are in it
+  int32_t tap[LANES];  // which of the window's columns the pixel is; kNoTap: not in as many windows
+  float divisor[LANES];  // of the column
+  int64_t base;
+  int n;
+};
+constexpr int32_t kNoTap = -(1 << 30);
+constexpr int64_t kMostFew = 16;
+
+// [vector of an input row][j], for as many windows as a pixel is in at most. False if some outputs
+// are further apart than a vector: windows of dilated taps.
+bool plan_few(const PoolParams& p, int64_t most, FewHits* to) {
+  const PoolAxis& a = p.w;
+  for (int64_t i = 0; i < a.in * p.C; i += LANES)
+    for (int64_t j = 0; j < most; ++j, ++to) {
+      int64_t at[LANES], low = a.out * p.C, high = -1;
+      for (int l = 0; l < LANES; ++l) {
+        const int64_t pixel = (i + l) / p.C, c = (i + l) % p.C;
+        at[l] = -1, to->tap[l] = kNoTap, to->divisor[l] = 1;
+        if (pixel >= a.in || a.first[pixel] + j >= a.first[pixel + 1]) continue;
+        const int64_t hit = a.first[pixel] + j, window = a.hits[2 * hit];
+        at[l] = window * p.C + c;
+        to->tap[l] = static_cast<int32_t>(a.hits[2 * hit + 1]);
+        to->divisor[l] = a.divisor[window];
+        low = at[l] < low ? at[l] : low, high = at[l] > high ? at[l] : high;
+      }
+      if (high - low >= LANES) return false;
+      to->base = low;
+      to->n = static_cast<int>(a.out * p.C - low < LANES ? a.out * p.C - low : LANES);
+      for (int l = 0; l < LANES; ++l)
+        to->lane[l] = at[l] < 0 ? 0 : static_cast<int32_t>(at[l] - low);
+    }
+  return true;
+}
+
+// The gradient of the input: sums of part(hits, output row, kernel row, divisor) over the windows
+// that a vector's pixels are in, in the order of sum_windows.
+template <class T, class Part>
+FASTNN_INLINE void sum_few(const PoolParams& p, const FewHits* plan, int64_t most, T* grad_x,
+                           const Part& part) {
+  const int64_t width = p.w.in * p.C;
+  const Route route = route_to(grad_x, width);
+  parallel_for(p.N * p.h.in, [&](int64_t task) {
+    const int64_t h = task % p.h.in, image = task / p.h.in;
+    const FewHits* hits = plan;
+    vector_loop(0, width, [&](int64_t i, int n) FASTNN_INLINED {
+      vfloat sum{};
+      for (int64_t a = p.h.first[h]; a < p.h.first[h + 1]; ++a) {
+        const int64_t oh = p.h.hits[2 * a];
+        const int64_t row = (image * p.h.out + oh) * p.w.out * p.C;
+        const auto first_tap = static_cast<int32_t>(p.h.hits[2 * a + 1] * p.w.extent);
+        for (int64_t j = 0; j < most; ++j) sum += part(hits[j], row, first_tap, p.h.divisor[oh]);
+      }
+      hits += most;
+      store_any(grad_x + task * width + i, sum, n, route);
+    });
+  });
+}
+
 // The gradient of an input pixel: sums of part(hit, c, n), channels c to c + n - 1, over the
 // windows that it is in.
 template <class T, class Part>
@@ -164,12 +227,33 @@ FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Part& part)
   });
 }
 
+// Calls with_few(plan, most) where vectors of several pixels do, else otherwise().
+template <class WithFew, class Otherwise>
+FASTNN_INLINE void few_or(const PoolParams& p, const WithFew& with_few,
+                          const Otherwise& otherwise) {
+  const int64_t most = most_hits(p.w), vectors = ceil_div(p.w.in * p.C, LANES);
+  if (p.C >= LANES || p.wide || most > kMostFew) return otherwise();
+  Workspace room(vectors * most * int64_t{sizeof(FewHits)});
+  auto* const plan = reinterpret_cast<FewHits*>(room.floats());
+  plan_few(p, most, plan) ? with_few(plan, most) : otherwise();
+}
+
 template <class T, class I>
 void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* grad_x) {
-  sum_windows(p, grad_x, [=](const Hit& hit, int64_t c, int n) FASTNN_INLINED {
+  const auto one = [=](const Hit& hit, int64_t c, int n) FASTNN_INLINED {
     const vint mine = load_index(indices + hit.output + c, n) == hit.tap;
     return select(mine, load_any(g + hit.output + c, n), vfloat{});
-  });
+  };
+  const auto few = [=](const FewHits& hits, int64_t row, int32_t first_tap, float) FASTNN_INLINED {
+    const vint lane = load_index(hits.lane, LANES), tap = load_index(hits.tap, LANES);
+    const int64_t at = row + hits.base;
+    const vfloat winners = as_float(load_index(indices + at, hits.n));
+    const vint mine = as_int(permuted(winners, lane)) == tap + first_tap;
+    return select(mine, permuted(load_any(g + at, hits.n), lane), vfloat{});
+  };
+  few_or(
+      p, [&](const FewHits* plan, int64_t most) { sum_few(p, plan, most, grad_x, few); },
+      [&] { sum_windows(p, grad_x, one); });
 }
 
 template <class I>
@@ -207,9 +291,16 @@ void average_typed(const PoolParams& p, const T* x, T* y) {
 
 template <class T>
 void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
-  sum_windows(p, grad_x, [=](const Hit& hit, int64_t c, int n) FASTNN_INLINED {
-    return load_any(g + hit.output + c, n) / hit.divisor;
-  });
+  const auto one = [=](const Hit& hit, int64_t c, int n)
+                       FASTNN_INLINED { return load_any(g + hit.output + c, n) / hit.divisor; };
+  const auto few = [=](const FewHits& hits, int64_t row, int32_t, float divisor) FASTNN_INLINED {
+    const vint lane = load_index(hits.lane, LANES), tap = load_index(hits.tap, LANES);
+    const vfloat value = permuted(load_any(g + row + hits.base, hits.n), lane);
+    return select(tap == kNoTap, vfloat{}, value / (load(hits.divisor) * divisor));
+  };
+  few_or(
+      p, [&](const FewHits* plan, int64_t most) { sum_few(p, plan, most, grad_x, few); },
+      [&] { sum_windows(p, grad_x, one); });
 }
 
 template <class T>

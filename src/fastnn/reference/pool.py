@@ -201,13 +201,14 @@ _MAX = (
     "n1c33h5w5_k5p2s1_f32", "n2c6h7w7_k3s2p1_idx_f32", "n1c2h20w20_k17s1_idx_f32",
     "n2c24h7w7_k3s2p1_bf16", "n1c3h6w6_k3s3p1_ceil_idx_f32", "n1c3h4w4_k2s3_ceil_f32",
     "n2c3h2w3_k3s2_ceil_f32", "n1c5h4w2_k2s3d3_ceil_idx_f32",
+    "n1c1h9w40_k3s2p1_f32", "n2c7h6w33_k3s1p1_f32", "n2c3h7w30_k2s3_bf16", "n1c6h5w25_k2s1d2_f32",
 )  # fmt: skip
 _AVG = (
     "n1c1h1w1_k1_f32", "n2c3h7w9_k2_f32", "n2c17h8w8_k3s2p1_f32", "n0c4h5w5_k2_f32",
     "n2c5h9w8_k3s2p1_ceil_f32", "n2c5h9w8_k3s2p1_ceil_nopad_f32", "n2c16h6w7_k3s1p1_nopad_f32",
     "n1c7h5w5_k2_dv3_f32", "n2c3h7w8_k2x3s1x2p1x0_f32", "n2c64h7w7_k7_f32", "n2c24h6w6_k3s2p1_bf16",
     "n1c3h4w4_k2s3_ceil_f32", "n2c3h2w3_k3s2_ceil_f32", "n2c5h16w17_k16x17_f32",
-    "n2c5h5w5_k5_dv3_f32",
+    "n2c5h5w5_k5_dv3_f32", "n1c1h9w40_k3s2p1_f32", "n2c7h6w33_k5s2p2_nopad_f32",
 )  # fmt: skip
 _ADAPTIVE = (
     "n1c1h1w1_o1_f32", "n2c17h7w7_o1_f32", "n2c5h7w9_o3x2_f32", "n2c4h5w5_o7_f32", "n0c4h5w5_o2_f32",
