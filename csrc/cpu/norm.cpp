@@ -21,20 +21,25 @@ int64_t chunk_pixels(const NormShape& s) {
 
 // body(rows, c, i, n) for the vectors of channels c of whole pixels [begin, end): of rows.count
 // pixels at once, whose values are at i, i + C, ... What belongs to a channel is loaded once for
-// them. Rows of many channels are taken one by one: memory is read and written in order.
-constexpr int64_t kFewChannels = 96;
+// them. Rows of more than `few` channels are taken one by one: memory is read and written in order.
+constexpr int64_t kFewChannels = 96, kFewInCache = 512;
 
 template <int N>
 struct Rows {
   static constexpr int count = N;
 };
 template <class Body>
-FASTNN_INLINE void each_row(int64_t C, int64_t begin, int64_t end, const Body& body) {
+FASTNN_INLINE void each_row(int64_t C, int64_t begin, int64_t end, int64_t few, const Body& body) {
   int64_t pixel = begin;
-  for (; C <= kFewChannels && pixel + 4 * C <= end; pixel += 4 * C)
+  for (; C <= few && pixel + 4 * C <= end; pixel += 4 * C)
     vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED { body(Rows<4>{}, c, pixel + c, n); });
   for (; pixel < end; pixel += C)
     vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED { body(Rows<1>{}, c, pixel + c, n); });
+}
+
+template <class Body>
+FASTNN_INLINE void each_row(int64_t C, int64_t begin, int64_t end, const Body& body) {
+  each_row(C, begin, end, kFewChannels, body);
 }
 
 template <class T>
@@ -57,7 +62,7 @@ void channel_moments_typed(const NormShape& s, const T* x, float* mean, float* m
     });
     const float inverse = 1.0f / static_cast<float>(n);
     for (int64_t c = 0; c < C; ++c) sum[c] *= inverse;
-    each_row(C, 0, n * C, [&](auto rows, int64_t c, int64_t i, int l) FASTNN_INLINED {
+    each_row(C, 0, n * C, kFewInCache, [&](auto rows, int64_t c, int64_t i, int l) FASTNN_INLINED {
       const vfloat m = load_any(sum + c, l);
       vfloat total = load_any(rest + c, l), squares = load_any(square + c, l);
 #pragma GCC unroll 4
@@ -325,9 +330,10 @@ struct Widened {
   int64_t together = 1;
   NormShape s;
 
-  explicit Widened(const NormShape& of) : s(of) {
+  // `sums`: of a single vector, too, whose sums would wait for each other.
+  explicit Widened(const NormShape& of, bool sums = false) : s(of) {
     constexpr int64_t kWide = 256;  // channels, at most
-    if (of.C >= 2 * LANES || of.C % LANES == 0) return;
+    if (of.C >= 2 * LANES || (of.C == LANES && !sums)) return;
     const auto idle = [&](int64_t m) { return -of.C * m & (LANES - 1); };  // lanes
     for (int64_t m = 2; m * of.C <= kWide && m <= of.P; ++m) {
       if (of.P % m) continue;
@@ -414,7 +420,7 @@ FASTNN_INLINE void with_type(DType dtype, const F& f) {
 }
 
 void channel_moments(const NormShape& s, const void* x, float* mean, float* m2) {
-  const Widened w(s);
+  const Widened w(s, true);
   const bool wide = w.together > 1;
   Workspace room(wide ? 2 * w.s.S * w.s.C * 4 : 0);
   float* const means = wide ? room.floats() : mean;
