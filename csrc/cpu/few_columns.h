@@ -50,12 +50,15 @@ FASTNN_INLINE void load_block(const T* x, int64_t C, Block& to) {
   if (C == 2) return load_dense<2>(x, to);
   if (C == 3) return load_dense<3>(x, to);
   if (C == 4) return load_dense<4>(x, to);
+  const int64_t ahead = 2 * LANES * C;
   vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
     vfloat square[LANES];
+    const T* from = x + c;
 #pragma GCC unroll 16
-    for (int r = 0; r < LANES; ++r) {
-      square[r] = load_any(x + r * C + c, n);
-      __builtin_prefetch(x + (2 * LANES + r) * C + c);
+    for (int r = 0; r < LANES; ++r, from += C) {
+      asm("" : "+r"(from));  // else GCC keeps an address of every row, and squares in memory
+      square[r] = load_any(from, n);
+      __builtin_prefetch(from + ahead);
     }
     transpose(square);
 #pragma GCC unroll 16
@@ -67,15 +70,18 @@ FASTNN_INLINE void store_block(const Block& from, int64_t C, T* y) {
   if (C == 2) return store_dense<2>(from, y);
   if (C == 3) return store_dense<3>(from, y);
   if (C == 4) return store_dense<4>(from, y);
+  const int64_t ahead = 2 * LANES * C;
   vector_loop(0, C, [&](int64_t c, int n) FASTNN_INLINED {
     vfloat square[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) square[i] = from[c + i];
     transpose(square);
+    T* to = y + c;
 #pragma GCC unroll 16
-    for (int r = 0; r < LANES; ++r) {
-      store_any(y + r * C + c, square[r], n);
-      __builtin_prefetch(y + (2 * LANES + r) * C + c, 1);
+    for (int r = 0; r < LANES; ++r, to += C) {
+      asm("" : "+r"(to));
+      store_any(to, square[r], n);
+      __builtin_prefetch(to + ahead, 1);
     }
   });
 }
