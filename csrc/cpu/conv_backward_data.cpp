@@ -36,8 +36,7 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packe
 
 // Whether what output pixels add to the input is scattered.
 bool is_scattered(const ConvParams& p, int64_t step) {
-  const double taps = static_cast<double>(p.KH * p.KW);
-  return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1) && scatter_backward(p).pays(taps, step);
+  return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1) && scatter_backward(p).pays(step);
 }
 
 template <class T>
@@ -46,11 +45,11 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
   using P = Operand<T>;
   if (is_scattered(p, kStep<P>)) {
     const Scatter s = scatter_backward(p);
-    Workspace packed(packed_columns(s.columns()) * s.K * int64_t{sizeof(float)});
-    const auto weight = [&](int64_t k, int64_t column) {
-      return to_float(w[k * s.columns() + column]);
-    };
-    pack_scatter(s, weight, packed.floats());
+    Workspace packed(s.packed_size() * int64_t{sizeof(float)});
+    const int64_t columns = s.KH * s.KW * s.C;
+    const auto weights = [&](int64_t k, int64_t column, int n)
+                             FASTNN_INLINED { return load_any(w + k * columns + column, n); };
+    pack_scatter(s, weights, packed.floats());
     return run_scatter(s, g, packed.floats(), epilogue, grad_input);
   }
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), missing = oc % kStep<P>;

@@ -37,9 +37,8 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, P* packed) {
 
 // Whether what input pixels add to the output is scattered.
 bool is_scattered(const ConvParams& p, int64_t step) {
-  const double taps = static_cast<double>(p.KH * p.KW);
   return p.groups == 1 && p.stride_h == 1 && p.stride_w == 1 && !is_stem(p) &&
-         (p.dilation_w == 1 || p.KW == 1) && scatter_forward(p).pays(taps, step);
+         (p.dilation_w == 1 || p.KW == 1) && scatter_forward(p).pays(step);
 }
 
 template <class T>
@@ -48,13 +47,16 @@ void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilog
   using P = Operand<T>;
   if (is_scattered(p, kStep<P>)) {
     const Scatter s = scatter_forward(p);
-    KeptWorkspace packed(p.kept, hash(3, LANES, s.columns(), s.C, s.K),
-                         packed_columns(s.columns()) * s.K * int64_t{sizeof(float)});
-    const auto weight = [&](int64_t k, int64_t column) {
-      const int64_t tap = p.KH * p.KW - 1 - column / s.C;
-      return to_float(w[(column % s.C * p.KH * p.KW + tap) * s.K + k]);
+    KeptWorkspace packed(p.kept, hash(3, LANES, s.KH, s.KW, s.C, s.K),
+                         s.packed_size() * int64_t{sizeof(float)});
+    const int64_t taps = p.KH * p.KW;
+    const auto weights = [&](int64_t k, int64_t column, int n) {
+      vfloat v{};
+      for (int i = 0; i < n; ++i, ++column)
+        v[i] = to_float(w[(column % s.C * taps + taps - 1 - column / s.C) * s.K + k]);
+      return v;
     };
-    if (!packed.filled()) pack_scatter(s, weight, packed.floats());
+    if (!packed.filled()) pack_scatter(s, weights, packed.floats());
     return run_scatter(s, x, packed.floats(), epilogue, y);
   }
   const int64_t real = p.group_inputs(), oc = p.group_outputs(), taps = p.KH * p.KW;

@@ -7,6 +7,8 @@
 
 #include "core/error.h"
 #include "core/isa.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -187,6 +189,28 @@ ConvParams settle(const char* op, const Dims& input, const Dims& weight, const D
   return p;
 }
 
+// Where one window covers the input and nothing else, every tap is a channel more of one pixel. The
+// memory of all operands is the same, but no tap falls beside the input in its gradient.
+void join_taps(ConvParams& p) {
+  const int64_t taps = p.KH * p.KW;
+  if (p.groups != 1 || p.OH != 1 || p.OW != 1 || p.pad_top != 0 || p.pad_left != 0 || p.KH != p.H ||
+      p.KW != p.W || p.dilation_h != 1 || p.dilation_w != 1)
+    return;
+  p.C *= taps;
+  p.H = p.W = p.KH = p.KW = p.stride_h = p.stride_w = 1;
+}
+// Then the gradients are products of matrices, and matmul has kernels for a few rows.
+bool is_product(const ConvParams& p) {
+  return p.groups == 1 && p.N > 0 && p.KH * p.KW * p.H * p.W * p.OH * p.OW == 1;
+}
+Array matrix(const Array& x) {
+  const int64_t columns = x.count() / x.size(0);
+  return x.view(x.offset(), {x.size(0), columns}, {columns, 1});
+}
+Array shaped(const Array& x, const Dims& shape) {
+  return x.view(x.offset(), shape, canonical_strides(shape));
+}
+
 void check_bias(const char* op, const Array* bias, int64_t channels) {
   if (!bias) return;
   check_floating(op, "bias", *bias);
@@ -239,6 +263,7 @@ Array conv2d(const Array& input, const Array& weight, const Array* bias, const D
     check_floating("conv2d", "residual", *residual);
     r = canonical(astype(*residual, p.dtype));
   }
+  join_taps(p);
   const Array x = canonical(input), w = canonical(weight);
   p.kept = keep_packed ? kept_with(w) : nullptr;
   Array y = empty({p.N, p.OC, p.OH, p.OW}, p.dtype);
@@ -281,13 +306,15 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
   p.dtype = weight.dtype();
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), w = canonical(weight);
-  Array grad_input = empty(input_shape, p.dtype);
   Array total;
   if (so_far) {
     check(so_far->shape() == input_shape, "conv2d: so_far expects shape ", input_shape, ", got ",
           so_far->shape());
     total = canonical(astype(*so_far, p.dtype));
   }
+  join_taps(p);
+  if (is_product(p) && !so_far) return shaped(matmul(matrix(g), matrix(w)), input_shape);
+  Array grad_input = empty(input_shape, p.dtype);
   const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr};
   const ConvSlots& slots = kernels().conv;
   if (const int tile = winograd_tile(p, p.H, p.W, p.OC, p.C))
@@ -306,6 +333,9 @@ Array conv2d_backward_weight(const Array& grad_output, const Array& input, const
   p.grad_dtype = checked_grad_dtype("conv2d", p.dtype, dtype);
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
+  join_taps(p);
+  if (is_product(p))
+    return shaped(linear_backward_weight(matrix(g), matrix(x), dtype), weight_shape);
   Array grad_weight = empty(weight_shape, dtype);
   const ConvSlots& slots = kernels().conv;
   (p.is_depthwise()         ? slots.depthwise_backward_weight
@@ -366,7 +396,9 @@ Array conv_transpose2d(const Array& input, const Array& weight, const Array* bia
   ConvParams p = settle(op, out, weight.shape(), stride, sides, dilation, groups);
   p.OH = input.size(2), p.OW = input.size(3);
   p.dtype = input.dtype();
-  const Array b = float_bias(op, bias, out[1]);
+  Array b = float_bias(op, bias, out[1]);
+  join_taps(p);
+  if (bias) b = canonical(broadcast_to(b, {p.C / out[1], out[1]}));
   const Array x = canonical(input), w = canonical(weight);
   Array y = empty(out, p.dtype);
   const ConvEpilogue epilogue{bias ? b.data<float>() : nullptr};

@@ -283,6 +283,10 @@ _CONV = (
     "n1c2h33w9_oc40_k3x2s1x3p3x1d2x1_f32", "n2c3h32w31_oc40_k4s3_f32", "n2c64h9w11_oc2_k3p1_relu6_res_bf16",
     "n2c3h20w17_oc64_k7s2p3_bf16", "n1c512h6w7_oc3_k3p1_f32", "n1c64h9w9_oc3_k3x1p1x0_f32",
     "n1c24h70w9_oc2_k3p1_f32", "n3c1h12w13_oc30_k5_f32", "n40c6h8w8_oc33_k5_f32",
+    # Small maps, most of whose taps fall beside them in the gradient; windows that cover the input.
+    "n40c20h6w6_oc24_k5_f32", "n3c70h5w7_oc20_k4x6_bf16", "n1c20h40w6_oc33_k3x5_f32",
+    "n3c5h4w3_oc7_k4x3_relu_res_f32", "n9c5h4w3_oc33_k4x3_f32", "n3c6h5w5_oc40_k5s3_nobias_bf16",
+    "n1c40h1w1_oc17_k1_relu_f32", "n0c5h4w3_oc7_k4x3_f32",
     # Several tiles along rows, along columns, and of images; taps that are gathered.
     "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
     "n2c6h31w61_oc7_k1s3_f32", "n1c17h25w26_oc5_k3d11p11_f32", "n3c5h40w40_oc33_k2s5g1_bf16",
@@ -297,7 +301,8 @@ _TRANSPOSE = (
     "n2c6h5w4_oc9_k3s2p1op1_nobias_f32", "n1c8h4w4_oc12_k3s3p0op2g4_f32", "n2c9h4w4_oc9_k3s2p1g9_f32",
     "n2c4h5w6_oc3_k3x2s1x2p1x0d2x1_f32", "n0c4h3w3_oc2_k2s2_f32", "n2c33h3w3_oc17_k2s2_f32",
     "n2c16h4w4_oc20_k4s2p1_bf16", "n2c3h5w5_oc4_k3p1x0x0x1_f32", "n2c40h5w6_oc3_k4s2p1_f32",
-    "n1c64h5w4_oc2_k3s3p1op1_nobias_f32",
+    "n1c64h5w4_oc2_k3s3p1op1_nobias_f32", "n3c17h1w1_oc5_k4x3_f32", "n2c24h1w1_oc7_k4s2_bf16",
+    "n20c24h2w2_oc33_k4s1_f32", "n2c8h1w1_oc3_k4s2op1_f32",
 )  # fmt: skip
 _BENCH = (
     "n16c3h224w224_oc64_k7s2p3_nobias_f32", "n16c64h56w56_oc64_k1_nobias_f32",
