@@ -116,6 +116,11 @@ LAYERS = {
         64 32 64 3
         128 16 128 3
         256 8 256 3"""),
+    "few_channels": _table("""
+        1 32 6 5
+        6 16 16 5
+        64 56 3 3
+        64 112 1 5"""),
 }
 PASSES = ("forward", "backward-data", "backward-weight")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TRAINED = (
     ("resnet50", 16, 224, 4.089e9), ("resnet18", 16, 224, 1.814e9), ("vgg16", 8, 224, 15.47e9),
     ("cifar_resnet20", 128, 32, 0.0408e9), ("cifar_resnet20_w64", 128, 32, 0.6466e9),
+    ("lenet5_modern", 128, 32, 0.00065e9),
 )  # fmt: skip
 #: Inference: network, image size, multiply-adds of one image.
 INFERRED = (("resnet50", 224, 4.089e9), ("vgg16", 224, 15.47e9))
@@ -34,7 +35,7 @@ def _ours(name: str) -> fastnn.nn.Module:
     fastnn.manual_seed(0)
     if name.startswith("cifar"):
         return models.resnet20(width=64 if name.endswith("w64") else 16)
-    return models.create_model(name)
+    return models.create_model(name, **({"in_channels": 3} if name.startswith("lenet") else {}))
 
 
 def _data(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -99,6 +99,16 @@ def vgg16() -> nn.Module:
     return nn.Sequential(*parts, nn.Linear(4096, 1000))
 
 
+def lenet5() -> nn.Module:
+    """LeNet-5 for color images, with ReLU and max pooling."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(inplace=True), nn.Linear(120, 84), nn.ReLU(inplace=True),
+        nn.Linear(84, 10),
+    )  # fmt: skip
+
+
 def make(name: str) -> nn.Module:
     """A network of the suites by name, with fixed weights."""
     torch.manual_seed(0)
@@ -106,6 +116,7 @@ def make(name: str) -> nn.Module:
         "resnet50": lambda: resnet((3, 4, 6, 3), True),
         "resnet18": lambda: resnet((2, 2, 2, 2), False),
         "vgg16": vgg16,
+        "lenet5_modern": lenet5,
         "cifar_resnet20": lambda: cifar_resnet20(16),
         "cifar_resnet20_w64": lambda: cifar_resnet20(64),
     }[name]()
