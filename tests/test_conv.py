@@ -124,7 +124,8 @@ def test_conv2d_of_few_channels_to_a_group(line):
 def scattered_lines(draw):
     """From many channels to few, forward or backward: what a pixel adds to those around it is scattered
     over bands of rows, where a vector of channels would be mostly idle."""
-    few, many = draw(st.sampled_from([1, 2, 3, 3, 5, 7, 18])), draw(st.sampled_from([24, 40, 65, 130]))
+    few = draw(st.sampled_from([1, 2, 3, 3, 5, 7, 18]))
+    many = draw(st.sampled_from([24, 40, 65, 130]))
     forward = draw(st.booleans())
     kh, kw, dh = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 4, 7])), draw(small)
     sh, sw = (1, 1) if forward else (draw(small), draw(st.integers(1, 5)))
