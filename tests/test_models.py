@@ -14,7 +14,9 @@ PARAMETERS = {
     "densenet169": 14_149_480, "densenet201": 20_013_928, "googlenet": 6_624_904,
     "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
     "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
-    "lenet5": 60_850, "lenet5_modern": 61_706, "resnet20": 269_722,
+    "efficientnet_b0": 5_288_548, "efficientnet_b1": 7_794_184, "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232, "efficientnet_b4": 19_341_616, "inception_v3": 23_834_568,
+    "mobilenet_v2": 3_504_872, "lenet5": 60_850, "lenet5_modern": 61_706, "resnet20": 269_722,
     "resnet56": 853_018, "resnet110": 1_727_962,
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
     "resnet101": 44_549_160, "resnet152": 60_192_808, "vgg11": 132_863_336,
@@ -22,11 +24,37 @@ PARAMETERS = {
     "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248,
 }  # fmt: skip
 GMACS = {
-    "alexnet": 0.714, "densenet121": 2.834, "densenet161": 7.728, "densenet169": 3.36,
-    "densenet201": 4.291, "googlenet": 1.498, "resnext50_32x4d": 4.23, "resnext101_32x8d": 16.414,
-    "wide_resnet50_2": 11.398, "wide_resnet101_2": 22.753,
-    "vgg11": 7.609, "vgg13": 11.308, "vgg16": 15.47, "vgg19": 19.632, "resnet18": 1.814,
-    "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
+    "alexnet": 0.714,
+    "densenet121": 2.834,
+    "densenet161": 7.728,
+    "densenet169": 3.36,
+    "densenet201": 4.291,
+    "googlenet": 1.498,
+    "resnext50_32x4d": 4.23,
+    "resnext101_32x8d": 16.414,
+    "wide_resnet50_2": 11.398,
+    "wide_resnet101_2": 22.753,
+    "vgg11": 7.609,
+    "vgg13": 11.308,
+    "vgg16": 15.47,
+    "vgg19": 19.632,
+    "resnet18": 1.814,
+    "resnet34": 3.664,
+    "resnet50": 4.089,
+    "resnet101": 7.801,
+    "resnet152": 11.514,
+    "mobilenet_v2": 0.301,
+    "efficientnet_b0": 0.386,
+    "efficientnet_b1": 0.687,
+    "efficientnet_b2": 1.088,
+    "efficientnet_b3": 1.827,
+    "efficientnet_b4": 4.394,
+    "inception_v3": 5.713,
+}
+#: Images that these figures are for, where they are not 224 x 224.
+SIZES = {
+    "efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380,
+    "inception_v3": 299,
 }  # fmt: skip
 
 
@@ -48,7 +76,8 @@ def test_parameter_count_is_the_published_one(name, quick_init):
 @pytest.mark.parametrize("name", GMACS)
 def test_multiply_adds_are_the_published_ones(name, quick_init):
     with fastnn.no_grad():
-        table = fastnn.summary(models.create_model(name), (3, 224, 224))
+        size = SIZES.get(name, 224)
+        table = fastnn.summary(models.create_model(name), (3, size, size))
     assert table.macs / 1e9 == pytest.approx(GMACS[name], abs=6e-4)
     assert f"{PARAMETERS[name]:,}" in str(table)
     assert sum(row.parameters for row in table.rows) == table.parameters == PARAMETERS[name]
@@ -163,6 +192,31 @@ def test_names_of_networks_of_blocks_are_torchvisions(quick_init):
         "aux1.conv.conv.weight", "aux2.fc2.bias",
     } <= set(google)  # fmt: skip
     assert (len(dense), len(google)) == (727, 364)
+    inception = list(models.inception_v3(aux_logits=True).state_dict())
+    assert inception[0] == "Conv2d_1a_3x3.conv.weight" and inception[-2:] == [
+        "fc.weight",
+        "fc.bias",
+    ]
+    assert {
+        "Mixed_5b.branch5x5_2.conv.weight", "Mixed_6a.branch3x3.bn.bias", "AuxLogits.conv1.conv.weight",
+        "Mixed_6c.branch7x7dbl_5.bn.running_var", "Mixed_7a.branch7x7x3_4.conv.weight",
+        "Mixed_7b.branch3x3_2a.conv.weight", "Mixed_7c.branch3x3dbl_3b.bn.weight",
+        "Mixed_7c.branch_pool.conv.weight",
+    } <= set(inception)  # fmt: skip
+    mobile = list(models.mobilenet_v2().state_dict())
+    assert mobile[0] == "features.0.0.weight" and mobile[-1] == "classifier.1.bias"
+    assert {
+        "features.1.conv.0.0.weight", "features.1.conv.1.weight", "features.2.conv.1.1.running_mean",
+        "features.17.conv.3.bias", "features.18.0.weight",
+    } <= set(mobile)  # fmt: skip
+    efficient = list(models.efficientnet_b0().state_dict())
+    assert efficient[0] == "features.0.0.weight" and efficient[-1] == "classifier.1.bias"
+    assert {
+        "features.1.0.block.1.fc1.bias", "features.1.0.block.2.0.weight",
+        "features.6.3.block.2.fc2.weight", "features.7.0.block.3.1.running_var",
+        "features.8.1.weight",
+    } <= set(efficient)  # fmt: skip
+    assert (len(inception), len(mobile), len(efficient)) == (580, 314, 360)
 
 
 def test_auxiliary_classifiers_are_there_in_training_only():
@@ -174,6 +228,25 @@ def test_auxiliary_classifiers_are_there_in_training_only():
     (out.logits.sum() + 0.3 * (out.aux_logits1.sum() + out.aux_logits2.sum())).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.eval()(fastnn.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_inceptions_auxiliary_classifier(quick_init):
+    model = models.inception_v3(aux_logits=True)
+    assert sum(p.numel() for p in model.parameters()) == 27_161_264
+    out = model(fastnn.randn(2, 3, 299, 299))
+    assert out._fields == ("logits", "aux_logits")
+    assert all(part.shape == (2, 1000) for part in out)
+    (out.logits.sum() + 0.4 * out.aux_logits.sum()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()(fastnn.randn(1, 3, 75, 75)).shape == (1, 1000)
+
+
+def test_channels_are_rounded_as_the_papers_code_does():
+    rounded = [models.mobilenet.round_channels(c) for c in (3, 8, 16 * 1.1, 24 * 1.4, 12, 20, 33.5)]
+    assert rounded == [8, 8, 16, 32, 16, 24, 32]
+    assert models.mobilenet_v2(width=0.5).classifier[1].in_features == 1280
+    with pytest.raises(ValueError, match="size expects one of b0, b1"):
+        models.EfficientNet("b9")
 
 
 def test_a_dense_layer_sees_all_before_it():
@@ -204,7 +277,8 @@ def test_names_are_torchvisions(quick_init):
     [("lenet5", (1, 32, 32)), ("lenet5_modern", (1, 32, 32)),
      ("resnet20", (3, 16, 16)), ("resnet18", (3, 32, 32)),
      ("resnet50", (3, 32, 32)), ("resnext50_32x4d", (3, 32, 32)), ("densenet121", (1, 32, 32)),
-     ("googlenet", (3, 32, 32)), ("alexnet", (1, 63, 63))],
+     ("googlenet", (3, 32, 32)), ("alexnet", (1, 63, 63)), ("mobilenet_v2", (3, 32, 32)),
+     ("efficientnet_b0", (1, 32, 32))],
 )  # fmt: skip
 def test_a_step_lowers_the_loss(name, shape):
     model = models.create_model(name, in_channels=shape[0], num_classes=10)

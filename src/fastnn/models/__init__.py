@@ -7,8 +7,18 @@ from typing import Any
 
 from fastnn.models.alexnet import AlexNet, alexnet
 from fastnn.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from fastnn.models.efficientnet import (
+    EfficientNet,
+    efficientnet_b0,
+    efficientnet_b1,
+    efficientnet_b2,
+    efficientnet_b3,
+    efficientnet_b4,
+)
 from fastnn.models.googlenet import GoogLeNet, googlenet
+from fastnn.models.inception import InceptionV3, inception_v3
 from fastnn.models.lenet import LeNet5, ModernLeNet5, lenet5, lenet5_modern
+from fastnn.models.mobilenet import MobileNetV2, mobilenet_v2
 from fastnn.models.resnet import (
     ResNet,
     resnet18,
@@ -47,8 +57,10 @@ _FACTORIES: dict[str, Callable[..., Module]] = {
     for factory in (
         alexnet,
         densenet121, densenet161, densenet169, densenet201,
-        googlenet,
+        efficientnet_b0, efficientnet_b1, efficientnet_b2, efficientnet_b3, efficientnet_b4,
+        googlenet, inception_v3,
         lenet5, lenet5_modern,
+        mobilenet_v2,
         resnet18, resnet34, resnet50, resnet101, resnet152,
         resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, wide_resnet101_2,
         resnet20, resnet32, resnet44, resnet56, resnet110,

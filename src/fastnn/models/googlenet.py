@@ -35,8 +35,9 @@ class BasicConv2d(nn.Module):
     """Convolution, batch norm, ReLU."""
 
     def __init__(
-        self, channels: int, outputs: int, kernel_size: int, stride: int = 1, padding: int = 0
-    ) -> None:
+        self, channels: int, outputs: int, kernel_size: int | tuple[int, int], stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(channels, outputs, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
