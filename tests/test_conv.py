@@ -322,6 +322,19 @@ def test_gradients_are_zero_where_no_window_reaches(isa):
     assert np.array_equal(x.grad.numpy(), want)
 
 
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("outputs", [3, 33])
+def test_an_image_without_pixels_gives_the_bias_where_it_is_padded(size, outputs, isa):
+    x = fastnn.zeros(2, 64, *size, requires_grad=True)
+    weight = fastnn.ones(outputs, 64, 3, 3, requires_grad=True)
+    bias = fastnn.arange(outputs).float()
+    y = F.conv2d(x, weight, bias, padding=2)
+    assert y.shape == (2, outputs, size[0] + 2, size[1] + 2)
+    assert (y.detach().numpy() == np.arange(outputs)[:, None, None]).all()
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not weight.grad.numpy().any()
+
+
 def test_same_padding_keeps_the_size():
     for kernel in (1, 2, 3, 4, 5):
         weight = fastnn.randn(2, 3, kernel, kernel)

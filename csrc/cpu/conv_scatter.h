@@ -55,7 +55,8 @@ struct Scatter {
   // source pixel.
   bool pays(int64_t step) const {
     constexpr int64_t kNearWeight = 1 << 18;  // values, near L2
-    const int64_t rows = N > 0 ? band_rows() : 0, run = KW * C;
+    const bool empty = N * SH * SW * TH * TW == 0;
+    const int64_t rows = empty ? 0 : band_rows(), run = KW * C;
     if (KH * KW == 1 || rows == 0 || packed_size() > kNearWeight) return false;
     const double k = static_cast<double>(K);
     const double taps = static_cast<double>(KH * KW * TW) / static_cast<double>(stride_w * SW);

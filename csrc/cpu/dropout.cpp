@@ -162,7 +162,8 @@ void units_typed(const T* x, T* y, int64_t N, int64_t P, int64_t C, uint64_t see
   }
   // Pixels are taken together where one is short or no whole vectors.
   constexpr int64_t kShort = 256;
-  const int64_t together = C < kShort ? (1 + kShort / C / LANES) * LANES : 1;
+  const int64_t enough = C < kShort ? (1 + kShort / C / LANES) * LANES : 1;
+  const int64_t together = enough < P ? enough : P;
   const Route route = route_to(y, P * C % LANES ? P * C % LANES : together * C);
   parallel_for(N, [&](int64_t n) {
     auto* const factor = static_cast<float*>(thread_scratch(together * C * int64_t{4}, 0));

@@ -141,7 +141,6 @@ struct alignas(64) FewHits {
   int n;
 };
 constexpr int32_t kNoTap = -(1 << 30);
-constexpr int64_t kMostFew = 16;
 
 // [vector of an input row][j], for as many windows as a pixel is in at most. False if some outputs
 // are further apart than a vector: windows of dilated taps.
@@ -232,8 +231,10 @@ template <class WithFew, class Otherwise>
 FASTNN_INLINE void few_or(const PoolParams& p, const WithFew& with_few,
                           const Otherwise& otherwise) {
   const int64_t most = most_hits(p.w), vectors = ceil_div(p.w.in * p.C, LANES);
-  if (p.C >= LANES || p.wide || most > kMostFew) return otherwise();
-  Workspace room(vectors * most * int64_t{sizeof(FewHits)});
+  constexpr int64_t kNearPlan = 1 << 18;  // bytes; every row of the input reads all of it
+  const int64_t size = vectors * most * int64_t{sizeof(FewHits)};
+  if (p.C >= LANES || p.wide || size > kNearPlan) return otherwise();
+  Workspace room(size);
   auto* const plan = reinterpret_cast<FewHits*>(room.floats());
   plan_few(p, most, plan) ? with_few(plan, most) : otherwise();
 }

@@ -190,18 +190,17 @@ ConvParams settle(const char* op, const Dims& input, const Dims& weight, const D
 }
 
 // Where one window covers the input and nothing else, every tap is a channel more of one pixel. The
-// memory of all operands is the same, but no tap falls beside the input in its gradient.
-void join_taps(ConvParams& p) {
+// memory of all operands is the same, but no tap falls beside the input in its gradient. Returns
+// whether it is so: gradients are products of matrices then, for a few rows of which matmul has
+// kernels.
+bool join_taps(ConvParams& p) {
   const int64_t taps = p.KH * p.KW;
-  if (p.groups != 1 || p.OH != 1 || p.OW != 1 || p.pad_top != 0 || p.pad_left != 0 || p.KH != p.H ||
-      p.KW != p.W || p.dilation_h != 1 || p.dilation_w != 1)
-    return;
+  if (p.N == 0 || p.groups != 1 || p.OH != 1 || p.OW != 1 || p.pad_top != 0 || p.pad_left != 0 ||
+      p.KH != p.H || p.KW != p.W || p.dilation_h != 1 || p.dilation_w != 1)
+    return false;
   p.C *= taps;
   p.H = p.W = p.KH = p.KW = p.stride_h = p.stride_w = 1;
-}
-// Then the gradients are products of matrices, and matmul has kernels for a few rows.
-bool is_product(const ConvParams& p) {
-  return p.groups == 1 && p.N > 0 && p.KH * p.KW * p.H * p.W * p.OH * p.OW == 1;
+  return true;
 }
 Array matrix(const Array& x) {
   const int64_t columns = x.count() / x.size(0);
@@ -312,8 +311,7 @@ Array conv2d_backward_input(const Array& grad_output, const Array& weight, const
           so_far->shape());
     total = canonical(astype(*so_far, p.dtype));
   }
-  join_taps(p);
-  if (is_product(p) && !so_far) return shaped(matmul(matrix(g), matrix(w)), input_shape);
+  if (join_taps(p) && !so_far) return shaped(matmul(matrix(g), matrix(w)), input_shape);
   Array grad_input = empty(input_shape, p.dtype);
   const ConvEpilogue epilogue{nullptr, so_far ? total.raw() : nullptr};
   const ConvSlots& slots = kernels().conv;
@@ -333,8 +331,7 @@ Array conv2d_backward_weight(const Array& grad_output, const Array& input, const
   p.grad_dtype = checked_grad_dtype("conv2d", p.dtype, dtype);
   check_gradient(p, grad_output);
   const Array g = canonical(astype(grad_output, p.dtype)), x = canonical(input);
-  join_taps(p);
-  if (is_product(p))
+  if (join_taps(p))
     return shaped(linear_backward_weight(matrix(g), matrix(x), dtype), weight_shape);
   Array grad_weight = empty(weight_shape, dtype);
   const ConvSlots& slots = kernels().conv;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/parallel.h"
 #include "ops/slots.h"
 
 namespace fastnn::ops {
@@ -135,18 +136,26 @@ void widen_short_rows(ElementwiseParams& p, std::vector<Array>& tiles) {
     for (int i = row - 1; i >= 0; --i)
       if (old[i] != 0) steps[i] = count * bytes, count *= p.shape[i];
     const Array tile = empty({count * repeat * columns}, p.in_dtype[k]);
-    auto* to = static_cast<char*>(tile.raw());
-    for (int64_t t = 0; t < count; ++t, to += bytes) {
-      const auto* from = static_cast<const char*>(p.in[k]);
-      int64_t rest = t;
-      for (int i = row - 1; i >= 0; --i)
-        if (old[i] != 0) from += rest % p.shape[i] * old[i], rest /= p.shape[i];
-      for (int64_t i = 0; i < columns; ++i) std::copy_n(from + i * old[last], item, to + i * item);
-      for (int64_t done = columns * item, more; done < bytes; done += more) {
-        more = std::min(done, bytes - done);
-        std::copy_n(to, more, to + done);
+    auto* const to = static_cast<char*>(tile.raw());
+    const auto* const first = static_cast<const char*>(p.in[k]);
+    parallel_ranges(count, (1 << 16) / bytes + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const char* from = first;
+        char* const at = to + t * bytes;
+        int64_t rest = t;
+        for (int i = row - 1; i >= 0; --i)
+          if (old[i] != 0) from += rest % p.shape[i] * old[i], rest /= p.shape[i];
+        if (old[last] == item)
+          std::copy_n(from, columns * item, at);
+        else
+          for (int64_t i = 0; i < columns; ++i)
+            std::copy_n(from + i * old[last], item, at + i * item);
+        for (int64_t done = columns * item, more; done < bytes; done += more) {
+          more = std::min(done, bytes - done);
+          std::copy_n(at, more, at + done);
+        }
       }
-    }
+    });
     p.in[k] = tile.raw();
     steps[last] = item;
     tiles.push_back(tile);

@@ -178,6 +178,7 @@ FASTNN_INLINE __m512i exclusive_or(__m512i a, __m512i b, __m512i c, int table) {
 #define _mm512_maskz_loadu_epi32(mask, from) FASTNN_EMULATED load<__m512i, int32_t>(mask, from)
 #define _mm512_maskz_loadu_epi16(mask, from) FASTNN_EMULATED load<__m512i, int16_t>(mask, from)
 #define _mm256_maskz_loadu_epi16(mask, from) FASTNN_EMULATED load<__m256i, int16_t>(mask, from)
+#define _mm_maskz_loadu_epi8(mask, from) FASTNN_EMULATED load<__m128i, int8_t>(mask, from)
 #define _mm512_storeu_ps(to, v) FASTNN_EMULATED store_whole(to, v)
 #define _mm512_storeu_si512(to, v) FASTNN_EMULATED store_whole(to, v)
 #define _mm512_stream_ps(to, v) FASTNN_EMULATED store_line(to, v)
@@ -185,6 +186,7 @@ FASTNN_INLINE __m512i exclusive_or(__m512i a, __m512i b, __m512i c, int table) {
 #define _mm512_mask_storeu_ps(to, mask, v) FASTNN_EMULATED store<float>(to, mask, v)
 #define _mm512_mask_storeu_epi16(to, mask, v) FASTNN_EMULATED store<int16_t>(to, mask, v)
 #define _mm256_mask_storeu_epi16(to, mask, v) FASTNN_EMULATED store<int16_t>(to, mask, v)
+#define _mm_mask_storeu_epi8(to, mask, v) FASTNN_EMULATED store<int8_t>(to, mask, v)
 // Floats.
 #define _mm512_maskz_max_ps FASTNN_EMULATED maximum
 #define _mm512_maskz_min_ps FASTNN_EMULATED minimum

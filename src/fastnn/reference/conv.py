@@ -286,7 +286,7 @@ _CONV = (
     # Small maps, most of whose taps fall beside them in the gradient; windows that cover the input.
     "n40c20h6w6_oc24_k5_f32", "n3c70h5w7_oc20_k4x6_bf16", "n1c20h40w6_oc33_k3x5_f32",
     "n3c5h4w3_oc7_k4x3_relu_res_f32", "n9c5h4w3_oc33_k4x3_f32", "n3c6h5w5_oc40_k5s3_nobias_bf16",
-    "n1c40h1w1_oc17_k1_relu_f32", "n0c5h4w3_oc7_k4x3_f32",
+    "n2c3h1w1_oc4_k1s3p1_f32", "n1c40h1w1_oc17_k1_relu_f32", "n0c5h4w3_oc7_k4x3_f32",
     # Several tiles along rows, along columns, and of images; taps that are gathered.
     "n2c5h30w37_oc18_k3p1_f32", "n1c4h2w1100_oc5_k1x5p0x2_f32", "n21c4h6w7_oc20_k3p1_relu_res_f32",
     "n2c6h31w61_oc7_k1s3_f32", "n1c17h25w26_oc5_k3d11p11_f32", "n3c5h40w40_oc33_k2s5g1_bf16",

@@ -64,7 +64,7 @@ def _problem(p: Params, rng: np.random.Generator) -> Problem:
 _IMAGES = ("n2c3h5w7_p0.5_f32", "n1c1h1w1_p0.5_f32", "n0c4h2w2_p0.5_f32", "n3c17h3w3_p0.75_f32",
            "n2c64h4w4_p0.1_f32", "n2c5h3w3_p1.0_f32", "n2c5h3w3_p0.0_f32", "n2c5h3w3_p0.5_eval_f32",
            "n2c19h4w4_p0.3_bf16", "n3c3h17w19_p0.5_f32", "n2c16h9w12_p0.2_bf16",
-           "n2c260h3w3_p0.4_f32")  # fmt: skip
+           "n2c260h3w3_p0.4_f32", "n5c130h1w1_p0.4_f32")  # fmt: skip
 _MORE = ("s1_p0.5_f32", "s7_p0.5_f32", "s1025_p0.2_f32", "s70000_p0.9_f32", "n4c9_p0.5_f32",
          "n2c3l5_p0.5_f32", "s33_p0.5_bf16")  # fmt: skip
 _BENCH = ("n16c64h56w56_p0.5_f32", "n16c64h56w56_p0.5_bf16")

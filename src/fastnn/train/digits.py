@@ -22,6 +22,7 @@ VGG_HEAD = {"pool": 1, "hidden": 512}
 #: CIFAR ResNets take the 8 x 8 images as they are: the last stage then sees 2 x 2.
 RECIPES: dict[str, dict[str, Any]] = {
     "lenet5": {"size": 32, "channels": 1, "epochs": 20, "optimizer": "adam"},
+    **{f"efficientnet_b{i}": {"size": 64, "lr": 0.01, "epochs": 12} for i in range(5)},
     "alexnet": {"size": 64, "optimizer": "adam", "lr": 3e-4, "epochs": 10},
     **{f"resnet{depth}": {"size": 8, "channels": 1, "epochs": 30, "lr": 0.05}
        for depth in (20, 32, 44, 56, 110)},
