@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fastnn
-from fastnn import _core
+import fastnn.nn.functional as F
+from fastnn import _core, nn
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5)
 
@@ -245,3 +246,50 @@ def test_grey_images_become_coloured():
 def test_a_value_with_a_gradient_is_not_assigned_silently():
     with pytest.raises(RuntimeError, match="the value requires a gradient"):
         fastnn.zeros(3)[0] = fastnn.ones(1, requires_grad=True)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, (2, 1), (0, 3, 1, 2), "same", "valid"])
+def test_padding_modes_of_a_convolution(mode, padding):
+    """As PyTorch's: the border first, then a convolution without padding; compiled, too."""
+    conv = nn.Conv2d(3, 5, 3, padding=padding, padding_mode=mode)
+    assert ("padding_mode" in repr(conv)) == (mode != "zeros")
+    x = fastnn.randn(2, 3, 6, 7, requires_grad=True)
+    sides = {1: (1,) * 4, (2, 1): (1, 1, 2, 2), "same": (1,) * 4, "valid": (0,) * 4}.get(
+        padding, padding
+    )
+    wide = F.pad(x, sides, "constant" if mode == "zeros" else mode)
+    y, want = conv(x), F.conv2d(wide, conv.weight, conv.bias)
+    np.testing.assert_allclose(y.detach().numpy(), want.detach().numpy(), atol=1e-5)
+    gradients = []
+    for out in (y, want):
+        x.grad = None
+        out.square().sum().backward()
+        gradients.append(x.grad.numpy())
+    np.testing.assert_allclose(*gradients, atol=1e-4)
+    fast = fastnn.compile(nn.Sequential(conv, nn.ReLU()), x.detach())
+    np.testing.assert_allclose(
+        fast(x.detach()).numpy(), np.maximum(y.detach().numpy(), 0), atol=1e-5
+    )
+
+
+def test_layers_that_pad():
+    x = fastnn.arange(12).float().reshape(1, 1, 3, 4)
+    widths = ((0, 0), (0, 0), (0, 1), (2, 1))  # (left, right, top, bottom) = (2, 1, 0, 1)
+    for layer, mode in (
+        (nn.ReflectionPad2d, "reflect"), (nn.ReplicationPad2d, "edge"), (nn.CircularPad2d, "wrap"),
+        (nn.ZeroPad2d, "constant"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(
+            layer((2, 1, 0, 1))(x).numpy(), np.pad(x.numpy(), widths, mode)
+        )
+        assert (
+            layer(1)(x).shape == (1, 1, 5, 6)
+            and repr(layer(1)) == f"{layer.__name__}((1, 1, 1, 1))"
+        )
+    assert nn.ConstantPad2d(1, 7.5)(x).numpy()[0, 0, 0].tolist() == [7.5] * 6
+    assert nn.ZeroPad2d(-1)(x).numpy().tolist() == [[[[5, 6]]]]
+    with pytest.raises(ValueError, match="padding_mode expects one of zeros, reflect"):
+        nn.Conv2d(3, 4, 3, padding_mode="mirror")
+    with pytest.raises(TypeError, match="ReflectionPad2d: padding expects"):
+        nn.ReflectionPad2d(1.5)

@@ -10,6 +10,7 @@ from fastnn.functional.interpolate import *
 from fastnn.functional.loss import *
 from fastnn.functional.matmul import *
 from fastnn.functional.norm import *
+from fastnn.functional.pad import *
 from fastnn.functional.pool import *
 from fastnn.functional.reduce import *
 from fastnn.functional.shape import *

@@ -1,4 +1,4 @@
-"""Joining, cutting, padding and indexing tensors."""
+"""Joining, cutting and indexing tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastnn.functional.view import _dim, to, unsqueeze
 from fastnn.memory import check_apart
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
-__all__ = ["cat", "chunk", "flip", "index_select", "pad", "split", "stack"]
+__all__ = ["cat", "chunk", "flip", "index_select", "split", "stack"]
 
 
 def _slab(array: Any, dim: int, start: int, size: int) -> Any:
@@ -136,56 +136,6 @@ def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
         for d, size in enumerate(input.shape)
     ]
     return _strided(input, "flip", ranges, list(range(input.ndim)))
-
-
-def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
-    """A border of ``value`` around the last dimensions; a negative width cuts instead.
-
-    Args:
-        input: any shape and dtype.
-        pad: (left, right) of the last dimension, then (top, bottom) of the one before, and so on.
-        mode: ``"constant"`` only.
-        value: what to fill with.
-
-    Raises:
-        ValueError: an odd number of widths, too many, or a result of negative size.
-        NotImplementedError: another ``mode``.
-    """
-    if mode != "constant":
-        raise NotImplementedError(f"pad: mode expects 'constant', got {mode!r}")
-    widths = [int(w) for w in pad]
-    if len(widths) % 2 or len(widths) > 2 * input.ndim:
-        raise ValueError(
-            f"pad: expected a pair of widths for at most {input.ndim} dimensions, got {widths}"
-        )
-    shape, inner_start, outer_start, inner = list(input.shape), [], [], []
-    for d, size in enumerate(input.shape):
-        i = 2 * (input.ndim - 1 - d)
-        before, after = widths[i : i + 2] if i < len(widths) else (0, 0)
-        shape[d] = size + before + after
-        if shape[d] < 0:
-            raise ValueError(f"pad: widths {widths} leave nothing of shape {input.shape}")
-        inner_start.append(max(-before, 0))
-        outer_start.append(max(before, 0))
-        inner.append(max(0, size - max(-before, 0) - max(-after, 0)))
-    output = _core.new_full(input._array, shape, value, input.dtype.name)
-    source = _window(input._array, inner_start, inner)
-    _core.copy_into(_window(output, outer_start, inner), source)
-    saved = (input.shape, inner_start, outer_start, inner)
-    return record("pad", output, (input,), saved, _pad_backward)
-
-
-def _window(array: Any, start: list[int], shape: list[int]) -> Any:
-    offset = sum(i * s for i, s in zip(start, array.strides, strict=True)) if 0 not in shape else 0
-    return array.as_strided(shape, array.strides, offset)
-
-
-def _pad_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> Any:
-    shape, inner_start, outer_start, inner = saved
-    grad_input = _core.new_full(grad_output, shape, 0.0, grad_output.dtype)
-    seen = _window(grad_output, outer_start, inner)
-    _core.copy_into(_window(grad_input, inner_start, inner), seen)
-    return grad_input
 
 
 def index_select(input: Tensor, dim: int, index: Any) -> Tensor:

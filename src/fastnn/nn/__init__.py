@@ -43,5 +43,12 @@ from fastnn.nn.norm import (
     LayerNorm,
     LocalResponseNorm,
 )
+from fastnn.nn.pad import (
+    CircularPad2d,
+    ConstantPad2d,
+    ReflectionPad2d,
+    ReplicationPad2d,
+    ZeroPad2d,
+)
 from fastnn.nn.pool import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d, Upsample
 from fastnn.nn.weight_norm import remove_weight_norm, weight_norm

@@ -8,7 +8,7 @@ from typing import Any
 
 import fastnn.functional as F
 from fastnn.creation import empty
-from fastnn.functional.conv import _pair
+from fastnn.functional.conv import _pair, _sides
 from fastnn.nn import init
 from fastnn.nn.module import Module, Parameter
 from fastnn.tensor import Tensor
@@ -46,8 +46,10 @@ class _Conv(Module):
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}"
-        for name, default in (("padding", 0), ("dilation", 1), ("groups", 1)):
-            if getattr(self, name) != default:
+        for name, default in (
+            ("padding", 0), ("dilation", 1), ("groups", 1), ("padding_mode", "zeros"),
+        ):  # fmt: skip
+            if getattr(self, name, default) != default:
                 text += f", {name}={getattr(self, name)}"
         return text + ("" if self.bias is not None else ", bias=False")
 
@@ -63,6 +65,8 @@ class Conv2d(_Conv):
         padding: an int, (h, w), (left, right, top, bottom), ``"same"`` or ``"valid"``.
         groups: number of independent convolutions the channels are cut into.
         bias: whether to add a learned bias.
+        padding_mode: what pads: ``"zeros"``; ``"reflect"``, ``"replicate"`` or ``"circular"``, in a pass
+            of its own (:func:`fastnn.nn.functional.pad`).
 
     Example:
         >>> import fastnn
@@ -73,17 +77,30 @@ class Conv2d(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1,
         padding: Size | str = 0, dilation: Size = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:  # fmt: skip
         shape = (out_channels, in_channels // max(groups, 1))
         super().__init__(in_channels, out_channels, kernel_size, groups, bias, shape)
         self.stride, self.padding, self.dilation = stride, padding, dilation
+        modes = ("zeros", "reflect", "replicate", "circular")
+        if padding_mode not in modes:
+            raise ValueError(
+                f"Conv2d: padding_mode expects one of {', '.join(modes)}, got {padding_mode!r}"
+            )
+        self.padding_mode = padding_mode
 
     def forward(
         self, input: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
         """The fused forms of the functional are reached by ``activation`` and ``residual``."""
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            stride = _pair("Conv2d", "stride", self.stride)
+            dilation = _pair("Conv2d", "dilation", self.dilation)
+            sides = _sides("Conv2d", padding, stride, dilation, self.kernel_size)
+            input, padding = F.pad(input, sides, self.padding_mode), 0
         return F.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
             activation=activation, residual=residual,
         )  # fmt: skip
 

@@ -71,11 +71,22 @@ def pad(input, pad, mode="constant", value=0.0):
     widths = _widths(input, pad)
     cut = tuple(slice(max(-b, 0), n - max(-a, 0)) for n, (b, a) in zip(input.shape, widths))  # noqa: B905
     grow = [(max(b, 0), max(a, 0)) for b, a in widths]
-    return np.pad(input[cut], grow, constant_values=value)
+    if mode == "constant":
+        return np.pad(input[cut], grow, constant_values=value)
+    return np.pad(input, grow, mode=_NUMPY_MODES[mode])
+
+
+_NUMPY_MODES: Any = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def pad_backward(grad_output, input, pad, mode="constant", value=0.0):
     grad = np.zeros_like(input)
+    if mode != "constant":
+        places = np.pad(
+            np.arange(input.size).reshape(input.shape), _widths(input, pad), mode=_NUMPY_MODES[mode]
+        )
+        np.add.at(grad.reshape(-1), places.reshape(-1), grad_output.reshape(-1))
+        return {"input": grad}
     inner, outer = [], []
     for size, (before, after) in zip(input.shape, _widths(input, pad), strict=True):
         first, last = max(-before, 0), size - max(-after, 0)
@@ -134,9 +145,14 @@ def _flip_problem(p: Params, rng: np.random.Generator) -> Problem:
 
 
 def _pad_problem(p: Params, rng: np.random.Generator) -> Problem:
-    """p widths, v value."""
+    """p widths, v value; reflect, replicate, circular."""
     kwargs = {"pad": list(p["p"]), "value": p.get("v", 0.0)}
-    return Problem({"input": rng.standard_normal(_shape(p))}, kwargs)
+    for mode in _NUMPY_MODES:
+        if mode in p:
+            kwargs["mode"] = mode
+    x = rng.standard_normal(_shape(p))
+    repeats = int(np.prod([1 + abs(w) for w in p["p"]])) if "mode" in kwargs else 1
+    return Problem({"input": x}, kwargs, k_backward=repeats)
 
 
 def _select_problem(p: Params, rng: np.random.Generator) -> Problem:
@@ -157,7 +173,12 @@ _SPLIT = ("n7c3_k2_f32", "n2c9h3w3_k4d1_f32", "n2c6h3w3_k1x2x3d1_f32", "n3c8_k5d
 _CHUNK = ("n7c3_k3_f32", "n2c10h3w3_k4d1_f32", "n2c3_k9_f32", "n4c6_k2d1_bf16")
 _FLIP = ("n3c4_d0_f32", "n2c3h4w5_d2x3_f32", "n2c3h4w5_d-1_f32", "n0c3_d1_f32", "n2c9_d1_bf16")
 _PAD = ("n2c3_p1x2_f32", "n2c3h4w5_p1x2x3x0_f32", "n2c3h4w5_p-1x2x0x-2v7.5_f32",
-        "n1c2h3w3_p0x0x1x1x2x1x1x0_f32", "n0c3h2w2_p1x1_f32", "n2c17h3w3_p1x1x1x1_bf16")  # fmt: skip
+        "n1c2h3w3_p0x0x1x1x2x1x1x0_f32", "n0c3h2w2_p1x1_f32", "n2c17h3w3_p1x1x1x1_bf16",
+        "n2c3h4w5_p1x2x3x0_reflect_f32", "n2c3h4w5_p1x2x3x4_replicate_f32",
+        "n2c3h4w5_p5x2x0x4_circular_f32", "n1c17h5w3_p2x2x4x1_reflect_bf16",
+        "n2c3_p4x1_replicate_f32", "n3c4h2w2_p1x1x1x1x3x2x1x0_circular_f32",
+        "n2c5h1w1_p0x0x3x3_replicate_f32", "n0c3h4w4_p1x1x2x2_reflect_f32",
+        "n2c3l5_p4x4_reflect_f32", "n2c19h5w6_p3x1x2x2_replicate_bf16")  # fmt: skip
 _SELECT = ("n5c3_d0i7_f32", "n4c3h3w3_d0i6_f32", "n2c5h3w4_d1i4_f32", "n2c1h3w3_d1i4_f32",
            "n3c4h2w1_d2i3_f32", "n3c4h1w1_d0i3_f32", "n2c3h4w5_d-1i9_f32",
            "n6_d0i0_f32", "n6c4h2w2_d0i5_bf16", "n6l3_d0i20_f32")  # fmt: skip
@@ -192,8 +213,18 @@ ERRORS: list[BadCall] = [
     _bad("chunk", "chunk: chunks expects a value > 0", lambda f: f.chunk(f.zeros(4), 0)),
     _bad("pad odd", "pad: expected a pair of widths", lambda f: f.nn.functional.pad(f.zeros(4), [1])),
     _bad("pad cut", "leave nothing", lambda f: f.nn.functional.pad(f.zeros(4), [-3, -2])),
-    _bad("pad mode", "pad: mode expects 'constant'",
-         lambda f: f.nn.functional.pad(f.zeros(4), [1, 1], mode="reflect"), NotImplementedError),
+    _bad("pad mode", "pad: mode expects one of constant, reflect, replicate, circular, got 'mirror'",
+         lambda f: f.nn.functional.pad(f.zeros(4), [1, 1], mode="mirror")),
+    _bad("pad reflect", r"pad: mode 'reflect' expects widths from 0 to 3 for size 4, got \(1, 4\)",
+         lambda f: f.nn.functional.pad(f.zeros(4), [1, 4], mode="reflect")),
+    _bad("pad circular", r"expects widths from 0 to 4 for size 4, got \(5, 0\)",
+         lambda f: f.nn.functional.pad(f.zeros(4), [5, 0], mode="circular")),
+    _bad("pad replicate", r"expects widths from 0 for size 4, got \(0, -1\)",
+         lambda f: f.nn.functional.pad(f.zeros(4), [0, -1], mode="replicate")),
+    _bad("pad nothing", r"expects widths from 0 to 0 for size 0, got \(1, 1\)",
+         lambda f: f.nn.functional.pad(f.zeros(2, 0), [1, 1], mode="replicate")),
+    _bad("pad value", "mode 'reflect' takes no value, got 2.0",
+         lambda f: f.nn.functional.pad(f.zeros(4), [1, 1], "reflect", 2.0)),
     _bad("index range", "index: 4 is out of range for dimension 0 of size 4",
          lambda f: f.zeros(4)[4], IndexError),
     _bad("index rows", "positions expect -4 to 3", lambda f: f.zeros(4, 2)[[0, 4]], IndexError),
