@@ -1,7 +1,8 @@
 // conv2d gradient with respect to the input; also conv_transpose2d's forward.
 //
 // One convolution of stride 1 per phase of the stride (conv_phases.h), over weights packed
-// transposed on every call. Flops: those of the forward pass.
+// transposed on every call; or scattered (conv_scatter.h); or, of up to four output channels, a
+// first layer's forward pass. Flops: those of the forward pass.
 #include "core/allocator.h"
 #include "cpu/conv_grouped.h"
 #include "cpu/conv_phases.h"
@@ -39,6 +40,16 @@ bool is_scattered(const ConvParams& p, int64_t step) {
   return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1) && scatter_backward(p).pays(step);
 }
 
+// The forward pass, with a kernel turned around, that a gradient of stride 1 is.
+ConvParams turned_around(const ConvParams& p) {
+  ConvParams q = p;
+  q.C = p.OC, q.H = p.OH, q.W = p.OW;
+  q.OC = p.C, q.OH = p.H, q.OW = p.W;
+  q.pad_top = (p.KH - 1) * p.dilation_h - p.pad_top;
+  q.pad_left = (p.KW - 1) * p.dilation_w - p.pad_left;
+  return q;
+}
+
 template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
@@ -51,6 +62,18 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
                              FASTNN_INLINED { return load_any(w + k * columns + column, n); };
     pack_scatter(s, weights, packed.floats());
     return run_scatter(s, g, packed.floats(), epilogue, grad_input);
+  }
+  // A first layer's forward pass. Pairs of values take less time, if there are any.
+  const ConvParams turned = turned_around(p);
+  if ((kSame<P, float> || p.OC == 1) && p.stride_h == 1 && p.stride_w == 1 && turned.pad_top >= 0 &&
+      turned.pad_left >= 0 && is_stem(turned)) {
+    Workspace packed(packed_columns(p.C) * p.OC * p.KH * p.KW * int64_t{sizeof(float)});
+    Taps taps;
+    for (int64_t tap = p.KH * p.KW - 1; tap >= 0; --tap, ++taps.count)
+      taps.kh[taps.count] = tap / p.KW, taps.kw[taps.count] = tap % p.KW;
+    pack_transposed(w, p, taps, packed.floats());
+    return stem_forward(turned, g, packed.floats(), epilogue, grad_input,
+                        product_route(grad_input, p.C));
   }
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), missing = oc % kStep<P>;
   const int64_t size = packed_columns(ic) * (oc + missing) * p.KH * p.KW;

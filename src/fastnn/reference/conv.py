@@ -283,6 +283,9 @@ _CONV = (
     "n1c2h33w9_oc40_k3x2s1x3p3x1d2x1_f32", "n2c3h32w31_oc40_k4s3_f32", "n2c64h9w11_oc2_k3p1_relu6_res_bf16",
     "n2c3h20w17_oc64_k7s2p3_bf16", "n1c512h6w7_oc3_k3p1_f32", "n1c64h9w9_oc3_k3x1p1x0_f32",
     "n1c24h70w9_oc2_k3p1_f32", "n3c1h12w13_oc30_k5_f32", "n40c6h8w8_oc33_k5_f32",
+    # From few channels backward: a first layer turned around, with its borders.
+    "n2c24h9w11_oc3_k3p1_f32", "n3c40h17w20_oc1_k5p2_bf16", "n1c33h8w19_oc4_k3x5p2x1_f32",
+    "n2c16h12w9_oc2_k3p3_f32", "n2c20h30w31_oc3_k7p3_bf16",
     # Small maps, most of whose taps fall beside them in the gradient; windows that cover the input.
     "n40c20h6w6_oc24_k5_f32", "n3c70h5w7_oc20_k4x6_bf16", "n1c20h40w6_oc33_k3x5_f32",
     "n3c5h4w3_oc7_k4x3_relu_res_f32", "n9c5h4w3_oc33_k4x3_f32", "n3c6h5w5_oc40_k5s3_nobias_bf16",
