@@ -67,6 +67,7 @@ _attach()
 from fastnn import nn, optim  # noqa: E402
 from fastnn.functional.elementwise import *  # noqa: E402
 from fastnn.functional.matmul import *  # noqa: E402
+from fastnn.functional.pad import *  # noqa: E402
 from fastnn.functional.reduce import *  # noqa: E402
 from fastnn.functional.shape import *  # noqa: E402
 from fastnn.functional.view import *  # noqa: E402

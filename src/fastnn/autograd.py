@@ -19,6 +19,7 @@ import fastnn._core as _core
 from fastnn.device import name_of
 
 if TYPE_CHECKING:
+    from fastnn.function import Function as Function
     from fastnn.optim.optimizer import Step
     from fastnn.tensor import Tensor
 
@@ -235,18 +236,6 @@ def is_grad_enabled() -> bool:
 def is_autocast_enabled() -> bool:
     """Whether this thread is inside :class:`autocast`."""
     return _state.autocast
-
-
-class RemovableHandle:
-    """What registering a hook returns: :meth:`remove` takes the hook off again."""
-
-    def __init__(self, hooks: list[Any], hook: Any) -> None:
-        self._hooks, self._hook = hooks, hook
-
-    def remove(self) -> None:
-        """Takes the hook off; a second time does nothing."""
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
 
 
 class Node:
@@ -597,3 +586,11 @@ def _seed(name: str, root: Tensor, grad_output: Tensor | None, create_graph: boo
         raise ValueError(f"{name}: gradient expects shape {root.shape}, got {grad_output.shape}")
     _check_device(name, "gradient", grad_output._array, root._array)
     return _core.astype(grad_output._array, root.dtype.name)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Function":  # is written with tensors, which need this module first
+        from fastnn.function import Function
+
+        return Function
+    raise AttributeError(f"module 'fastnn.autograd' has no attribute {name!r}")

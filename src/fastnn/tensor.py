@@ -20,6 +20,7 @@ import fastnn._core as _core
 from fastnn import autograd as _autograd
 from fastnn import device as _device
 from fastnn.dtypes import DType, as_dtype, bfloat16, float32
+from fastnn.hooks import RemovableHandle
 from fastnn.memory import check_apart
 
 Array = _core.Array
@@ -354,7 +355,7 @@ class Tensor:
         seed = _autograd._seed("backward", self, gradient, create_graph)
         _autograd.run_backward(self, seed, retain_graph)
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> _autograd.RemovableHandle:
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Calls ``hook(gradient)`` in every backward; its result, if any, replaces the gradient.
 
         For a leaf the hook sees the whole gradient of one backward, once: where data-parallel
@@ -371,7 +372,7 @@ class Tensor:
                 self._node.hooks = {}
             hooks = self._node.hooks.setdefault(self._index, [])
         hooks.append(hook)
-        return _autograd.RemovableHandle(hooks, hook)
+        return RemovableHandle(hooks, hook)
 
     def retain_grad(self) -> None:
         """Keeps the gradient of this (non-leaf) tensor in ``.grad``."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 import fastnn._core as _core
-from fastnn.autograd import RemovableHandle, forget_gradients, no_grad
+from fastnn.autograd import forget_gradients, no_grad
 from fastnn.device import gpu_index_of
 from fastnn.dtypes import float32
 from fastnn.functional.view import to
+from fastnn.hooks import RemovableHandle
 from fastnn.tensor import Tensor, settle, tensor
 
 M = TypeVar("M", bound="Module")
