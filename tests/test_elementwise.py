@@ -319,3 +319,32 @@ def test_gradients_of_broadcast_bfloat16_are_summed_in_float32():
 def test_ten_dimensions_are_refused():
     with pytest.raises(ValueError):
         fastnn.ones((1,) * 10)
+
+
+def test_masked_fill_keeps_shape_and_dtype():
+    x = fastnn.randn(2, 3, 4, 5, requires_grad=True)
+    mask = fastnn.rand(2, 1, 4, 5) < 0.5
+    y = x.masked_fill(mask, -1.5)
+    held = np.broadcast_to(mask.numpy(), x.shape)
+    assert np.array_equal(y.detach().numpy(), np.where(held, np.float32(-1.5), x.detach().numpy()))
+    y.sum().backward()
+    assert np.array_equal(x.grad.numpy(), np.where(held, 0, 1))
+    whole = fastnn.arange(4)
+    assert whole.masked_fill(whole > 1, 7.0).tolist() == [0, 1, 7, 7]
+    assert fastnn.masked_fill(whole, whole > 1, 7).dtype is fastnn.int64
+    assert (whole > 1).masked_fill(whole == 0, True).tolist() == [True, False, True, True]
+    half = fastnn.ones(2).to("bfloat16").masked_fill(fastnn.tensor([True, False]), float("-inf"))
+    assert half.dtype is fastnn.bfloat16 and half.float().tolist() == [-np.inf, 1]
+    for value, error, match in (
+        (0.5, TypeError, "expects a whole number for int64, got 0.5"),
+        (float("inf"), TypeError, "expects a whole number for int64, got inf"),
+        ("1", TypeError, "value expects a number, got str"),
+    ):
+        with pytest.raises(error, match=f"masked_fill: value {match}|masked_fill: {match}"):
+            whole.masked_fill(whole > 1, value)
+    with pytest.raises(
+        ValueError, match=r"mask expects a shape that broadcasts to \(4,\), got \(2, 4\)"
+    ):
+        whole.masked_fill(fastnn.ones(2, 4) > 0, 1)
+    with pytest.raises(TypeError, match="dtype bool"):
+        whole.masked_fill(whole, 1)

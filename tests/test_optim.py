@@ -285,6 +285,32 @@ def test_the_state_of_a_single_number_is_loaded():
     assert optimizer.state_dict()["state"][0]["step"] == 6
 
 
+@pytest.mark.parametrize("kind", [1, 2, float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_clipped_to_any_norm(kind, dtype):
+    rng = np.random.default_rng(3)
+    params = [fastnn.zeros(*shape).to(dtype).requires_grad_() for shape in ((3, 4), (5,), ())]
+    values = [rng.standard_normal(p.shape) for p in params]
+    for p, v in zip(params, values, strict=True):
+        p.grad = fastnn.tensor(np.asarray(v, np.float32)).to(dtype)
+    before = [p.grad.float().numpy() for p in params]
+    length = np.linalg.norm(np.concatenate([v.ravel() for v in before]), kind)
+    unchanged = nn.clip_grad_norm_(params, 100.0, kind)
+    assert unchanged.item() == pytest.approx(length, rel=1e-5) and unchanged.dtype is fastnn.float32
+    assert all(
+        np.array_equal(p.grad.float().numpy(), v) for p, v in zip(params, before, strict=True)
+    )
+    assert nn.clip_grad_norm_(params, 0.5, norm_type=kind).item() == pytest.approx(length, rel=1e-5)
+    after = np.concatenate([p.grad.float().numpy().ravel() for p in params])
+    assert np.linalg.norm(after, kind) == pytest.approx(
+        0.5, rel=1e-5 if dtype == "float32" else 1e-2
+    )
+    with pytest.raises(ValueError, match="max_norm expects a value >= 0"):
+        nn.clip_grad_norm_(params, -1.0, kind)
+    with pytest.raises(NotImplementedError, match="norm"):
+        nn.clip_grad_norm_(params, 1.0, 3)
+
+
 def test_clipping_scales_to_the_norm_and_limits_values():
     a, b = nn.Parameter(fastnn.zeros(2)), nn.Parameter(fastnn.zeros(1))
     a.grad, b.grad = fastnn.tensor([3.0, 0.0]), fastnn.tensor([4.0])

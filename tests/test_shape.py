@@ -293,3 +293,18 @@ def test_layers_that_pad():
         nn.Conv2d(3, 4, 3, padding_mode="mirror")
     with pytest.raises(TypeError, match="ReflectionPad2d: padding expects"):
         nn.ReflectionPad2d(1.5)
+
+
+def test_one_hot():
+    labels = fastnn.tensor([[0, 2], [1, 2]])
+    rows = F.one_hot(labels)
+    assert rows.dtype is fastnn.int64 and np.array_equal(rows.numpy(), np.eye(3)[labels.numpy()])
+    assert F.one_hot(labels, 5).shape == (2, 2, 5) and F.one_hot(labels[:0], 4).shape == (0, 2, 4)
+    for call, error, match in (
+        (lambda: F.one_hot(labels, 2), ValueError, "input expects 0 to 1, got 0 to 2"),
+        (lambda: F.one_hot(labels - 1), ValueError, "input expects 0 to 1, got -1 to 1"),
+        (lambda: F.one_hot(labels.float()), TypeError, "input expects integers, got float32"),
+        (lambda: F.one_hot(labels[:0]), ValueError, "num_classes expects a value > 0"),
+    ):
+        with pytest.raises(error, match=f"one_hot: {match}"):
+            call()

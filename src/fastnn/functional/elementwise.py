@@ -21,8 +21,8 @@ from fastnn.tensor import Tensor
 __all__ = [
     "abs", "add", "ceil", "clamp", "cos", "div", "eq", "exp", "floor", "ge", "gt", "isfinite",
     "isinf", "isnan", "le", "log", "logical_and", "logical_not", "logical_or", "logical_xor", "lt",
-    "maximum", "minimum", "mul", "ne", "neg", "pow", "reciprocal", "round", "rsqrt", "sign", "sin",
-    "sqrt", "square", "sub", "where",
+    "masked_fill", "maximum", "minimum", "mul", "ne", "neg", "pow", "reciprocal", "round", "rsqrt",
+    "sign", "sin", "sqrt", "square", "sub", "where",
 ]  # fmt: skip
 
 Number = float | int | bool
@@ -320,6 +320,28 @@ def _where_backward(saved: Any, grad_output: Any, needs: tuple[bool, ...]) -> An
         sum_to(_core.where(mask, grad_output, 0.0), *like_input) if needs[0] else None,
         sum_to(_core.where(mask, 0.0, grad_output), *like_other) if needs[1] else None,
     )
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: Number) -> Tensor:
+    """``value`` where ``mask`` holds, else ``input``, in the input's dtype and shape.
+
+    Raises:
+        TypeError: ``mask`` is not a bool tensor, ``value`` no number, or one with a fraction for integers.
+        ValueError: ``mask`` does not broadcast to the input's shape.
+    """
+    if not isinstance(value, (bool, int, float, np.number)):
+        raise TypeError(f"masked_fill: value expects a number, got {type(value).__name__}")
+    floating = input.dtype.is_floating_point
+    if not floating and not float(value).is_integer():
+        raise TypeError(
+            f"masked_fill: value expects a whole number for {input.dtype.name}, got {value}"
+        )
+    found = where(mask, value if floating else int(value), input)
+    if found.shape != input.shape:
+        raise ValueError(
+            f"masked_fill: mask expects a shape that broadcasts to {input.shape}, got {mask.shape}"
+        )
+    return found if found.dtype is input.dtype else found.to(input.dtype)
 
 
 def clamp(input: Tensor, min: Number | None = None, max: Number | None = None) -> Tensor:

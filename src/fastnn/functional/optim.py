@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastnn._core as _core
+from fastnn.autograd import no_grad
+from fastnn.functional.elementwise import clamp
+from fastnn.functional.reduce import norm
+from fastnn.functional.shape import stack
 from fastnn.tensor import Tensor
 
 __all__ = [
@@ -185,21 +189,36 @@ def adadelta_step(
     _step("adadelta", params, grads, [square_avgs, acc_deltas], numbers, maximize=maximize)
 
 
-def clip_grad_norm(grads: Tensors, max_norm: float) -> Tensor:
-    """Scales gradients in place so that their Euclidean norm together is at most ``max_norm``.
+def clip_grad_norm(grads: Tensors, max_norm: float, norm_type: float = 2.0) -> Tensor:
+    """Scales gradients in place so that their norm together is at most ``max_norm``.
+
+    Args:
+        grads: float32 or bfloat16, of any shapes.
+        max_norm: at least 0.
+        norm_type: 2 (one pass over all), 1 or infinity.
 
     Returns:
-        The norm before, a float32 scalar. Short runs of squares are summed in float32, and the runs
-        in double, in a fixed order: values beyond about 1e19, whose squares float32 does not hold,
-        make the norm infinite and the gradients zero.
+        The norm before, a float32 scalar. Of the Euclidean one, short runs of squares are summed in
+        float32, and the runs in double, in a fixed order: values beyond about 1e19, whose squares
+        float32 does not hold, make the norm infinite and the gradients zero.
 
     Raises:
         ValueError: ``max_norm`` is negative.
+        NotImplementedError: another ``norm_type``.
 
     References:
         Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013.
     """
-    return Tensor._wrap(_core.clip_grad_norm([g._array for g in grads], float(max_norm)))
+    if norm_type == 2 or not grads:
+        return Tensor._wrap(_core.clip_grad_norm([g._array for g in grads], float(max_norm)))
+    if not max_norm >= 0:
+        raise ValueError(f"clip_grad_norm_: max_norm expects a value >= 0, got {max_norm}")
+    with no_grad():
+        total = norm(stack([norm(g.float(), norm_type) for g in grads]), norm_type)
+        factor = clamp(float(max_norm) / (total + 1e-6), max=1.0)
+        for g in grads:
+            _core.mul(g._array, factor._array, out=g._array)
+    return total
 
 
 def clip_grad_value(grads: Tensors, clip_value: float) -> None:

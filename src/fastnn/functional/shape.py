@@ -10,14 +10,15 @@ import numpy as np
 
 import fastnn._core as _core
 from fastnn.autograd import is_grad_enabled, is_traced, record
+from fastnn.creation import arange
 from fastnn.device import CPU
 from fastnn.dtypes import promoted
-from fastnn.functional.elementwise import logical_xor, where
+from fastnn.functional.elementwise import eq, logical_xor, where
 from fastnn.functional.view import _dim, to, unsqueeze
 from fastnn.memory import check_apart
 from fastnn.tensor import Tensor, _to_numpy, _values, tensor
 
-__all__ = ["cat", "chunk", "flip", "index_select", "split", "stack"]
+__all__ = ["cat", "chunk", "flip", "index_select", "one_hot", "split", "stack"]
 
 
 def _slab(array: Any, dim: int, start: int, size: int) -> Any:
@@ -136,6 +137,36 @@ def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
         for d, size in enumerate(input.shape)
     ]
     return _strided(input, "flip", ranges, list(range(input.ndim)))
+
+
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """A row of zeros with a one at the position that each element names.
+
+    Args:
+        input: integers from 0 on, any shape.
+        num_classes: length of a row; -1: the largest of ``input``, and one.
+
+    Returns:
+        int64, of the input's shape and ``num_classes``.
+
+    Raises:
+        TypeError: ``input`` is not of integers.
+        ValueError: an element is negative or not below ``num_classes``, or there is none to count by.
+    """
+    if input.dtype.is_floating_point or input.dtype.name == "bool":
+        raise TypeError(f"one_hot: input expects integers, got {input.dtype.name}")
+    if input.numel() == 0:
+        if num_classes <= 0:
+            raise ValueError(
+                "one_hot: num_classes expects a value > 0 for an input without elements"
+            )
+    else:
+        low, high = int(input.min().item()), int(input.max().item())
+        num_classes = high + 1 if num_classes == -1 else num_classes
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"one_hot: input expects 0 to {num_classes - 1}, got {low} to {high}")
+    places = arange(num_classes, device=input.device)
+    return to(eq(unsqueeze(input, -1), places), "int64")
 
 
 def index_select(input: Tensor, dim: int, index: Any) -> Tensor:
