@@ -200,6 +200,15 @@ def where_backward(grad_output, condition, input, other):
     )
 
 
+def masked_fill(input, mask, value):
+    """``value`` where ``mask`` holds, else ``input``."""
+    return np.where(mask, np.asarray(value, input.dtype), input)
+
+
+def masked_fill_backward(grad_output, input, mask, value):
+    return {"input": np.where(mask, 0, grad_output)}
+
+
 def clamp(input, min=None, max=None):
     """``input`` limited to ``[min, max]``; ``max`` wins where ``min > max``."""
     low = input if min is None else np.maximum(input, min)
@@ -305,6 +314,14 @@ def _where(p, rng) -> Problem:
     repeats = max(1, *(out // max(n, 1) for n in sizes))
     problem.inputs = {"condition": condition, **problem.inputs}
     problem.k_backward = repeats
+    return problem
+
+
+def _masked_fill(p, rng) -> Problem:
+    """q: shape of the mask, v: the value."""
+    problem = _one(p, rng)
+    problem.inputs["mask"] = np.asarray(rng.random(_shape(p.get("q", p["s"]))) < 0.5)
+    problem.kwargs["value"] = p["v"]
     return problem
 
 
@@ -428,6 +445,15 @@ OPS: dict[str, Op] = {
         + ("s2x3x5x7_q1x3x1x1_v0.5_bf16", "s5x9_u1.5_f32", "s4_q0x4_f32"),
         _BENCH_ONE,
         call="where",
+    ),
+    "masked_fill": Op(
+        masked_fill,
+        masked_fill_backward,
+        _masked_fill,
+        (*(f"{line}_v-1.5" for line in _SHAPES), "s3x37_v2_int", "s2x3x5x7_q1x3x1x1_v0.5_bf16")
+        + ("s5x9_q9_v0_f32", "s2x17_v3_byte"),
+        _BENCH_ONE[:0],
+        call="masked_fill",
     ),
     "clamp": Op(
         clamp,

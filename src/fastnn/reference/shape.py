@@ -96,6 +96,11 @@ def pad_backward(grad_output, input, pad, mode="constant", value=0.0):
     return {"input": grad}
 
 
+def one_hot(input, num_classes=-1):
+    rows = input.max() + 1 if num_classes == -1 else num_classes
+    return np.eye(rows, dtype=np.int64)[input]
+
+
 def index_select(input, dim, index):
     return np.take(input, index, dim)
 
@@ -155,6 +160,13 @@ def _pad_problem(p: Params, rng: np.random.Generator) -> Problem:
     return Problem({"input": x}, kwargs, k_backward=repeats)
 
 
+def _one_hot_problem(p: Params, rng: np.random.Generator) -> Problem:
+    """i classes; exact: as many as the largest label asks for."""
+    labels = rng.integers(0, p["i"], _shape(p))
+    kwargs = {} if "exact" in p else {"num_classes": p["i"]}
+    return Problem({"input": labels}, kwargs, differentiable=False)
+
+
 def _select_problem(p: Params, rng: np.random.Generator) -> Problem:
     """i positions along dimension d, some of them twice, some negative."""
     x = rng.standard_normal(_shape(p))
@@ -192,6 +204,9 @@ OPS: dict[str, Op] = {
     "flip": Op(flip, flip_backward, _flip_problem, _FLIP, (), "flip"),
     "pad": Op(pad, pad_backward, _pad_problem, _PAD, ("n16c64h56w56_p1x1x1x1_f32",),
               "nn.functional.pad"),
+    "one_hot": Op(one_hot, None, _one_hot_problem,
+                  ("n5_i3_f32", "n2c3_i7_f32", "n1c2h3w4_i1_f32", "n9c5_i4_exact_f32"), (),
+                  "nn.functional.one_hot"),
     "index_select": Op(index_select, index_select_backward, _select_problem, _SELECT,
                        ("n1437c1h32w32_d0i128_f32",), "index_select"),
 }  # fmt: skip
