@@ -87,6 +87,7 @@ GRADIENTS = {
     "maximum": lambda m, x, y: m.maximum(x, y),
     "minimum": lambda m, x, y: m.minimum(x, y),
     "where": lambda m, x, y: m.where(x > y, x, y),
+    "masked_fill": lambda m, x, y: (x * y).masked_fill(x > y, -1.5),
     "clamp": lambda m, x, y: m.clamp(x, 0.5, 1.25) * y,
     **{name: lambda m, x, y, name=name: getattr(m, name)(x) * y
        for name in UNARY[:14]},

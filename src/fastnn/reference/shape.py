@@ -188,7 +188,7 @@ _PAD = ("n2c3_p1x2_f32", "n2c3h4w5_p1x2x3x0_f32", "n2c3h4w5_p-1x2x0x-2v7.5_f32",
         "n1c2h3w3_p0x0x1x1x2x1x1x0_f32", "n0c3h2w2_p1x1_f32", "n2c17h3w3_p1x1x1x1_bf16",
         "n2c3h4w5_p1x2x3x0_reflect_f32", "n2c3h4w5_p1x2x3x4_replicate_f32",
         "n2c3h4w5_p5x2x0x4_circular_f32", "n1c17h5w3_p2x2x4x1_reflect_bf16",
-        "n2c3_p4x1_replicate_f32", "n3c4h2w2_p1x1x1x1x3x2x1x0_circular_f32",
+        "n2c3_p4x1_replicate_f32", "n3c4h2w3_p3x1x1x2_circular_f32",
         "n2c5h1w1_p0x0x3x3_replicate_f32", "n0c3h4w4_p1x1x2x2_reflect_f32",
         "n2c3l5_p4x4_reflect_f32", "n2c19h5w6_p3x1x2x2_replicate_bf16")  # fmt: skip
 _SELECT = ("n5c3_d0i7_f32", "n4c3h3w3_d0i6_f32", "n2c5h3w4_d1i4_f32", "n2c1h3w3_d1i4_f32",
