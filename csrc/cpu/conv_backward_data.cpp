@@ -35,11 +35,6 @@ void pack_transposed(const T* w, const ConvParams& p, const Taps& taps, P* packe
   });
 }
 
-// Whether what output pixels add to the input is scattered.
-bool is_scattered(const ConvParams& p, int64_t step) {
-  return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1) && scatter_backward(p).pays(step);
-}
-
 // The forward pass, with a kernel turned around, that a gradient of stride 1 is.
 ConvParams turned_around(const ConvParams& p) {
   ConvParams q = p;
@@ -54,8 +49,7 @@ template <class T>
 void backward_data_typed(const ConvParams& p, const T* g, const T* w, const ConvEpilogue& epilogue,
                          T* grad_input) {
   using P = Operand<T>;
-  if (is_scattered(p, kStep<P>)) {
-    const Scatter s = scatter_backward(p);
+  if (const Scatter s = scatter_backward(p); scatters(p) && s.pays(kStep<P>)) {
     Workspace packed(s.packed_size() * int64_t{sizeof(float)});
     const int64_t columns = s.KH * s.KW * s.C;
     const auto weights = [&](int64_t k, int64_t column, int n)
@@ -63,17 +57,15 @@ void backward_data_typed(const ConvParams& p, const T* g, const T* w, const Conv
     pack_scatter(s, weights, packed.floats());
     return run_scatter(s, g, packed.floats(), epilogue, grad_input);
   }
-  // A first layer's forward pass. Pairs of values take less time, if there are any.
+  // One phase, a first layer's forward pass. Pairs of values take less time, if there are any.
   const ConvParams turned = turned_around(p);
   if ((kSame<P, float> || p.OC == 1) && p.stride_h == 1 && p.stride_w == 1 && turned.pad_top >= 0 &&
       turned.pad_left >= 0 && is_stem(turned)) {
     Workspace packed(packed_columns(p.C) * p.OC * p.KH * p.KW * int64_t{sizeof(float)});
-    Taps taps;
-    for (int64_t tap = p.KH * p.KW - 1; tap >= 0; --tap, ++taps.count)
-      taps.kh[taps.count] = tap / p.KW, taps.kw[taps.count] = tap % p.KW;
-    pack_transposed(w, p, taps, packed.floats());
-    return stem_forward(turned, g, packed.floats(), epilogue, grad_input,
-                        product_route(grad_input, p.C));
+    return each_phase(p, g, epilogue, grad_input, [&](const Taps& taps, const TapGrid& grid) {
+      pack_transposed(w, p, taps, packed.floats());
+      stem_forward(turned, g, packed.floats(), epilogue, grad_input, grid.route);
+    });
   }
   const int64_t ic = p.group_inputs(), oc = p.group_outputs(), missing = oc % kStep<P>;
   const int64_t size = packed_columns(ic) * (oc + missing) * p.KH * p.KW;

@@ -35,18 +35,12 @@ void pack_weight(const T* w, int64_t outputs, int64_t rows, P* packed) {
   });
 }
 
-// Whether what input pixels add to the output is scattered.
-bool is_scattered(const ConvParams& p, int64_t step) {
-  return p.groups == 1 && p.stride_h == 1 && p.stride_w == 1 && !is_stem(p) &&
-         (p.dilation_w == 1 || p.KW == 1) && scatter_forward(p).pays(step);
-}
-
 template <class T>
 void forward_typed(const ConvParams& p, const T* x, const T* w, const ConvEpilogue& epilogue,
                    T* y) {
   using P = Operand<T>;
-  if (is_scattered(p, kStep<P>)) {
-    const Scatter s = scatter_forward(p);
+  if (const Scatter s = scatter_forward(p);
+      p.stride_h == 1 && p.stride_w == 1 && !is_stem(p) && scatters(p) && s.pays(kStep<P>)) {
     KeptWorkspace packed(p.kept, hash(3, LANES, s.KH, s.KW, s.C, s.K),
                          s.packed_size() * int64_t{sizeof(float)});
     const int64_t taps = p.KH * p.KW;

@@ -71,6 +71,10 @@ struct Scatter {
   }
 };
 
+// Whether taps of a kernel row are neighbours, of all channels, which a Scatter supposes.
+FASTNN_INLINE bool scatters(const ConvParams& p) {
+  return p.groups == 1 && (p.dilation_w == 1 || p.KW == 1);
+}
 FASTNN_INLINE Scatter scatter_backward(const ConvParams& p) {
   return {p.N,  p.OH, p.OW,       p.OC,       p.H,          p.W,       p.C,
           p.KH, p.KW, p.stride_h, p.stride_w, p.dilation_h, p.pad_top, p.pad_left};

@@ -226,17 +226,18 @@ FASTNN_INLINE void sum_windows(const PoolParams& p, T* grad_x, const Part& part)
   });
 }
 
-// Calls with_few(plan, most) where vectors of several pixels do, else otherwise().
-template <class WithFew, class Otherwise>
-FASTNN_INLINE void few_or(const PoolParams& p, const WithFew& with_few,
-                          const Otherwise& otherwise) {
-  const int64_t most = most_hits(p.w), vectors = ceil_div(p.w.in * p.C, LANES);
+// The gradient of the input, by vectors of several pixels where those do, which `few` is for.
+template <class T, class One, class Few>
+FASTNN_INLINE void sum_hits(const PoolParams& p, T* grad_x, const One& one, const Few& few) {
   constexpr int64_t kNearPlan = 1 << 18;  // bytes; every row of the input reads all of it
+  const int64_t most = most_hits(p.w), vectors = ceil_div(p.w.in * p.C, LANES);
   const int64_t size = vectors * most * int64_t{sizeof(FewHits)};
-  if (p.C >= LANES || p.wide || size > kNearPlan) return otherwise();
-  Workspace room(size);
-  auto* const plan = reinterpret_cast<FewHits*>(room.floats());
-  plan_few(p, most, plan) ? with_few(plan, most) : otherwise();
+  if (p.C < LANES && !p.wide && size <= kNearPlan) {
+    Workspace room(size);
+    auto* const plan = reinterpret_cast<FewHits*>(room.floats());
+    if (plan_few(p, most, plan)) return sum_few(p, plan, most, grad_x, few);
+  }
+  sum_windows(p, grad_x, one);
 }
 
 template <class T, class I>
@@ -252,9 +253,7 @@ void max_backward_typed(const PoolParams& p, const T* g, const I* indices, T* gr
     const vint mine = as_int(permuted(winners, lane)) == tap + first_tap;
     return select(mine, permuted(load_any(g + at, hits.n), lane), vfloat{});
   };
-  few_or(
-      p, [&](const FewHits* plan, int64_t most) { sum_few(p, plan, most, grad_x, few); },
-      [&] { sum_windows(p, grad_x, one); });
+  sum_hits(p, grad_x, one, few);
 }
 
 template <class I>
@@ -299,9 +298,7 @@ void average_backward_typed(const PoolParams& p, const T* g, T* grad_x) {
     const vfloat value = permuted(load_any(g + row + hits.base, hits.n), lane);
     return select(tap == kNoTap, vfloat{}, value / (load(hits.divisor) * divisor));
   };
-  few_or(
-      p, [&](const FewHits* plan, int64_t most) { sum_few(p, plan, most, grad_x, few); },
-      [&] { sum_windows(p, grad_x, one); });
+  sum_hits(p, grad_x, one, few);
 }
 
 template <class T>

@@ -7,7 +7,7 @@ from typing import Any
 
 import fastnn.nn.functional as F
 from fastnn import nn
-from fastnn.models.mobilenet import conv_norm, round_channels
+from fastnn.models.mobilenet import conv_norm, expanded, round_channels
 from fastnn.nn import init
 from fastnn.tensor import Tensor
 
@@ -46,12 +46,8 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         wide = channels * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers.append(conv_norm(channels, wide, 1, 1, 1, nn.SiLU()))
         self.block = nn.Sequential(
-            *layers,
-            conv_norm(wide, wide, kernel, stride, wide, nn.SiLU()),
+            *expanded(channels, expansion, kernel, stride, nn.SiLU),
             SqueezeExcitation(wide, max(1, channels // 4)),
             nn.Sequential(nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
         )

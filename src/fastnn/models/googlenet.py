@@ -23,6 +23,10 @@ INCEPTION = {
 }  # fmt: skip
 
 
+#: Max pools before modules, and their kernels.
+POOLS = {"4a": ("maxpool3", 3), "5a": ("maxpool4", 2)}
+
+
 class GoogLeNetOutputs(NamedTuple):
     """What a network with auxiliary classifiers gives in training: three tensors (N, num_classes)."""
 
@@ -110,10 +114,9 @@ class GoogLeNet(nn.Module):
         self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         channels = 192
         for name, sizes in INCEPTION.items():
-            if name == "4a":
-                self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
-            elif name == "5a":
-                self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
+            if name in POOLS:
+                before, kernel = POOLS[name]
+                setattr(self, before, nn.MaxPool2d(kernel, 2, ceil_mode=True))
             one, three, five, pool = sizes
             setattr(self, f"inception{name}", Inception(channels, one, three, five, pool))
             channels = one + three[1] + five[1] + pool
@@ -133,10 +136,8 @@ class GoogLeNet(nn.Module):
         out = self.maxpool2(self.conv3(self.conv2(out)))
         aux = []
         for name in INCEPTION:
-            if name == "4a":
-                out = self.maxpool3(out)
-            elif name == "5a":
-                out = self.maxpool4(out)
+            if name in POOLS:
+                out = getattr(self, POOLS[name][0])(out)
             out = getattr(self, f"inception{name}")(out)
             if self.aux_logits and self.training and name in ("4a", "4d"):
                 aux.append((self.aux1 if name == "4a" else self.aux2)(out))

@@ -65,6 +65,16 @@ def _is_split(branch: Branch) -> bool:
     return len(branch) > 1 and (branch[-2][1], branch[-1][1]) == ((1, 3), (3, 1))
 
 
+def _names(name: str, branch: Branch) -> list[str]:
+    """Of a branch's convolutions: those of a split end count as one place, a and b."""
+    if len(branch) == 1:
+        return [name]
+    places = [str(i + 1) for i in range(len(branch))]
+    if _is_split(branch):
+        places[-2:] = [places[-2] + "a", places[-2] + "b"]
+    return [f"{name}_{place}" for place in places]
+
+
 class Mixed(nn.Module):
     """Branches side by side, one of which pools.
 
@@ -75,6 +85,7 @@ class Mixed(nn.Module):
     def __init__(self, channels: int, branches: dict[str, Branch]) -> None:
         super().__init__()
         self.branches = branches
+        self.names = {name: _names(name, branch) for name, branch in branches.items()}
         self.reduces = "branch_pool" not in branches
         self.outputs = channels if self.reduces else 0
         for name, branch in branches.items():
@@ -87,26 +98,15 @@ class Mixed(nn.Module):
                     before, outputs, kernel, 2 if halves else 1,
                     0 if halves else (size[0] // 2, size[1] // 2),
                 )  # fmt: skip
-                setattr(self, self._names(name)[i], conv)
+                setattr(self, self.names[name][i], conv)
                 if not (_is_split(branch) and i + 2 == len(branch)):
                     before = outputs
             self.outputs += branch[-1][0] * (2 if _is_split(branch) else 1)
 
-    def _names(self, name: str) -> list[str]:
-        """Of a branch's convolutions: those of a split end count as one place, a and b."""
-        branch = self.branches[name]
-        if len(branch) == 1:
-            return [name]
-        if not _is_split(branch):
-            return [f"{name}_{i + 1}" for i in range(len(branch))]
-        places = [str(i + 1) for i in range(len(branch) - 2)]
-        end = str(len(branch) - 1)
-        return [f"{name}_{place}" for place in [*places, end + "a", end + "b"]]
-
     def forward(self, input: Tensor) -> Tensor:
         parts = []
         for name, branch in self.branches.items():
-            convs = [getattr(self, conv) for conv in self._names(name)]
+            convs = [getattr(self, conv) for conv in self.names[name]]
             out = F.avg_pool2d(input, 3, 1, 1) if name == "branch_pool" else input
             for conv in convs[:-2] if _is_split(branch) else convs:
                 out = conv(out)

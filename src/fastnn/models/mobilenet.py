@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastnn import nn
@@ -32,20 +33,24 @@ def conv_norm(
     )
 
 
+def expanded(
+    channels: int, expansion: int, kernel: int, stride: int, activation: Callable[[], nn.Module]
+) -> list[nn.Module]:
+    """1x1 to ``expansion`` times the channels, unless that is one, and a square of each."""
+    wide = channels * expansion
+    widened = [conv_norm(channels, wide, 1, 1, 1, activation())] if expansion != 1 else []
+    return [*widened, conv_norm(wide, wide, kernel, stride, wide, activation())]
+
+
 class InvertedResidual(nn.Module):
     """1x1 to ``expansion`` times the channels, 3x3 of each, 1x1 back; the input is added where it
     fits. Shape: (N, channels, H, W) -> (N, outputs, H / stride, W / stride)."""
 
     def __init__(self, channels: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = channels * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers.append(conv_norm(channels, wide, 1, 1, 1, nn.ReLU6()))
         self.conv = nn.Sequential(
-            *layers,
-            conv_norm(wide, wide, 3, stride, wide, nn.ReLU6()),
-            nn.Conv2d(wide, outputs, 1, bias=False),
+            *expanded(channels, expansion, 3, stride, nn.ReLU6),
+            nn.Conv2d(channels * expansion, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
         self.adds_input = stride == 1 and channels == outputs
